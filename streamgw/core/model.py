@@ -1,0 +1,224 @@
+"""The values everything else talks about. Frozen, slotted, built once, shared freely between tasks.
+
+Wire names (`server_port`, `remote_addr`, `upstream_id`) stop at `config/documents.py`; here the names are ours. Units
+stand last in a name: `_s` is seconds, `_bytes` is bytes.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from typing import Literal, NewType, TypeAlias
+
+import attrs
+
+Transport = Literal["tcp", "udp"]
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+Key: TypeAlias = tuple[str, str]
+"""(collection, id) of a configured object: `("stream_routes", "mysql")`."""
+Revision = NewType("Revision", str)
+"""Digest of every document. Equal revisions behave equally."""
+
+UNIX_HOST = "unix:"
+"""The host of a peer on a Unix socket, as nginx prints it. No address or network matches it."""
+
+
+@attrs.frozen
+class Address:
+    """A host and a port. The host is a literal IP once it comes from a socket, IPv4-mapped addresses folded to IPv4."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return (
+            f"[{self.host}]:{self.port}"
+            if ":" in self.host and self.host != UNIX_HOST
+            else f"{self.host}:{self.port}"
+        )
+
+
+@attrs.frozen
+class Source:
+    """Where an object is written, for messages: prints as `routes.d/mysql.yaml:8`."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+
+@attrs.frozen
+class Facts:
+    """Everything known about a client before its route is chosen. Grows by attrs.evolve, never in place."""
+
+    transport: Transport
+    listener: str
+    """`Listener.name`."""
+    client: Address
+    """After the PROXY header, if the listener expects one and trusts the peer."""
+    server: Address
+    """The local address the client connected to."""
+    server_name: str | None = None
+    """From the ClientHello, lower-cased, trailing dot removed. Always None on a plain listener."""
+    alpn: tuple[str, ...] = ()
+
+
+class PrereadPlan(enum.Flag):
+    """Which facts are worth waiting for. Plain TCP routes need none; TLS and MQTT will be members."""
+
+    NONE = 0
+
+
+ProxyProtocolIn = Literal["off", "optional", "required"]
+ProxyProtocolOut = Literal["off", "v1", "v2"]
+
+
+@attrs.frozen
+class Listener:
+    """One listening socket, as configured. A port range is one Listener per port.
+
+    Two listeners are the same socket when their `name` is equal; every other field may change live.
+    """
+
+    transport: Transport
+    host: str
+    """A literal IP without brackets; `::` with `dual_stack` accepts IPv4 too; `unix:` for a Unix socket."""
+    port: int
+    """0 for a Unix socket. Port 0 on an IP asks the kernel for a free port (tests, `streamgw demo`)."""
+    path: str = ""
+    """Path of the Unix socket."""
+    dual_stack: bool = False
+    """A bare port: one socket for IPv4 and IPv6."""
+    proxy_protocol: ProxyProtocolIn = "off"
+    proxy_protocol_to_upstream: ProxyProtocolOut = "off"
+    max_sessions: int = 0
+    """0: only the limit of the whole process counts."""
+
+    @property
+    def name(self) -> str:
+        """What logs, metrics and `status` call it: `tcp 127.0.0.1:9101`, `tcp [::1]:9100`, `tcp *:9100`, `tcp unix:/run/x`."""
+        if self.path:
+            return f"{self.transport} {UNIX_HOST}{self.path}"
+        if self.dual_stack:
+            return f"{self.transport} *:{self.port}"
+        return f"{self.transport} {Address(self.host, self.port)}"
+
+
+@attrs.frozen
+class Node:
+    """One place to connect to. The host is an IP literal or a DNS name, without brackets."""
+
+    host: str
+    port: int
+    weight: int = 1
+    """0: never picked, also when it is the only node."""
+    priority: int = 0
+    """Higher is preferred; lower groups are for when the higher ones failed."""
+
+
+@attrs.frozen
+class Timeouts:
+    """Per upstream, in seconds. Defaults of APISIX's stream proxy (connect 60 s; idle 10 min)."""
+
+    connect_s: float = 60.0
+    idle_s: float = 600.0
+    """No byte either way for this long ends the session: max(`timeout.send`, `timeout.read`)."""
+
+
+@attrs.frozen
+class Upstream:
+    """Where a route's sessions go."""
+
+    key: str
+    """Identity across reloads: `upstreams/1`, or `stream_routes/mysql/upstream` for an inline one. The pool keeps
+    the balancer's position of an upstream whose key and nodes did not change."""
+    nodes: tuple[Node, ...]
+    type: Literal["roundrobin"] = "roundrobin"
+    retries: int | None = None
+    """Further nodes tried after a failed connect. None: one less than there are nodes; 0: none."""
+    retry_timeout_s: float = 0.0
+    """No new attempt this long after the first began; 0 is no limit."""
+    timeouts: Timeouts = Timeouts()
+    proxy_protocol: ProxyProtocolOut | None = None
+    """None: what the listener says."""
+    name: str = ""
+
+
+@attrs.frozen
+class PortRange:
+    """Ports `first` to `last`, both included."""
+
+    first: int
+    last: int
+
+
+@attrs.frozen
+class Match:
+    """What a route asks of a client. Fields are ANDed; the entries of one field are ORed; empty means any."""
+
+    remote_addrs: tuple[Network, ...] = ()
+    server_addrs: tuple[Network, ...] = ()
+    server_ports: tuple[PortRange, ...] = ()
+    server_names: tuple[str, ...] = ()
+    """`db.example`, `*.example` (any depth), `*example`, `*`: lower case."""
+
+
+@attrs.frozen
+class Route:
+    """One stream route, references resolved: `upstream_id` and `service_id` never reach the data plane."""
+
+    id: str
+    match: Match
+    upstream: Upstream | None
+    source: Source
+    priority: int = 0
+    name: str = ""
+    service_id: str = ""
+
+
+@attrs.frozen
+class Attempt:
+    """One try at one node."""
+
+    node: Address
+    seconds: float
+    error: str
+    """Empty when it connected."""
+
+
+@attrs.frozen
+class Outcome:
+    """How one session went: the access-log line, before formatting. Times in seconds, sizes in bytes.
+
+    `reason` and `fault` are the words of core.errors; `started_at` is Unix time.
+    """
+
+    session_id: str
+    facts: Facts
+    peer: Address
+    """Who really connected: the load balancer, when `facts.client` came from its PROXY header."""
+    reason: str
+    fault: str
+    phase: str
+    """How far it got: accept, preread, match, connect, relay."""
+    started_at: float
+    duration_s: float
+    connect_s: float | None
+    """Of the attempt that succeeded."""
+    bytes_up: int
+    """Client to upstream, as handed to the upstream's socket."""
+    bytes_down: int
+    route_id: str = ""
+    route_name: str = ""
+    service_id: str = ""
+    upstream: str = ""
+    """`Upstream.key`."""
+    node: Address | None = None
+    attempts: tuple[Attempt, ...] = ()
+    side: str = ""
+    """Which side ended it, where that is known."""
+    detail: str = ""
+    """For a person: `connection refused`, `not a PROXY header: 'GET'`."""
+    revision: str = ""

@@ -1,0 +1,26 @@
+"""One configuration, whole and immutable. A session pins the one it was accepted under."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from streamgw.core.model import Key, Revision, Upstream
+from streamgw.core.router import Router
+
+
+@attrs.frozen
+class Snapshot:
+    """What the data plane runs on. A reload builds a new one; nothing in it ever changes.
+
+    The old one lives as long as a session that was accepted under it: the garbage collector is our RCU.
+    """
+
+    revision: Revision
+    """Digest of every document: equal revisions behave equally."""
+    router: Router
+    upstreams: Mapping[str, Upstream]
+    """`Upstream.key` → every upstream that a route can reach: what the pool keeps, resolves and balances."""
+    sources: Mapping[Key, str]
+    """(collection, id) → digest of that object as written: what `route add --wait` waits for."""

@@ -1,0 +1,1 @@
+"""Trio and sockets: listeners, sessions, the dialer and the pump. Sees a `Snapshot`, never a file."""

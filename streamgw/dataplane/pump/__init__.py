@@ -1,0 +1,139 @@
+"""The one mover of bytes: every TCP socket of the process sits in one edge-triggered epoll that one Trio task drives.
+
+`session.py` and `dialer.py` are written against the `Pump` protocol below and tested over a fake of it; the real one
+(`loop.SocketPump`) is held to the contract by tests/conformance/test_pump.py on real sockets. How bytes move, by copy
+or by splice(2), is decided inside, by observation; nobody else knows.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Callable
+from typing import NoReturn, Protocol
+
+import attrs
+import trio
+
+from streamgw.core.errors import Reason, Side
+from streamgw.core.model import Address
+
+
+class End(Protocol):
+    """One socket in the pump's hands. Opaque: only the pump looks inside, and only the pump closes it."""
+
+
+OnAccept = Callable[[End, Address, Address], None]
+"""Called by the pump for each new connection with (end, client address, server address). Takes over the end. Must not
+block or raise; it starts the session's task."""
+
+
+class Accepting(Protocol):
+    """A listening socket that the pump accepts from."""
+
+    def pause(self) -> None:
+        """Accept no more until `resume`: the kernel's backlog is the queue. May be called from inside `OnAccept`."""
+
+    def resume(self) -> None:
+        """Accept again. Does nothing when not paused, or after `close`."""
+
+    def close(self) -> None:
+        """Stop accepting for good. The socket itself belongs to whoever made it and stays open."""
+
+
+@attrs.define
+class Meter:
+    """What one session has moved so far. Written by the pump, read by anyone."""
+
+    bytes_up: int = 0
+    """Client to upstream, handed to the upstream's socket (without a PROXY header)."""
+    bytes_down: int = 0
+    connected_at: float | None = None
+    """trio.current_time() when the upstream's connect completed."""
+
+
+@attrs.frozen
+class Limits:
+    """When the pump ends a relay of its own accord. Checked by a sweep a few times a second, not by timers."""
+
+    idle_s: float = math.inf
+    """No byte either way for this long, counted from the connect: IDLE_TIMEOUT."""
+    ends_at: float = math.inf
+    """trio.current_time() at which the session has lasted long enough: MAX_DURATION."""
+
+
+@attrs.frozen
+class Ending:
+    """How a relay ended. Both sockets are closed by then: politely after CLOSED, by RST after anything else."""
+
+    reason: Reason
+    side: Side | None = None
+    """Who caused it: the side that reset; None for CLOSED and for what the gateway itself decided."""
+    detail: str = ""
+
+
+class Pump(Protocol):
+    """Moves the bytes of every TCP session in this process, from one Trio task.
+
+    Contract, held by tests/conformance/test_pump.py for every way of moving:
+
+    * Bytes arrive in order, complete, once.
+    * EOF on one side becomes EOF on the other; the opposite direction goes on.
+    * At most WINDOW_BYTES per direction are held in user space for a slow reader.
+    * No session waits for another longer than a turn.
+    * A peer's reset becomes a reset of the other side.
+    * Cancelled or aborted, a pair leaves no descriptor and no pipe behind.
+
+    Resource handling:
+      An End is owned by whoever got it until it is passed to `relay` (which always closes both, however it ends, except
+      that a `ConnectFailed` leaves the client's open) or to `close`.
+    """
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Drive the epoll. Ends only by cancellation; every End still open is then closed by RST."""
+
+    def listen(self, sock: socket.socket, on_accept: OnAccept) -> Accepting:
+        """Accept from a listening, non-blocking socket until the result is closed.
+
+        Running out of descriptors pauses accepting for 100 ms, is counted, and is told to `on_trouble` once.
+        """
+
+    async def peek(self, end: End, at_least: int, *, deadline: float) -> bytes:
+        """Wait until `at_least` bytes wait in the receive buffer and look at all of them (up to 16 KiB).
+
+        Nothing is consumed. Fewer bytes than asked: the client sent EOF, or the deadline (trio.current_time()) passed.
+
+        Raises:
+          PeerReset: the client reset the connection.
+        """
+
+    def consume(self, end: End, count: int) -> None:
+        """Throw away exactly `count` bytes that a `peek` has shown: a PROXY header."""
+
+    def dial(self, node: Address, *, preface: bytes, deadline: float) -> End:
+        """Start connecting to a node, without waiting. `preface` goes first, uncounted (a PROXY header).
+
+        Raises:
+          ConnectFailed: the kernel refused at once (no route to host).
+          Exhausted: no descriptor left.
+        """
+
+    async def relay(self, client: End, upstream: End, meter: Meter, limits: Limits) -> Ending:
+        """Park until both directions have ended. Finishes the upstream's connect first: one park for both.
+
+        Raises:
+          ConnectFailed: the node refused or did not answer before the deadline of `dial`; the upstream end is closed,
+            not one byte was read from the client, and its end is still open for the next node.
+
+        Cancellation:
+          Both sockets are closed by RST, their descriptors gone, before Cancelled is raised.
+        """
+
+    def abort(self, end: End, reason: Reason) -> None:
+        """End the relay (or peek) that this end is part of, as soon as possible: `relay` returns that reason.
+
+        Both sockets get an RST. Does nothing to an end that is closed.
+        """
+
+    def close(self, end: End, *, reset: bool = False) -> None:
+        """Close an end that was never relayed: FIN (or RST, which `reset` forces). Closing twice is fine."""
