@@ -1,12 +1,45 @@
-"""Which route a client gets, and why."""
+"""Which route a client gets, and why: an index that answers in microseconds, and a plain scan that explains.
+
+Rules, as APISIX has them:
+
+* The order of the routes is given (priority, then file, then position); the first that matches wins.
+* Fields of one route are ANDed, the entries of one field are ORed, an absent field is any.
+* With a server name, the routes that ask for one are tried before all others: by the exact name, then by each wildcard,
+  longest first. Under one pattern the given order counts; if none of its routes fits, the next pattern gets its turn.
+* A route with server names never matches a client that sent none.
+* A network matches only its own family, `0.0.0.0/0` no IPv6 client. A peer on a Unix socket is in no network.
+
+Theory of operation. Every route is a set of boxes (port block × server network × remote network), and every side of a
+box is a prefix: a port range falls into at most 30 aligned blocks. Boxes with the same three prefix lengths have the
+same *shape*. Per shape there is one dictionary from the masked values to the first route, so a client costs one lookup
+per shape (tuple space search; Srinivasan, Suri, Varghese, SIGCOMM 1999), however many routes there are. Shapes are tried
+in the order of their first route, which lets most lookups stop early.
+
+Rejected: a list per port (remote networks would still be a scan), and a trie per field (intersecting three sets of
+candidates costs more than the few lookups that real configurations need).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import ipaddress
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeAlias
 
 import attrs
 
-from streamgw.core.model import Facts, PrereadPlan, Route
+from streamgw.core.model import UNIX_HOST, Facts, Match, Network, PortRange, PrereadPlan, Route
+from streamgw.core.sni import SNIIndex, matches_name
+
+_NEVER = sys.maxsize
+"""The rank of no route: comes after every other."""
+_MAX_BOXES = 1024
+"""A route with more boxes than this is not multiplied out but asked by itself, so that memory stays linear."""
+_MAX_LISTED = 4
+"""Entries of one field that a message spells out."""
 
 
 @attrs.frozen
@@ -16,35 +49,362 @@ class Verdict:
     route: Route
     wins: bool
     why: str
+    """`wins`, or what stands in the way, for a person."""
 
 
 @attrs.frozen
 class Explanation:
-    """The decision for one client: the winner, and every candidate in the order tried."""
+    """The decision for one client."""
 
     winner: Route | None
     verdicts: tuple[Verdict, ...]
+    """Every route once: those that are asked, in the order asked, then those that the server name rules out."""
 
 
 class Router:
-    """Chooses a route."""
+    """Chooses among routes that are already in their final order. Immutable."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
         self.routes = tuple(routes)
+        ranked = tuple(enumerate(self.routes))
+        self._plain = _Index(
+            (rank, route.match, ("",)) for rank, route in ranked if not route.match.server_names
+        )
+        self._named = _Index(
+            (rank, route.match, route.match.server_names)
+            for rank, route in ranked
+            if route.match.server_names
+        )
+        patterns = {pattern for route in self.routes for pattern in route.match.server_names}
+        self._patterns = SNIIndex((pattern, pattern) for pattern in patterns)
 
-    def plan(self, facts: Facts) -> PrereadPlan:
-        """Which facts could still change the answer for this client."""
-        del facts
+    def plan(self, facts: Facts) -> PrereadPlan:  # noqa: ARG002  # what TLS routes will decide by
+        """Which facts, not known yet, could still change the answer for this client. Addresses alone decide today."""
         return PrereadPlan.NONE
 
     def match(self, facts: Facts) -> Route | None:
-        """The route this client gets, or None."""
-        raise NotImplementedError
+        """The route this client gets. Costs one dictionary lookup per shape of route, never one per route."""
+        rank = _NEVER
+        if facts.server_name is not None:
+            for pattern in self._patterns.candidates(facts.server_name):
+                rank = self._named.first(pattern, facts)
+                if rank != _NEVER:
+                    return self.routes[rank]
+        rank = self._plain.first("", facts)
+        return None if rank == _NEVER else self.routes[rank]
 
     def explain(self, facts: Facts) -> Explanation:
-        """The winner and why the others are not."""
-        raise NotImplementedError
+        """The same decision by asking every route, and what each said.
+
+        The index is held to this answer by a property test; both read a route's fields by the same rules.
+        """
+        winner: Route | None = None
+        verdicts: list[Verdict] = []
+        for route in self._in_order_tried(facts):
+            why = why_not(route, facts)
+            if why is None and winner is None:
+                winner = route
+                verdicts.append(Verdict(route, wins=True, why="wins"))
+                continue
+            if why is None:
+                assert winner is not None
+                why = f"would match, but {winner.source} (route {winner.id}) comes first"
+            verdicts.append(Verdict(route, wins=False, why=why))
+        return Explanation(winner, tuple(verdicts))
 
     def shadowed(self) -> tuple[tuple[Route, Route], ...]:
-        """Routes that can never win, each with the earlier route that hides it."""
-        raise NotImplementedError
+        """Routes that can never win, each with the earlier route that hides it.
+
+        Every one reported is dead; not every dead one is reported: what only several earlier routes together cover
+        (two halves of a network) is not looked for. Where different parts of a route are hidden by different routes,
+        the one that hides most is named.
+        """
+        return tuple(
+            (route, self.routes[hider])
+            for rank, route in enumerate(self.routes)
+            if (hider := self._hider(rank, route.match)) is not None
+        )
+
+    def _hider(self, rank: int, match: Match) -> int | None:
+        index = self._named if match.server_names else self._plain
+        hiders: Counter[int] = Counter()
+        # Only the same pattern can hide a named route: a longer one covers less, a shorter one is tried later.
+        for key, box in itertools.product(match.server_names or ("",), itertools.product(*_sides(match))):
+            hider = index.first_covering(key, box, below=rank)
+            if hider == _NEVER:
+                return None
+            hiders[hider] += 1
+        return min(hiders, key=lambda hider: (-hiders[hider], hider))
+
+    def _in_order_tried(self, facts: Facts) -> Iterator[Route]:
+        """Every route once, in the order that `match` stands for."""
+        by_pattern: dict[str, list[int]] = {}
+        for rank, route in enumerate(self.routes):
+            for pattern in route.match.server_names:
+                by_pattern.setdefault(pattern, []).append(rank)
+        candidates = () if facts.server_name is None else self._patterns.candidates(facts.server_name)
+        by_name = dict.fromkeys(rank for pattern in candidates for rank in by_pattern[pattern])
+        plain = (rank for rank, route in enumerate(self.routes) if not route.match.server_names)
+        order = dict.fromkeys(itertools.chain(by_name, plain, range(len(self.routes))))
+        return (self.routes[rank] for rank in order)
+
+
+def why_not(route: Route, facts: Facts) -> str | None:
+    """Why this client is not one of this route's, whatever the other routes say. None: it is."""
+    match = route.match
+    name = facts.server_name
+    if match.server_names and not (
+        name is not None and any(matches_name(p, name) for p in match.server_names)
+    ):
+        return f"has sni {_listed(match.server_names)}; the client sent {'none' if name is None else name}"
+    reasons = []
+    port = facts.server.port
+    if match.server_ports and not any(ports.first <= port <= ports.last for ports in match.server_ports):
+        reasons.append(f"server_port {port} is not {_listed(map(_range_text, match.server_ports))}")
+    for field, host, networks in (
+        ("server_addr", facts.server.host, match.server_addrs),
+        ("remote_addr", facts.client.host, match.remote_addrs),
+    ):
+        if networks and not _is_in(host, networks):
+            reasons.append(f"{field} {host} is not {_networks_text(networks)}")
+    return "; ".join(reasons) or None
+
+
+def _is_in(host: str, networks: Iterable[Network]) -> bool:
+    family, number = _parse_host(host)
+    return any(
+        network.version == family and number & int(network.netmask) == int(network.network_address)
+        for network in networks
+    )
+
+
+def _range_text(ports: PortRange) -> str:
+    return str(ports.first) if ports.first == ports.last else f"{ports.first}-{ports.last}"
+
+
+def _networks_text(networks: Sequence[Network]) -> str:
+    """`10.0.0.1` for a single host, `in 10.0.0.0/8` otherwise."""
+    texts = [
+        str(net.network_address) if net.prefixlen == net.max_prefixlen else f"in {net}" for net in networks
+    ]
+    return _listed(texts)
+
+
+def _listed(texts: Iterable[str]) -> str:
+    texts = list(texts)
+    more = len(texts) - _MAX_LISTED
+    return " or ".join(texts[:_MAX_LISTED]) + (f" or one of {more} more" if more > 0 else "")
+
+
+_PortBlock: TypeAlias = tuple[int, int]
+"""(mask, value): the ports whose masked bits are the value."""
+_NetworkBlock: TypeAlias = tuple[int, int, int]
+"""(family, mask, value); family 0 is any address, Unix sockets included."""
+_Box: TypeAlias = tuple[_PortBlock, _NetworkBlock, _NetworkBlock]
+"""Ports, server addresses, client addresses."""
+
+_ANY_PORT: _PortBlock = (0, 0)
+_ANY_ADDRESS: _NetworkBlock = (0, 0, 0)
+
+
+class _Index:
+    """(key, port, server, client) → the first route of that key whose match covers them. Knows ranks, not routes.
+
+    The key is the server-name pattern, `""` for routes without one: part of the dictionary's key rather than a table of
+    its own, because 100,000 names with one route each would be 100,000 tables.
+    """
+
+    def __init__(self, entries: Iterable[tuple[int, Match, tuple[str, ...]]]) -> None:
+        shapes: dict[tuple[int, int, int, int, int], _Shape] = {}
+        wide: list[_WideRoute] = []
+        for rank, match, keys in entries:
+            sides = _sides(match)
+            if len(sides[0]) * len(sides[1]) * len(sides[2]) > _MAX_BOXES:
+                wide.append(_WideRoute(rank, frozenset(keys), sides))
+                continue
+            for box in itertools.product(*sides):
+                (port_mask, port), (server_family, server_mask, server), (family, mask, client) = box
+                signature = (port_mask, server_family, server_mask, family, mask)
+                shape = shapes.get(signature)
+                if shape is None:
+                    shape = shapes[signature] = _Shape(*signature, lowest=rank)
+                for key in keys:
+                    # Ranks come in ascending order: whoever is there already is earlier.
+                    shape.ranks.setdefault((key, port, server, client), rank)
+        self._shapes = tuple(sorted(shapes.values(), key=lambda shape: shape.lowest))
+        self._wide = tuple(wide)
+        self._asks_server = bool(wide) or any(shape.server_family for shape in self._shapes)
+        self._asks_client = bool(wide) or any(shape.client_family for shape in self._shapes)
+        self._by_families = {
+            (server, client): tuple(
+                shape
+                for shape in self._shapes
+                if shape.server_family in (0, server) and shape.client_family in (0, client)
+            )
+            for server in (0, 4, 6)
+            for client in (0, 4, 6)
+        }
+
+    def first(self, key: str, facts: Facts) -> int:
+        """The lowest rank that matches, or _NEVER."""
+        port = facts.server.port
+        server_family, server = _parse_host(facts.server.host) if self._asks_server else (0, 0)
+        client_family, client = _parse_host(facts.client.host) if self._asks_client else (0, 0)
+        best = _NEVER
+        for shape in self._by_families[server_family, client_family]:
+            if shape.lowest >= best:
+                break
+            rank = shape.ranks.get(
+                (key, port & shape.port_mask, server & shape.server_mask, client & shape.client_mask), _NEVER
+            )
+            if rank < best:  # noqa: PLR1730  # `min` is a call per shape, on the way of every connection
+                best = rank
+        if self._wide:
+            box = ((_PORT_MASK, port), _host_block(server_family, server), _host_block(client_family, client))
+            best = self._first_wide(key, box, best)
+        return best
+
+    def first_covering(self, key: str, box: _Box, *, below: int) -> int:
+        """The lowest rank under `below` that matches everything in the box, or _NEVER."""
+        (port_mask, port), (server_family, server_mask, server), (client_family, client_mask, client) = box
+        best = below
+        for shape in self._shapes:
+            if shape.lowest >= best:
+                break
+            if (
+                shape.port_mask & ~port_mask
+                or shape.server_mask & ~server_mask
+                or shape.client_mask & ~client_mask
+                or shape.server_family not in (0, server_family)
+                or shape.client_family not in (0, client_family)
+            ):
+                continue
+            rank = shape.ranks.get(
+                (key, port & shape.port_mask, server & shape.server_mask, client & shape.client_mask), _NEVER
+            )
+            best = min(best, rank)
+        best = self._first_wide(key, box, best)
+        return best if best < below else _NEVER
+
+    def _first_wide(self, key: str, box: _Box, below: int) -> int:
+        for wide in self._wide:
+            if wide.rank >= below:
+                break
+            if key in wide.keys and wide.covers(box):
+                return wide.rank
+        return below
+
+
+@attrs.define(eq=False)
+class _Shape:
+    """All boxes with the same three prefix lengths and families."""
+
+    port_mask: int
+    server_family: int
+    server_mask: int
+    client_family: int
+    client_mask: int
+    lowest: int
+    """The first route that has a box of this shape."""
+    ranks: dict[tuple[str, int, int, int], int] = attrs.Factory(dict)
+    """(key, masked port, masked server, masked client) → the first route with that box."""
+
+
+class _WideRoute:
+    """One route whose lists multiply to too many boxes: a set of blocks per field, asked one after the other."""
+
+    def __init__(self, rank: int, keys: frozenset[str], sides: _Sides) -> None:
+        self.rank = rank
+        self.keys = keys
+        ports, servers, clients = sides
+        self._ports = _BlockSet((0, mask, value) for mask, value in ports)
+        self._servers = _BlockSet(servers)
+        self._clients = _BlockSet(clients)
+
+    def covers(self, box: _Box) -> bool:
+        (port_mask, port), server, client = box
+        return (
+            self._ports.covers((0, port_mask, port))
+            and self._servers.covers(server)
+            and self._clients.covers(client)
+        )
+
+
+class _BlockSet:
+    """Blocks by family and mask: a question costs one lookup per distinct mask."""
+
+    def __init__(self, blocks: Iterable[_NetworkBlock]) -> None:
+        self._values: dict[tuple[int, int], set[int]] = {}
+        for family, mask, value in blocks:
+            self._values.setdefault((family, mask), set()).add(value)
+
+    def covers(self, block: _NetworkBlock) -> bool:
+        family, mask, value = block
+        return any(
+            known_family in (0, family) and not known_mask & ~mask and value & known_mask in values
+            for (known_family, known_mask), values in self._values.items()
+        )
+
+
+_Sides: TypeAlias = tuple[Sequence[_PortBlock], Sequence[_NetworkBlock], Sequence[_NetworkBlock]]
+
+_PORT_MASK = 0xFFFF
+_HOST_MASKS = {0: 0, 4: (1 << 32) - 1, 6: (1 << 128) - 1}
+
+
+def _sides(match: Match) -> _Sides:
+    return (
+        _port_blocks(match.server_ports),
+        _network_blocks(match.server_addrs),
+        _network_blocks(match.remote_addrs),
+    )
+
+
+def _port_blocks(ranges: Sequence[PortRange]) -> Sequence[_PortBlock]:
+    """The largest aligned blocks that together are these ports: at most 30 for one range."""
+    if not ranges:
+        return (_ANY_PORT,)
+    blocks = []
+    for first, last in _merged(ranges):
+        start = first
+        while start <= last:
+            size = start & -start or 1 << 16
+            while size > last - start + 1:
+                size >>= 1
+            blocks.append((_PORT_MASK & -size, start))
+            start += size
+    return blocks
+
+
+def _merged(ranges: Sequence[PortRange]) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted((ports.first, ports.last) for ports in ranges):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
+        else:
+            merged.append((first, last))
+    return merged
+
+
+def _network_blocks(networks: Sequence[Network]) -> Sequence[_NetworkBlock]:
+    if not networks:
+        return (_ANY_ADDRESS,)
+    return [(net.version, int(net.netmask), int(net.network_address)) for net in networks]
+
+
+def _host_block(family: int, number: int) -> _NetworkBlock:
+    return family, _HOST_MASKS[family], number
+
+
+@functools.lru_cache(maxsize=4096)
+def _parse_host(host: str) -> tuple[int, int]:
+    """(4 or 6, the address as a number) of a literal; (0, 0) of a Unix peer, which no network holds.
+
+    Cached, because one gateway has few addresses of its own; by hand for IPv4, because a client is often a new one and
+    `ipaddress` takes three times as long.
+    """
+    if host == UNIX_HOST:
+        return 0, 0
+    if ":" in host:
+        return 6, int(ipaddress.IPv6Address(host))
+    return 4, int.from_bytes(bytes(map(int, host.split("."))), "big")
