@@ -1,0 +1,69 @@
+# Every habit of this project is a target; `make` alone lists them.
+
+SHELL  := /bin/bash
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check quick fmt lint types arch own-coverage servers bench measure lock clean
+
+help: ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+run: $(VENV)/.runtime ## install what is needed, start the gateway with small upstreams behind it
+	@$(BIN)/streamgw demo
+
+test: servers check ## everything, with the real servers installed first: what CI runs
+
+check: lint types arch own-coverage ## everything, with the servers that are there
+	$(BIN)/pytest
+
+quick: $(VENV)/.dev ## the inner loop: no processes, no servers
+	$(BIN)/pytest -q -m "not slow and not servers" tests/core tests/config tests/dataplane tests/control
+
+fmt: $(VENV)/.dev ## format, and fix what can be fixed
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+lint: $(VENV)/.dev ## format, rules, spelling, one test file per module
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/codespell
+	$(BIN)/python -m tools.check_test_mirror
+
+types: $(VENV)/.dev ## mypy --strict
+	$(BIN)/mypy
+
+arch: $(VENV)/.dev ## the layers import only what they may
+	$(BIN)/lint-imports
+
+own-coverage: $(VENV)/.dev ## core and config: every branch, from the module's own test file
+	$(BIN)/python -m tools.check_own_coverage
+
+servers: ## Debian packages that the tests need
+	@tools/install_servers.sh
+
+bench: $(VENV)/.dev servers ## side by side with nginx and HAProxy
+	$(BIN)/python -m bench
+
+measure: $(VENV)/.dev ## the style of the tree in one line of figures
+	@$(BIN)/python -m tools.measure streamgw tests
+
+lock: ## write constraints.txt anew, with the newest versions that pyproject.toml allows
+	tools/lock.sh
+
+clean: ## remove what was made, the virtual environment too
+	rm -rf $(VENV) build dist .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.runtime: pyproject.toml constraints.txt
+	@PYTHON=$(PYTHON) tools/make_venv.sh $(VENV)
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	@PYTHON=$(PYTHON) tools/make_venv.sh $(VENV)
+	$(PIP) -e '.[dev]'
+	@touch $(VENV)/.runtime $@

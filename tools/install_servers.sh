@@ -1,0 +1,15 @@
+#!/bin/sh
+# Usage: tools/install_servers.sh
+#
+# The real clients and servers that `make test` and `make bench` put on either side of the gateway. Quick when they are
+# all there. docs/testing.md says which test uses which.
+set -eu
+
+exec "$(dirname "$0")/debian_install.sh" \
+    curl git iproute2 procps netcat-openbsd \
+    mariadb-server mariadb-client \
+    postgresql postgresql-client \
+    redis-server redis-tools \
+    openssh-server openssh-client \
+    iperf3 wrk gcc libc6-dev \
+    nginx-light libnginx-mod-stream haproxy
