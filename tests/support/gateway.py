@@ -1,0 +1,157 @@
+"""`streamgw run` as a user would start it: a directory with files, a child process, its status endpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.support.child import Child, run, running
+from tests.support.ports import Ports
+
+STREAMGW = (sys.executable, "-m", "streamgw")
+Document = Mapping[str, object]
+Status = Mapping[str, Any]
+
+
+def stream_route(id: str, upstream_port: int, **match: object) -> dict[str, object]:  # noqa: A002 - the wire name
+    """One stream route to one node on 127.0.0.1, as it stands under `stream_routes:`."""
+    upstream = {"type": "roundrobin", "nodes": {f"127.0.0.1:{upstream_port}": 1}}
+    return {"id": id, **match, "upstream": upstream}
+
+
+class Gateway:
+    """A directory with `conf/config.yaml` and `routes.d`, and the gateway that runs on it.
+
+    Files may be written before and after `running`; nothing is sent to the process but what a user could send.
+    """
+
+    def __init__(self, directory: Path, ports: Ports) -> None:
+        self.directory = directory
+        self.config = directory / "conf" / "config.yaml"
+        self.routes = directory / "routes.d"
+        self.access_log = directory / "access.log"
+        self.status_port = ports.take()
+        self.child: Child | None = None
+        self.config.parent.mkdir(parents=True)
+        self.routes.mkdir()
+
+    # Files
+
+    def write_settings(self, tcp: Sequence[object], **sections: object) -> None:
+        """Write conf/config.yaml.
+
+        Args:
+          tcp: the entries of `apisix.stream_proxy.tcp`.
+          sections: further top-level sections, as they stand in the file.
+        """
+        document = {
+            "apisix": {
+                "stream_proxy": {"tcp": list(tcp)},
+                "status": {"ip": "127.0.0.1", "port": self.status_port},
+            },
+            "streamgw": {"access_log": {"path": str(self.access_log)}},
+        }
+        for name, section in sections.items():
+            assert isinstance(section, Mapping)
+            document[name] = {**document.get(name, {}), **section}
+        write_atomically(self.config, yaml.safe_dump(document))
+
+    def write_routes(self, name: str, *routes: Document, **collections: Sequence[Document]) -> None:
+        """Write one file below routes.d."""
+        document = {"stream_routes": list(routes), **collections} if routes else dict(collections)
+        write_atomically(self.routes / name, yaml.safe_dump(document))
+
+    # The process
+
+    @contextlib.contextmanager
+    def running(self, *, prefix: Sequence[str] = ()) -> Iterator[Child]:
+        """Start it, wait until it is ready, and end it when the block is left.
+
+        Args:
+          prefix: words before the command: `prlimit`, `nsenter`.
+        """
+        command = [*prefix, *STREAMGW, "run", "-c", "conf/config.yaml", "-r", "routes.d"]
+        log = self.directory / "streamgw.log"
+        with running(command, log=log, name="streamgw", cwd=self.directory, env=PLAIN) as child:
+            self.child = child
+            child.wait_until(self.is_ready, what="is ready")
+            yield child
+
+    def cli(self, *arguments: str, check: bool = True) -> str:
+        """Run another `streamgw` command in this directory; return what it printed."""
+        done = run([*STREAMGW, *arguments], cwd=self.directory, env=PLAIN, check=check)
+        return done.stdout + done.stderr
+
+    # What it says about itself
+
+    def is_ready(self) -> bool:
+        """Whether `/status/ready` says 200."""
+        try:
+            with urllib.request.urlopen(self._url("/status/ready"), timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def status(self) -> Status:
+        """The body of `/streamgw/v1/status`."""
+        with urllib.request.urlopen(self._url("/streamgw/v1/status"), timeout=5) as answer:
+            body: Status = json.load(answer)
+            return body
+
+    def wait_for_status(self, look: Callable[[Status], bool], *, what: str) -> Status:
+        """Wait until the status is as it should be, and return it."""
+        assert self.child is not None
+
+        def seen() -> Status | None:
+            status = self.status()
+            return status if look(status) else None
+
+        return self.child.wait_until(seen, what=what)
+
+    def wait_for_objects(self, *ids: str) -> Status:
+        """Wait until exactly these stream routes are in effect."""
+        wanted = set(ids)
+        return self.wait_for_status(
+            lambda status: set(status["objects"].get("stream_routes", {})) == wanted,
+            what=f"stream routes {sorted(wanted)} in effect",
+        )
+
+    def access_lines(self) -> list[dict[str, Any]]:
+        """The access log so far, parsed."""
+        if not self.access_log.exists():
+            return []
+        return [json.loads(line) for line in self.access_log.read_text().splitlines()]
+
+    def wait_for_access_line(
+        self, look: Callable[[Mapping[str, Any]], bool], *, what: str
+    ) -> Mapping[str, Any]:
+        """Wait until a session that fits has ended, and return its line."""
+        assert self.child is not None
+        return self.child.wait_until(
+            lambda: next((line for line in self.access_lines() if look(line)), None),
+            what=f"an access log line: {what}",
+        )
+
+    def _url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.status_port}{path}"
+
+
+PLAIN = {"PYTHONPATH": str(Path(__file__).parents[2]), "NO_COLOR": "1", "PYTHONWARNINGS": "error"}
+"""Environment of every child: this source tree, no colours, and a ResourceWarning is a failure."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Put a file in place in one step, the way editors and `git checkout` do: nobody can read half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,36 @@
+"""A private network namespace: every port is free, so that examples run exactly as they are written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.child import find_program, run, running
+
+
+@contextlib.contextmanager
+def private_network(directory: Path) -> Iterator[tuple[str, ...]]:
+    """Make a network that holds nothing but a loopback interface; yield the words to put before a command.
+
+    Without root a user namespace gives the right to make one, where the kernel's settings allow that to everybody.
+    """
+    unshare = find_program("unshare", package="util-linux")
+    nsenter = find_program("nsenter", package="util-linux")
+    ip = find_program("ip", package="iproute2")
+    as_root = os.geteuid() == 0
+    new = ["--net"] if as_root else ["--user", "--map-root-user", "--net"]
+    enter = [] if as_root else ["--user", "--preserve-credentials"]
+
+    # One process keeps the namespace alive; it says so once the interface is up.
+    keeper = [unshare, *new, "sh", "-c", f"{ip} link set lo up && echo ready && exec sleep infinity"]
+    with running(keeper, log=directory / "network.log", name="private network") as child:
+        child.wait_for_line("ready")
+        yield (nsenter, "--target", str(child.pid), *enter, "--net", "--")
+
+
+def is_listening(port: int, *, prefix: tuple[str, ...] = ()) -> bool:
+    """Whether something accepts TCP connections on a port of any local address (asked of the kernel, not by connecting)."""
+    ss = find_program("ss", package="iproute2")
+    return bool(run([*prefix, ss, "-Hltn", f"sport = :{port}"]).stdout.strip())

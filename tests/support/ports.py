@@ -1,0 +1,38 @@
+"""Ports that nobody else gets while a test holds them."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+
+class Ports:
+    """Hands out free loopback ports, assigned by the kernel and kept until the block is left.
+
+    A port that was only looked up and released may become the source port of any connection a moment later. Here a
+    bound socket that never listens stays on it: a server that sets SO_REUSEADDR (all do) can still bind and listen,
+    the kernel gives the port to no outgoing connection, and until a server listens, connecting is refused.
+    """
+
+    def __init__(self) -> None:
+        self._held = ExitStack()
+
+    def take(self, host: str = "127.0.0.1") -> int:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        held = socket.socket(family, socket.SOCK_STREAM)  # noqa: TID251 - bound, never listening: no helper does that
+        self._held.enter_context(held)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind((host, 0))
+        port: int = held.getsockname()[1]
+        return port
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
