@@ -1,0 +1,41 @@
+"""From the first bytes of a session to facts. Today the only bytes we look at are a PROXY header."""
+
+from __future__ import annotations
+
+import attrs
+
+from streamgw.core.model import ProxyProtocolIn
+from streamgw.core.wire import NeedMore
+from streamgw.core.wire.proxy_protocol import ProxyHeader, may_become_proxy_header, parse_proxy_header
+
+
+@attrs.frozen
+class Preface:
+    """What stood before the client's own bytes."""
+
+    consumed: int
+    """Bytes to take off the stream, exactly."""
+    header: ProxyHeader | None
+    """None: there was none, and nothing is to be taken."""
+
+
+def parse_preface(buffer: bytes, mode: ProxyProtocolIn) -> Preface | NeedMore:
+    """Look for the PROXY header that a listener expects.
+
+    With `optional`, a client whose first bytes are no PROXY signature is a plain one. Once the signature is there, the
+    rest has to be right in every mode: a broken header passed on as data would let its sender choose what the upstream
+    takes for the client's address.
+
+    Returns:
+      NeedMore: nothing can be decided yet; always asks for more than `buffer` holds.
+
+    Raises:
+      ParseError: not a PROXY header where one has to be, or a broken one.
+    """
+    if mode == "off" or (mode == "optional" and not may_become_proxy_header(buffer)):
+        return Preface(0, None)
+    found = parse_proxy_header(buffer)
+    if isinstance(found, NeedMore):
+        return found
+    header, consumed = found
+    return Preface(consumed, header)
