@@ -1,0 +1,160 @@
+"""Where everything stands in the text of a YAML or JSON file, beside what it says.
+
+Offsets count characters. yaml.compose would give most of this, but it puts the anchor's node where an alias stands, with
+the marks of the anchor: an edit there would change another object. So the tree is built from the events.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final, Literal, cast
+
+import attrs
+import yaml
+
+_VARIABLE: Final = re.compile(r"\$\{\{[^{}\r\n]*\}\}")
+_MASK: Final = str.maketrans("{}", "\ue000\ue001")
+_UNMASK: Final = str.maketrans("\ue000\ue001", "{}")
+"""`${{NAME}}` is filled in before YAML is read. Here it stays, its braces hidden from YAML in characters that nobody
+uses, one for one, so that offsets stay true."""
+
+_BLANK_LINES: Final = re.compile(r"(?:[ \t]*(?:\r\n|\n|\r))+[ \t]*\Z")
+_Loader: Final = cast("type[yaml.SafeLoader]", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+class NotYAML(Exception):
+    """This text is not one YAML document with a mapping at its top."""
+
+
+@attrs.define
+class Node:
+    """One value with its place."""
+
+    kind: Literal["scalar", "mapping", "sequence", "alias"]
+    start: int
+    """Offset of the first character, anchor and tag included."""
+    line: int
+    """From 1."""
+    column: int
+    """From 0."""
+    end: int = 0
+    """Offset after the last character: of a block collection, of its last value."""
+    flow: bool = False
+    value: str = ""
+    """Of a scalar."""
+    style: str = ""
+    """Of a scalar: its quote, `|`, `>`, or nothing."""
+    children: list[Node] = attrs.Factory(list)
+    """Of a mapping: key, value, key, value, …"""
+
+    def pairs(self) -> list[tuple[Node, Node]]:
+        """Keys and values of a mapping."""
+        return list(zip(self.children[::2], self.children[1::2], strict=True))
+
+    def spans(self) -> list[tuple[int, int]]:
+        """From where to where the fields of a mapping, or the items of a sequence, stand."""
+        if self.kind == "mapping":
+            return [(key.start, value.end) for key, value in self.pairs()]
+        return [(item.start, item.end) for item in self.children]
+
+    def field(self, name: str) -> tuple[Node, Node]:
+        """One field of a mapping, key and value.
+
+        Raises:
+          KeyError: there is none.
+        """
+        for key, value in self.pairs():
+            if key.value == name:
+                return key, value
+        raise KeyError(name)
+
+    @property
+    def is_json(self) -> bool:
+        """Whether this mapping is written as JSON: its keys are in double quotes."""
+        return self.flow and all(key.style == '"' for key in self.children[::2])
+
+
+@attrs.frozen
+class Layout:
+    """A text, where everything stands in it, and what it says."""
+
+    root: Node
+    data: Mapping[str, object]
+
+
+def read_layout(text: str) -> Layout:
+    """Read one document. An empty one has no fields.
+
+    Raises:
+      NotYAML: it is broken, there are several documents, or the top is not a mapping.
+    """
+    masked = _VARIABLE.sub(lambda variable: variable[0].translate(_MASK), text)
+    try:
+        roots = list(_documents(yaml.parse(masked, Loader=_Loader), masked))
+        data = yaml.load(masked, Loader=_Loader) if len(roots) == 1 else {}  # noqa: S506 — _Loader is a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise NotYAML(f"not valid YAML: {error}") from error
+    if len(roots) > 1:
+        raise NotYAML("several YAML documents in one file")
+    if not roots or data is None:
+        return Layout(Node("mapping", len(text), 1, 0, len(text)), {})
+    if not isinstance(data, dict):
+        raise NotYAML("no mapping at the top")
+    return Layout(roots[0], cast("dict[str, object]", _unmasked(data)))
+
+
+def is_same(one: object, other: object) -> bool:
+    """Deep equality that tells 1 from True and from 1.0; the order of keys does not count."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(is_same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(is_same, one, other))
+    return type(one) is type(other) and one == other
+
+
+def _unmasked(value: object) -> object:
+    if isinstance(value, str):
+        return value.translate(_UNMASK)
+    if isinstance(value, list):
+        return [_unmasked(item) for item in value]
+    if isinstance(value, dict):
+        return {_unmasked(name): _unmasked(field) for name, field in value.items()}
+    return value
+
+
+def _documents(events: Iterator[yaml.Event], text: str) -> Iterator[Node]:
+    open_nodes: list[Node] = []
+    for event in events:
+        if isinstance(event, yaml.CollectionEndEvent):
+            node = open_nodes.pop()
+            assert event.end_mark is not None, "a parser sets the marks"
+            # A block collection's end mark is where the next token stands, comments and all skipped.
+            node.end = event.end_mark.index if node.flow else node.children[-1].end
+        elif isinstance(event, yaml.NodeEvent):
+            node = _node(event, text)
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_nodes.append(node)
+        else:
+            continue
+        if isinstance(event, yaml.CollectionEndEvent) or node.kind in {"scalar", "alias"}:
+            if open_nodes:
+                open_nodes[-1].children.append(node)
+            else:
+                yield node
+
+
+def _node(event: yaml.NodeEvent, text: str) -> Node:
+    start, end = event.start_mark, event.end_mark
+    assert start is not None, "a parser sets the marks"
+    assert end is not None, "a parser sets the marks"
+    node = Node("alias", start.index, start.line + 1, start.column, end.index)
+    if isinstance(event, yaml.ScalarEvent):
+        node.kind, node.value, node.style = "scalar", event.value.translate(_UNMASK), event.style or ""
+        if node.style in {"|", ">"}:
+            # Its end mark is behind the blank lines that follow it, which belong to nobody.
+            node.end = start.index + len(_BLANK_LINES.sub("", text[start.index : end.index]))
+    elif isinstance(event, yaml.CollectionStartEvent):
+        node.kind = "mapping" if isinstance(event, yaml.MappingStartEvent) else "sequence"
+        node.flow = bool(event.flow_style)
+    return node
