@@ -1,0 +1,123 @@
+"""`python -m bench`: measure, print a table, write results as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import resource
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+import click
+
+from bench.load import SCENARIOS, Sample, Scenario, build, measure
+from bench.network import enter_private_network
+from bench.peers import STARTERS, Peer, running_origin
+from bench.report import median, ratios, table
+
+WARMUP_S = 0.3
+BASELINE = Path(__file__).with_name("baseline.json")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--rounds", default=3, show_default=True, help="Each scenario through each peer this many times."
+)
+@click.option("--seconds", default=1.5, show_default=True, help="Measured time of one run.")
+@click.option("--only", default="", help="Comma-separated parts of scenario names: bulk, ping-32, connect.")
+@click.option("--peers", default="direct,streamgw,nginx,haproxy", show_default=True, help="Whom to measure.")
+@click.option("--json", "output", type=click.Path(path_type=Path), help="Write every sample and median here.")
+@click.option("--save-baseline", is_flag=True, help=f"Write the ratios to {BASELINE.name}.")
+def main(
+    rounds: int, seconds: float, only: str, peers: str, output: Path | None, *, save_baseline: bool
+) -> None:
+    """Compare streamgw with nginx and HAProxy: bulk, ping-pong and connection rate, one worker each.
+
+    Runs in a network namespace of its own. Peers take turns within a round, so that a machine that is busy for a
+    while is busy for all of them. Differences below 20 % are noise on a shared machine: look at the CPU columns.
+    """
+    congestion = enter_private_network()
+    scenarios = _chosen(only)
+    program = build()
+    _raise_descriptor_limit()
+    with tempfile.TemporaryDirectory(prefix="streamgw-bench-") as directory, contextlib.ExitStack() as stack:
+        running = _start(peers.split(","), program, Path(directory), stack)
+        samples = _measure_all(program, scenarios, running, rounds, seconds)
+
+    medians = {name: {peer: median(rows) for peer, rows in found.items()} for name, found in samples.items()}
+    found_ratios = {name: ratios(rows) for name, rows in medians.items()}
+    about = {
+        "machine": f"{platform.machine()}, Linux {platform.release()}, Python {platform.python_version()}",
+        "congestion_control": congestion,
+        "rounds": rounds,
+        "seconds": seconds,
+        "peers": {peer.name: peer.version for peer in running},
+    }
+    baseline = json.loads(BASELINE.read_text())["ratios"] if BASELINE.exists() else {}
+    print("\n".join(f"{name}: {value}" for name, value in about.items()))
+    print(table(scenarios, samples, baseline))
+    if output is not None:
+        _write(output, {"about": about, "ratios": found_ratios, "medians": medians, "samples": samples})
+    if save_baseline:
+        _write(BASELINE, {"about": about, "ratios": found_ratios})
+
+
+def _chosen(only: str) -> list[Scenario]:
+    words = [word for word in only.split(",") if word]
+    chosen = [scenario for scenario in SCENARIOS if not words or any(word in scenario.name for word in words)]
+    if not chosen:
+        names = ", ".join(scenario.name for scenario in SCENARIOS)
+        raise click.BadParameter(f"no scenario fits; there are {names}", param_hint="--only")
+    return chosen
+
+
+def _start(names: Sequence[str], program: Path, directory: Path, stack: contextlib.ExitStack) -> list[Peer]:
+    unknown = set(names) - {"direct", *STARTERS}
+    if unknown:
+        raise click.BadParameter(f"unknown: {', '.join(sorted(unknown))}", param_hint="--peers")
+    origin = stack.enter_context(running_origin(program))
+    running = []
+    for name in names:
+        if name == "direct":
+            running.append(origin)
+            continue
+        own = directory / name
+        own.mkdir()
+        running.append(stack.enter_context(STARTERS[name](own)))
+    return running
+
+
+def _measure_all(
+    program: Path, scenarios: Sequence[Scenario], peers: Sequence[Peer], rounds: int, seconds: float
+) -> dict[str, dict[str, list[Sample]]]:
+    samples: dict[str, dict[str, list[Sample]]] = {
+        scenario.name: {peer.name: [] for peer in peers} for scenario in scenarios
+    }
+    for number in range(rounds):
+        # Nobody always comes first, right after an idle moment, or last.
+        turn = number % len(peers)
+        for scenario in scenarios:
+            for peer in [*peers[turn:], *peers[:turn]]:
+                click.echo(f"round {number + 1}/{rounds}  {scenario.name}  {peer.name}", err=True)
+                sample = measure(program, scenario, peer, warmup_s=WARMUP_S, seconds=seconds)
+                samples[scenario.name][peer.name].append(sample)
+    return samples
+
+
+def _raise_descriptor_limit() -> None:
+    """256 connections are 512 descriptors in a proxy; TIME_WAIT of our side costs none."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _write(path: Path, document: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(document, indent=2, default=attrs.asdict)
+    path.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,263 @@
+/* Load for the benchmark: an origin and four clients, each one thread on one epoll, so that the proxy between them is
+ * what saturates.
+ *
+ *   load origin PORT                                      serve until killed
+ *   load SCENARIO PORT CONNECTIONS WARMUP_S SECONDS       ping | connect | down | up
+ *
+ * Everything is on 127.0.0.1. The first byte of a connection tells the origin what it is for: 'E' echo everything
+ * (this byte too), 'D' send without end, 'U' receive without end.
+ *
+ * A client prints "start" when the warm-up is over and then
+ * "stop COUNT SECONDS P50_US P99_US ERRORS": COUNT is round trips, connections or bytes within the SECONDS that
+ * really passed. The harness samples CPU time at these two lines.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MESSAGE = 64, CHUNK = 256 * 1024, MAX_FDS = 1 << 16, BATCH = 256, TURNS = 4 };
+
+static char chunk[CHUNK];
+static int epoll_fd;
+
+static void die(const char *what) {
+  perror(what);
+  exit(1);
+}
+
+static uint64_t now_ns(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static struct sockaddr_in loopback(int port) {
+  struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+  a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  return a;
+}
+
+static void watch(int operation, int fd, uint32_t events) {
+  struct epoll_event e = {.events = events, .data.fd = fd};
+  if (epoll_ctl(epoll_fd, operation, fd, &e) < 0) die("epoll_ctl");
+}
+
+static void no_delay(int fd) {
+  int on = 1;
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+}
+
+/* Origin */
+
+static char mode_of[MAX_FDS]; /* 0: its first byte has not come yet */
+
+/* Returns false when the connection is over. */
+static bool serve(int fd) {
+  for (int turn = 0; turn < TURNS; turn++) {
+    if (mode_of[fd] == 'D') {
+      ssize_t sent = send(fd, chunk, CHUNK, MSG_NOSIGNAL);
+      if (sent < 0) return errno == EAGAIN;
+      continue;
+    }
+    ssize_t got = recv(fd, chunk, CHUNK, 0);
+    if (got < 0) return errno == EAGAIN;
+    if (got == 0) return false;
+    if (mode_of[fd] == 0) {
+      mode_of[fd] = chunk[0];
+      if (chunk[0] == 'D') watch(EPOLL_CTL_MOD, fd, EPOLLOUT);
+    }
+    if (mode_of[fd] == 'E') {
+      /* Messages are small and one at a time: they always fit in the socket's buffer. */
+      if (send(fd, chunk, (size_t)got, MSG_NOSIGNAL) != got) return false;
+      return true;
+    }
+  }
+  return true;
+}
+
+static void accept_all(int listener) {
+  for (;;) {
+    int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK);
+    if (fd < 0) {
+      if (errno == EAGAIN || errno == ECONNABORTED) return;
+      die("accept");
+    }
+    if (fd >= MAX_FDS) die("too many connections");
+    no_delay(fd);
+    mode_of[fd] = 0;
+    watch(EPOLL_CTL_ADD, fd, EPOLLIN);
+  }
+}
+
+static void origin(int port) {
+  int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), on = 1;
+  setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+  struct sockaddr_in a = loopback(port);
+  if (bind(listener, (struct sockaddr *)&a, sizeof a) < 0 || listen(listener, 4096) < 0) die("listen");
+  watch(EPOLL_CTL_ADD, listener, EPOLLIN);
+  struct epoll_event events[BATCH];
+  for (;;) {
+    int n = epoll_wait(epoll_fd, events, BATCH, -1);
+    for (int i = 0; i < n; i++) {
+      int fd = events[i].data.fd;
+      if (fd == listener)
+        accept_all(listener);
+      else if (!serve(fd))
+        close(fd);
+    }
+  }
+}
+
+/* Latency: buckets that double, each cut in 128, so that a percentile is exact to 1 % */
+
+enum { CUTS = 256 };
+static uint64_t histogram[64 * CUTS], samples;
+
+static void record(uint64_t ns) {
+  unsigned exponent = ns < CUTS ? 0 : 63u - (unsigned)__builtin_clzll(ns) - 7u;
+  uint64_t cut = ns >> exponent; /* 128..255 once the exponent counts */
+  histogram[exponent * CUTS + cut]++;
+  samples++;
+}
+
+static double percentile_us(double share) {
+  uint64_t wanted = (uint64_t)((double)samples * share), seen = 0;
+  for (unsigned i = 0; i < 64 * CUTS; i++) {
+    seen += histogram[i];
+    if (histogram[i] && seen > wanted) return (double)((uint64_t)(i % CUTS) << (i / CUTS)) / 1000.0;
+  }
+  return 0;
+}
+
+/* Clients */
+
+static uint64_t count, errors, began_ns[MAX_FDS];
+static int received[MAX_FDS], target_port;
+static bool measuring;
+static char scenario; /* p, c, d, u */
+static char first[MESSAGE];
+
+static void open_connection(void) {
+  int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+  if (fd < 0 || fd >= MAX_FDS) die("socket");
+  no_delay(fd);
+  struct sockaddr_in a = loopback(target_port);
+  if (connect(fd, (struct sockaddr *)&a, sizeof a) < 0 && errno != EINPROGRESS) die("connect");
+  began_ns[fd] = now_ns();
+  received[fd] = -1; /* nothing sent yet */
+  watch(EPOLL_CTL_ADD, fd, EPOLLOUT);
+}
+
+static void start_again(int fd) {
+  close(fd);
+  open_connection();
+}
+
+static void failed(int fd) {
+  errors++;
+  if (errors > 1000) {
+    fprintf(stderr, "more than 1000 failed connections\n");
+    exit(1);
+  }
+  start_again(fd);
+}
+
+/* The connect is over: say what the connection is for. */
+static void begin(int fd) {
+  size_t length = scenario == 'd' || scenario == 'u' ? 1 : MESSAGE;
+  if (send(fd, first, length, MSG_NOSIGNAL) != (ssize_t)length) {
+    failed(fd);
+    return;
+  }
+  received[fd] = 0;
+  watch(EPOLL_CTL_MOD, fd, scenario == 'u' ? EPOLLOUT : EPOLLIN);
+}
+
+static void bulk(int fd) {
+  for (int turn = 0; turn < TURNS; turn++) {
+    ssize_t n = scenario == 'u' ? send(fd, chunk, CHUNK, MSG_NOSIGNAL) : recv(fd, chunk, CHUNK, 0);
+    if (n < 0 && errno == EAGAIN) return;
+    if (n <= 0) {
+      failed(fd);
+      return;
+    }
+    if (measuring) count += (uint64_t)n;
+  }
+}
+
+static void exchange(int fd) {
+  ssize_t n = recv(fd, chunk, MESSAGE, 0);
+  if (n < 0 && errno == EAGAIN) return;
+  if (n <= 0) {
+    failed(fd);
+    return;
+  }
+  received[fd] += (int)n;
+  if (received[fd] < MESSAGE) return;
+  uint64_t now = now_ns();
+  if (measuring) {
+    count++;
+    record(now - began_ns[fd]);
+  }
+  if (scenario == 'c') {
+    start_again(fd);
+    return;
+  }
+  received[fd] = 0;
+  began_ns[fd] = now;
+  if (send(fd, first, MESSAGE, MSG_NOSIGNAL) != MESSAGE) failed(fd);
+}
+
+static void client(int connections, double warmup_s, double seconds) {
+  for (int i = 0; i < connections; i++) open_connection();
+  uint64_t start = now_ns() + (uint64_t)(warmup_s * 1e9), stop = start + (uint64_t)(seconds * 1e9), now;
+  struct epoll_event events[BATCH];
+  while ((now = now_ns()) < stop) {
+    if (!measuring && now >= start) {
+      measuring = true;
+      puts("start");
+      start = now;
+    }
+    int n = epoll_wait(epoll_fd, events, BATCH, 10);
+    for (int i = 0; i < n; i++) {
+      int fd = events[i].data.fd;
+      if (received[fd] < 0 && (events[i].events & (EPOLLERR | EPOLLHUP)))
+        failed(fd);
+      else if (received[fd] < 0)
+        begin(fd);
+      else if (scenario == 'd' || scenario == 'u')
+        bulk(fd);
+      else
+        exchange(fd);
+    }
+  }
+  printf("stop %llu %.6f %.1f %.1f %llu\n", (unsigned long long)count, (double)(now - start) / 1e9,
+         percentile_us(0.50), percentile_us(0.99), (unsigned long long)errors);
+}
+
+int main(int argc, char **argv) {
+  setvbuf(stdout, NULL, _IOLBF, 0);
+  epoll_fd = epoll_create1(0);
+  if (argc == 3 && !strcmp(argv[1], "origin")) {
+    origin(atoi(argv[2]));
+  } else if (argc == 6 && strchr("pcdu", argv[1][0])) {
+    scenario = argv[1][0];
+    memset(first, 'E', sizeof first);
+    if (scenario == 'd' || scenario == 'u') first[0] = scenario == 'd' ? 'D' : 'U';
+    target_port = atoi(argv[2]);
+    client(atoi(argv[3]), atof(argv[4]), atof(argv[5]));
+    return 0;
+  }
+  fprintf(stderr, "usage: load origin PORT | load ping|connect|down|up PORT CONNECTIONS WARMUP_S SECONDS\n");
+  return 2;
+}

@@ -1,0 +1,165 @@
+"""The proxies that are compared: one worker each, defaults, one access-log line per connection into a file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+
+ORIGIN_PORT = 9000
+_SEARCH_PATH = "/usr/local/sbin:/usr/sbin:/sbin:" + os.environ.get("PATH", "")
+_START_TRIES = 200
+_START_PAUSE_S = 0.05
+
+_NGINX = """\
+load_module /usr/lib/nginx/modules/ngx_stream_module.so;
+daemon off;
+worker_processes 1;
+pid {directory}/nginx.pid;
+error_log {directory}/error.log;
+events {{ worker_connections 4096; }}
+stream {{
+  log_format line '$remote_addr [$time_local] $protocol $status $bytes_sent $bytes_received $session_time';
+  access_log {directory}/access.log line;
+  server {{ listen 127.0.0.1:{port}; proxy_pass 127.0.0.1:{origin}; }}
+}}
+"""
+
+_HAPROXY = """\
+global
+    nbthread 1
+    maxconn 4096
+    log stdout format raw local0
+defaults
+    mode tcp
+    log global
+    option tcplog
+    option splice-auto
+    timeout connect 10s
+    timeout client 10m
+    timeout server 10m
+listen bench
+    bind 127.0.0.1:{port}
+    server origin 127.0.0.1:{origin}
+"""
+
+_STREAMGW = """\
+apisix:
+  stream_proxy:
+    tcp: ["127.0.0.1:{port}"]
+streamgw:
+  access_log:
+    path: {directory}/access.log
+"""
+
+_ROUTE = """\
+stream_routes:
+  - id: bench
+    upstream:
+      type: roundrobin
+      nodes: {{"127.0.0.1:{origin}": 1}}
+"""
+
+
+@attrs.frozen
+class Peer:
+    """Something that listens and leads to the origin."""
+
+    name: str
+    port: int
+    pid: int | None
+    """None: the origin itself, reached directly."""
+    version: str
+
+
+@contextmanager
+def running_origin(load: Path) -> Iterator[Peer]:
+    """The origin that every proxy leads to; as a peer it shows what the machine does without a proxy."""
+    with _running([str(load), "origin", str(ORIGIN_PORT)], ORIGIN_PORT, Path(os.devnull)):
+        yield Peer("direct", ORIGIN_PORT, None, "")
+
+
+@contextmanager
+def running_streamgw(directory: Path) -> Iterator[Peer]:
+    port = ORIGIN_PORT + 1
+    (directory / "config.yaml").write_text(_STREAMGW.format(port=port, directory=directory))
+    (directory / "routes.d").mkdir()
+    (directory / "routes.d" / "bench.yaml").write_text(_ROUTE.format(origin=ORIGIN_PORT))
+    files = ["-c", str(directory / "config.yaml"), "-r", str(directory / "routes.d")]
+    command = [sys.executable, "-m", "streamgw", "run", *files]
+    with _running(command, port, directory / "log") as pid:
+        version = _version([sys.executable, "-m", "streamgw", "--version"])
+        yield Peer("streamgw", port, pid, version)
+
+
+@contextmanager
+def running_nginx(directory: Path) -> Iterator[Peer]:
+    port = ORIGIN_PORT + 2
+    program = _find("nginx", "nginx libnginx-mod-stream")
+    config = directory / "nginx.conf"
+    config.write_text(_NGINX.format(port=port, origin=ORIGIN_PORT, directory=directory))
+    with _running([program, "-p", str(directory), "-c", str(config)], port, directory / "log") as pid:
+        yield Peer("nginx", port, pid, _version([program, "-v"]))
+
+
+@contextmanager
+def running_haproxy(directory: Path) -> Iterator[Peer]:
+    port = ORIGIN_PORT + 3
+    program = _find("haproxy", "haproxy")
+    config = directory / "haproxy.cfg"
+    config.write_text(_HAPROXY.format(port=port, origin=ORIGIN_PORT))
+    with _running([program, "-db", "-f", str(config)], port, directory / "access.log") as pid:
+        yield Peer("haproxy", port, pid, _version([program, "-v"]))
+
+
+STARTERS = {"streamgw": running_streamgw, "nginx": running_nginx, "haproxy": running_haproxy}
+
+
+@contextmanager
+def _running(command: list[str], port: int, log: Path) -> Iterator[int]:
+    """Run a program while the block lasts; the block begins when it listens."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        _wait_for(process, port, log)
+        yield process.pid
+    finally:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    for _ in range(_START_TRIES):
+        if process.poll() is not None:
+            sys.exit(f"bench: {process.args!r} ended with {process.returncode}:\n{log.read_text()}")
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(_START_PAUSE_S)
+        else:
+            return
+    sys.exit(f"bench: nothing listens on port {port}:\n{log.read_text()}")
+
+
+def _find(name: str, package: str) -> str:
+    program = shutil.which(name, path=_SEARCH_PATH)
+    if program is None:
+        sys.exit(f"bench: {name} is not installed: apt-get install {package} (or leave it out: --peers)")
+    return program
+
+
+def _version(command: list[str]) -> str:
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (said.stdout + said.stderr).strip().split("\n")[0]
