@@ -1,0 +1,218 @@
+"""The rules for single values: what a port, an id, a network may be, and what is said when it is not one."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import re
+from collections.abc import Mapping
+from typing import Annotated, TypeAlias
+
+from streamgw.config.strict import Fault, Rule, Wrong, shown
+from streamgw.core.model import Network, PortRange
+
+
+def integer(least: int, most: int | None = None) -> Rule[int]:
+    """An integer within bounds, both included."""
+    expected = f"an integer ≥ {least}" if most is None else f"an integer {least}–{most}"
+
+    def rule(value: object) -> int:
+        # bool is an int to Python; nobody who writes `true` means 1.
+        if type(value) is not int or value < least or (most is not None and value > most):
+            raise Wrong(f"expected {expected}, got {shown(value)}")
+        return value
+
+    return rule
+
+
+def number(least: float, *, exclusive: bool = False) -> Rule[float]:
+    """A number of seconds or the like, not below `least` (`exclusive`: above it)."""
+    expected = f"a number {'>' if exclusive else '≥'} {least:g}"
+
+    def rule(value: object) -> float:
+        if type(value) not in {int, float}:
+            raise Wrong(f"expected {expected}, got {shown(value)}")
+        assert isinstance(value, int | float)
+        if not least <= value < _HUGE or (exclusive and value == least):
+            raise Wrong(f"expected {expected}, got {shown(value)}")
+        return float(value)
+
+    return rule
+
+
+_HUGE = 1e12
+"""Thirty thousand years in seconds: keeps infinity and overflow out of every computation that follows."""
+
+
+def text(least: int = 0, most: int | None = None, *, pattern: str = "", what: str = "text") -> Rule[str]:
+    """Text with a length within bounds that matches the whole pattern."""
+    compiled = re.compile(pattern) if pattern else None
+
+    def rule(value: object) -> str:
+        if type(value) is not str:
+            raise Wrong(f"expected {what}, got {shown(value)}")
+        if len(value) < least or (most is not None and len(value) > most):
+            bounds = f"at least {least}" if most is None else f"{least} to {most}"
+            raise Wrong(f"expected {bounds} characters, got {len(value)}")
+        if compiled is not None and not compiled.fullmatch(value):
+            raise Wrong(f"expected {what}, got {shown(value)}")
+        return value
+
+    return rule
+
+
+def secret(least: int = 0, most: int | None = None) -> Rule[str]:
+    """Text that no message may show."""
+
+    def rule(value: object) -> str:
+        if type(value) is not str:
+            raise Wrong("expected text")
+        if len(value) < least or (most is not None and len(value) > most):
+            bounds = f"at least {least}" if most is None else f"{least} to {most}"
+            raise Wrong(f"expected {bounds} characters, got {len(value)}")
+        return value
+
+    return rule
+
+
+def identifier(value: object) -> str:
+    """An id of APISIX: text, or an integer that becomes its digits."""
+    if type(value) is int and value >= 1:
+        return str(value)
+    if type(value) is str and _ID.fullmatch(value):
+        return value
+    raise Wrong(f"expected 1 to 64 of a-z A-Z 0-9 - _ . or an integer ≥ 1, got {shown(value)}")
+
+
+_ID = re.compile(r"[a-zA-Z0-9\-_.]{1,64}")
+
+
+def mapping(value: object) -> Mapping[str, object]:
+    """Any mapping; what is in it is somebody else's."""
+    if not isinstance(value, Mapping):
+        raise Wrong(f"expected a mapping, got {shown(value)}")
+    return value
+
+
+def anything(value: object) -> object:
+    """A setting that is accepted whatever it says."""
+    return value
+
+
+def labels(value: object) -> Mapping[str, str]:
+    """Names with a short text each."""
+    from_value = mapping(value)
+    faults = [
+        Fault((name,), f"expected text without spaces, 1 to 256 characters, got {shown(label)}")
+        for name, label in from_value.items()
+        if type(label) is not str or not _LABEL.fullmatch(label)
+    ]
+    if faults:
+        raise Wrong(*faults)
+    return {name: str(label) for name, label in from_value.items()}
+
+
+_LABEL = re.compile(r"\S{1,256}")
+
+
+def network(value: object) -> Network:
+    """An address or CIDR. Bits behind the prefix are cleared and IPv4-mapped networks become IPv4, as clients' do."""
+    if type(value) is str:
+        try:
+            return _parse_network(value)
+        except ValueError:
+            pass
+    raise Wrong(f"expected an IP address or CIDR, got {shown(value)}")
+
+
+@functools.lru_cache(maxsize=4096)
+def _parse_network(value: str) -> Network:
+    if "%" in value:
+        raise ValueError  # a zone names an interface, which no client address carries
+    parsed = ipaddress.ip_network(value, strict=False)
+    if isinstance(parsed, ipaddress.IPv6Network) and parsed.subnet_of(_MAPPED):
+        return ipaddress.IPv4Network((int(parsed.network_address) & 0xFFFF_FFFF, parsed.prefixlen - 96))
+    return parsed
+
+
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
+
+
+def port_range(value: object) -> PortRange:
+    """A port, or `9100-9200`."""
+    if type(value) is int and 1 <= value <= 65535:
+        return PortRange(value, value)
+    if type(value) is str and (found := _PORT_RANGE.fullmatch(value)):
+        first, last = int(found.group(1)), int(found.group(2))
+        if 1 <= first <= last <= 65535:
+            return PortRange(first, last)
+    raise Wrong(f"expected a port 1–65535 or a range like 9100-9200, got {shown(value)}")
+
+
+_PORT_RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
+
+
+@functools.lru_cache(maxsize=65536)
+def host(value: str) -> str:
+    """The host of a node: IPv4, IPv6 in brackets, or a name. Without brackets, an IPv6 address in its usual form."""
+    if value.startswith("[") and value.endswith("]"):
+        try:
+            return str(ipaddress.IPv6Address(value[1:-1]))
+        except ValueError:
+            raise Wrong(f"expected an IPv6 address in brackets, got {shown(value)}") from None
+    if ":" in value:
+        raise Wrong(f"IPv6 address must be enclosed with '[' and ']', got {shown(value)}")
+    if _DIGITS_AND_DOTS.fullmatch(value):
+        try:
+            return str(ipaddress.IPv4Address(value))
+        except ValueError:
+            raise Wrong(f"expected an IPv4 address, got {shown(value)}") from None
+    if len(value) <= 253 and _NAME.fullmatch(value):
+        return value
+    raise Wrong(f"expected an IP address or a DNS name, got {shown(value)}")
+
+
+_DIGITS_AND_DOTS = re.compile(r"[0-9.]+")
+_NAME = re.compile(r"(?:[0-9A-Za-z_](?:[0-9A-Za-z_-]{0,62})\.)*[0-9A-Za-z_](?:[0-9A-Za-z_-]{0,62})\.?")
+
+
+def server_name(value: object) -> str:
+    """A name or wildcard to match the TLS server name with. Folded to lower case: APISIX forgets to, and never matches."""
+    if type(value) is not str or not _SNI.fullmatch(value):
+        raise Wrong(f"expected a server name like db.example or *.example, got {shown(value)}")
+    folded = value.lower()
+    return folded.removesuffix(".") if len(folded) > 1 else folded
+
+
+_SNI = re.compile(r"\*|\*?[0-9a-zA-Z\-._\[\]:]+")
+
+
+def duration(value: object) -> float:
+    """Nginx's time: `240s`, `4m`, `1h30m`, `500ms`; a bare number is seconds."""
+    if type(value) in {int, float} or (type(value) is str and value.isdecimal()):
+        return _SECONDS(float(str(value)))
+    if type(value) is str and _DURATION.fullmatch(value):
+        parts = _DURATION_PART.findall(value)
+        return _SECONDS(sum(float(amount) * _UNITS[unit] for amount, unit in parts))
+    raise Wrong(f"expected a time like 240s, 4m or 1h30m, got {shown(value)}")
+
+
+_SECONDS = number(0)
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800, "M": 2_592_000, "y": 31_536_000}
+_DURATION_PART = re.compile(r"([0-9]+)\s*(ms|[smhdwMy])\s*")
+_DURATION = re.compile(rf"(?:{_DURATION_PART.pattern})+")
+
+Id: TypeAlias = Annotated[str, identifier]
+Port: TypeAlias = Annotated[int, integer(1, 65535)]
+Count: TypeAlias = Annotated[int, integer(0)]
+Seconds: TypeAlias = Annotated[float, number(0)]
+PositiveSeconds: TypeAlias = Annotated[float, number(0, exclusive=True)]
+Name: TypeAlias = Annotated[str, text(1, 256)]
+Description: TypeAlias = Annotated[str, text(0, 256)]
+Labels: TypeAlias = Annotated[Mapping[str, str], labels]
+Time: TypeAlias = Annotated[int, integer(0)]
+AnyMapping: TypeAlias = Annotated[Mapping[str, object], mapping]
+Anything: TypeAlias = Annotated[object, anything]
+Net: TypeAlias = Annotated[Network, network]
+Ports: TypeAlias = Annotated[PortRange, port_range]
+ServerName: TypeAlias = Annotated[str, server_name]

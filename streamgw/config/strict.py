@@ -1,0 +1,205 @@
+"""Plain data to typed values: nothing is guessed, nothing is converted, every fault is reported at once.
+
+cattrs does the walking; this module makes it strict. cattrs alone turns `"80"` into 80, reads a string as a list of
+letters, and loses the attribute when a validator fails. So every leaf has a *rule*, a function that returns the value
+or raises `Wrong`, hung on the type with `Annotated`:
+
+    server_port: Annotated[int, integer(1, 65535)]
+
+A class whose fields depend on each other has a method `check() -> Iterator[Fault]`, asked once every single field is
+right. A field that may be absent has the default None, but `null` in the file is a fault: `server_port:` with nothing behind
+it is more often a slip than a wish.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin
+
+import attrs
+import cattrs
+from cattrs.errors import BaseValidationError, ClassValidationError, ForbiddenExtraKeysError
+from cattrs.gen import make_dict_structure_fn
+
+from streamgw.config.yaml_reader import Path
+
+T = TypeVar("T")
+Rule: TypeAlias = Callable[[object], T]
+
+
+@attrs.frozen
+class Fault:
+    """One thing wrong, before it has a file and a line."""
+
+    path: Path
+    message: str
+    at_key: bool = False
+    """The name is wrong, not the value: points at the key."""
+
+    def under(self, path: Path) -> Fault:
+        """The same fault seen from further out."""
+        return attrs.evolve(self, path=path + self.path)
+
+
+class Wrong(Exception):
+    """A rule is broken, in one place or in several."""
+
+    def __init__(self, *faults: Fault | str) -> None:
+        super().__init__(faults)
+        self.faults = tuple(Fault((), fault) if isinstance(fault, str) else fault for fault in faults)
+
+
+def structure(data: object, kind: type[T]) -> T:
+    """Make a value of this attrs class out of plain data.
+
+    Raises:
+      Wrong: with every fault.
+    """
+    try:
+        return _CONVERTER.structure(data, kind)
+    except (Wrong, BaseValidationError) as error:
+        raise Wrong(*_faults_of(error, ())) from None
+
+
+def shown(value: object) -> str:
+    """A value for a message: short, and in the words of the file."""
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+
+
+_MAX_SHOWN = 60
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`, did you mean 'server_port'?`, or nothing."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    return f", did you mean '{found[0]}'?" if found else ""
+
+
+def unknown_field(name: str, known: Iterable[str]) -> Fault:
+    """A key that nobody reads."""
+    return Fault((name,), f"unknown field '{name}'{nearest(name, known)}", at_key=True)
+
+
+def each(rule: Rule[T], values: object) -> tuple[T, ...]:
+    """Apply a rule to every item of a list.
+
+    Raises:
+      Wrong: not a list, or with the faults of every item.
+    """
+    if not isinstance(values, list):
+        raise Wrong(f"expected a list, got {shown(values)}")
+    done: list[T] = []
+    faults: list[Fault] = []
+    for position, value in enumerate(values):
+        try:
+            done.append(rule(value))
+        except (Wrong, BaseValidationError) as error:
+            faults += _faults_of(error, (position,))
+    if faults:
+        raise Wrong(*faults)
+    return tuple(done)
+
+
+def _faults_of(error: BaseException, path: Path) -> Iterator[Fault]:
+    if isinstance(error, Wrong):
+        for fault in error.faults:
+            yield fault.under(path)
+    elif isinstance(error, ClassValidationError):
+        with_field, without = error.group_exceptions()
+        for cause, note in with_field:
+            yield from _faults_of(cause, (*path, note.name))
+        for cause in without:
+            yield from _faults_of(cause, path)
+    elif isinstance(error, ForbiddenExtraKeysError):
+        known = [field.name for field in attrs.fields(error.cl)]
+        for name in sorted(error.extra_fields):
+            yield unknown_field(name, known).under(path)
+    elif isinstance(error, KeyError):
+        yield Fault(path, "is required")
+    else:
+        raise error  # a bug in a rule: must not look like a fault of the file
+
+
+def _structure_class(kind: Any, converter: cattrs.Converter) -> Callable[[object, Any], Any]:
+    fill = make_dict_structure_fn(
+        kind, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True
+    )
+    check = getattr(kind, "check", None)
+
+    def structure_mapping(value: object, _: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise Wrong(f"expected a mapping, got {shown(value)}")
+        made = fill(value, kind)
+        if check is not None and (faults := tuple(check(made))):
+            raise Wrong(*faults)
+        return made
+
+    return structure_mapping
+
+
+def _structure_annotated(kind: Any) -> Callable[[object, Any], Any]:
+    rule = next(part for part in kind.__metadata__ if callable(part))
+    return lambda value, _: rule(value)
+
+
+def _structure_optional(kind: Any, converter: cattrs.Converter) -> Callable[[object, Any], Any]:
+    """`X | None` says that the field may be absent; written, it must be an X."""
+    (inner,) = (part for part in get_args(kind) if part is not type(None))
+    return converter.get_structure_hook(inner)
+
+
+def _structure_tuple(kind: Any, converter: cattrs.Converter) -> Callable[[object, Any], Any]:
+    item = get_args(kind)[0]
+    hook = converter.get_structure_hook(item)
+    return lambda values, _: each(lambda value: hook(value, item), values)
+
+
+def _structure_literal(kind: Any) -> Callable[[object, Any], Any]:
+    choices = get_args(kind)
+
+    def structure_choice(value: object, _: Any) -> Any:
+        # 1 == True: the type must be that of a choice, too.
+        if any(value == choice and type(value) is type(choice) for choice in choices):
+            return value
+        hint = nearest(value, map(str, choices)) if isinstance(value, str) else ""
+        raise Wrong(f"expected {' or '.join(map(shown, choices))}, got {shown(value)}{hint}")
+
+    return structure_choice
+
+
+def _exactly(kind: type, name: str) -> Callable[[object, Any], Any]:
+    def structure_exactly(value: object, _: Any) -> Any:
+        if type(value) is not kind:
+            raise Wrong(f"expected {name}, got {shown(value)}")
+        return value
+
+    return structure_exactly
+
+
+def _is_optional(kind: Any) -> bool:
+    return type(None) in get_args(kind) and get_origin(kind) is not Literal
+
+
+def _make_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
+    converter.register_structure_hook_factory(attrs.has, _structure_class)
+    converter.register_structure_hook_factory(lambda kind: get_origin(kind) is tuple, _structure_tuple)
+    converter.register_structure_hook_factory(lambda kind: get_origin(kind) is Literal, _structure_literal)
+    converter.register_structure_hook_factory(_is_optional, _structure_optional)
+    converter.register_structure_hook_factory(
+        lambda kind: get_origin(kind) is Annotated, _structure_annotated
+    )
+    converter.register_structure_hook(str, _exactly(str, "text"))
+    converter.register_structure_hook(bool, _exactly(bool, "true or false"))
+    return converter
+
+
+_CONVERTER = _make_converter()
