@@ -1,0 +1,86 @@
+"""Retry is the next candidate: walk the nodes until one answers, then relay.
+
+Connect and relay are one call because they are one park of the session's task (performance of new connections): a node
+that refuses shows as `ConnectFailed` out of `Pump.relay`, before a byte was read from the client, so the next node gets
+the client's stream untouched. After a byte has moved nothing is ever retried.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import attrs
+import trio
+
+from streamgw.core.errors import ConnectFailed, NoNode
+from streamgw.core.model import Address, Attempt, Upstream
+from streamgw.dataplane.pool import UpstreamPool
+from streamgw.dataplane.pump import End, Ending, Limits, Meter, Pump
+
+
+@attrs.define
+class Trail:
+    """What the dialer did for one session; it survives a failure, so that the log can tell every attempt."""
+
+    attempts: list[Attempt] = attrs.Factory(list)
+    node: Address | None = None
+    """The node being dialled, or relayed to."""
+    dialled_at: float = 0.0
+    """trio.current_time() of the latest attempt."""
+
+
+@attrs.frozen
+class Dialer:
+    """Joins a client with a node of an upstream."""
+
+    pump: Pump
+    pool: UpstreamPool
+    now: Callable[[], float] = trio.current_time
+
+    async def join(
+        self, client: End, upstream: Upstream, *, preface: bytes, trail: Trail, meter: Meter, limits: Limits
+    ) -> Ending:
+        """Try nodes until one answers; returns when the relay has ended.
+
+        At most 1 + `retries` attempts (APISIX: by default every node once), none begun later than `retry_timeout` after
+        the first. The same node is never dialled twice, except that an upstream with one node and explicit `retries`
+        dials that one again (APISIX).
+
+        Raises:
+          ConnectFailed: the last attempt's failure, when every allowed one failed. The client's end is still open.
+          NoNode: there was no candidate at all.
+
+        Resource handling:
+          The pump closes every upstream end that this opened, however it ends. The client's end is closed by the relay,
+          or left to the caller if an error is raised.
+        """
+        began_at = self.now()
+        failure: ConnectFailed | None = None
+        for node in _allowed(await self.pool.candidates(upstream), upstream):
+            trail.node, trail.dialled_at = node, self.now()
+            if failure is not None and 0 < upstream.retry_timeout_s <= trail.dialled_at - began_at:
+                break
+            try:
+                end = self.pump.dial(
+                    node, preface=preface, deadline=trail.dialled_at + upstream.timeouts.connect_s
+                )
+                ending = await self.pump.relay(client, end, meter, limits)
+            except ConnectFailed as error:
+                failure = error
+                trail.attempts.append(Attempt(node, self.now() - trail.dialled_at, str(error)))
+            else:
+                return ending
+        if failure is not None:
+            trail.node = trail.attempts[-1].node
+            raise failure
+        raise NoNode(f"upstream {upstream.key} has no node to dial")
+
+
+def _allowed(candidates: Iterator[Address], upstream: Upstream) -> Iterator[Address]:
+    if upstream.retries is None:
+        return candidates
+    nodes = tuple(candidates)
+    if len(nodes) == len(upstream.nodes) == 1:
+        return itertools.repeat(nodes[0], 1 + upstream.retries)
+    return iter(nodes[: 1 + upstream.retries])

@@ -1,0 +1,272 @@
+"""The life of a TCP session, read top to bottom: accept, preread, match, connect, relay, close.
+
+A session is one child task of its listener's nursery, and that task is its state machine. `run` is the only boundary: a
+`SessionError` is an outcome, any other exception is a bug of ours that costs this session and no other. Whatever
+happens, both sockets are closed, the registry forgets the session, and one outcome is told.
+
+docs/life-of-a-connection.md describes this file; change both together.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Literal
+
+import attrs
+import trio
+
+from streamgw.core.errors import (
+    Fault,
+    NoRoute,
+    NoUpstream,
+    PrereadTimeout,
+    PrereadTooLong,
+    Reason,
+    SessionError,
+)
+from streamgw.core.model import UNIX_HOST, Address, Facts, Listener, Network, Outcome, Route, Upstream
+from streamgw.core.preread import parse_preface
+from streamgw.core.snapshot import Snapshot
+from streamgw.core.wire import NeedMore
+from streamgw.core.wire.proxy_protocol import build_v1, build_v2
+from streamgw.dataplane.dialer import Dialer, Trail
+from streamgw.dataplane.pump import End, Ending, Limits, Meter, Pump
+
+Phase = Literal["accept", "preread", "match", "connect", "relay"]
+
+_FAULTS = {
+    Reason.CLOSED: Fault.NONE,
+    Reason.IDLE_TIMEOUT: Fault.NONE,
+    Reason.MAX_DURATION: Fault.NONE,
+    Reason.DRAIN: Fault.NONE,
+    Reason.KILLED: Fault.NONE,
+    Reason.EXHAUSTED: Fault.GATEWAY,
+    Reason.BUG: Fault.GATEWAY,
+}
+
+
+@attrs.frozen
+class Policy:
+    """The limits that every session obeys. Replaced as a whole when conf/config.yaml changes; live sessions keep theirs."""
+
+    trusted_proxies: tuple[Network, ...] = ()
+    """Peers whose PROXY header names the client; the header of anybody else is read and thrown away."""
+    preread_timeout_s: float = 3.0
+    preread_limit_bytes: int = 16_384
+    max_duration_s: float = math.inf
+    max_sessions: float = 10_000
+    """Of the whole process. At the limit accepting pauses: the kernel's backlog is the queue."""
+    max_sessions_per_listener: float = math.inf
+    """`Listener.max_sessions` goes first."""
+
+
+@attrs.define(eq=False)
+class Session:
+    """The one live record of a connection. Only its own task writes it; `status` reads it."""
+
+    id: str
+    listener: Listener
+    end: End
+    facts: Facts
+    peer: Address
+    snapshot: Snapshot
+    policy: Policy
+    started_at: float
+    """trio.current_time()."""
+    started_unix_s: float
+    phase: Phase = "accept"
+    route: Route | None = None
+    upstream: Upstream | None = None
+    meter: Meter = attrs.Factory(Meter)
+    trail: Trail = attrs.Factory(Trail)
+
+
+@attrs.define
+class Totals:
+    """Counted since the process started."""
+
+    sessions: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    by_reason: Counter[str] = attrs.Factory(Counter)
+    accepted: Counter[str] = attrs.Factory(Counter)
+    """By `Listener.name`."""
+
+
+@attrs.define
+class Sessions:
+    """Runs every session of the process, and knows the live ones."""
+
+    pump: Pump
+    dialer: Dialer
+    get_snapshot: Callable[[], Snapshot]
+    on_outcome: Callable[[Outcome], None]
+    """Told once for each session, after its sockets are closed. Must not block or raise."""
+    on_bug: Callable[[Session, Exception], None]
+    """An exception that nobody expected; the session has been ended. Tests re-raise it."""
+    wall_clock: Callable[[], float]
+    """Unix time, for the log only; everything else runs on trio's monotonic clock."""
+    id_prefix: str = ""
+    policy: Policy = attrs.Factory(Policy)
+    live: dict[str, Session] = attrs.Factory(dict)
+    live_by_listener: Counter[str] = attrs.Factory(Counter)
+    totals: Totals = attrs.Factory(Totals)
+    on_left: Callable[[], None] = lambda: None
+    """Told after a session has left the registry: room for another."""
+    cut_reason: Reason = Reason.DRAIN
+    """What a cancelled session says."""
+    _numbers: itertools.count[int] = attrs.Factory(lambda: itertools.count(1))
+
+    def accept(self, listener: Listener, end: End, client: Address, server: Address) -> Session:
+        """Register a connection that the pump has accepted. Whoever calls this then starts `run` in a nursery."""
+        session = Session(
+            id=f"{self.id_prefix}{next(self._numbers):x}",
+            listener=listener,
+            end=end,
+            facts=Facts(listener.transport, listener.name, client, server),
+            peer=client,
+            snapshot=self.get_snapshot(),
+            policy=self.policy,
+            started_at=trio.current_time(),
+            started_unix_s=self.wall_clock(),
+        )
+        self.live[session.id] = session
+        self.live_by_listener[listener.name] += 1
+        self.totals.accepted[listener.name] += 1
+        return session
+
+    async def run(self, session: Session) -> None:
+        """Live one session to its end. The tree's only broad `except`.
+
+        Cancellation:
+          Both sockets are reset, the outcome says `drain` (or what `cut_reason` says), Cancelled goes on.
+        """
+        ending = Ending(self.cut_reason)
+        fault: Fault | None = None
+        try:
+            ending = await self._live(session)
+        except SessionError as error:
+            ending, fault = Ending(error.reason, detail=str(error)), error.fault
+        except Exception as error:  # noqa: BLE001  the boundary: a bug costs one session, not its neighbours
+            ending = Ending(Reason.BUG, detail=f"{type(error).__name__}: {error}")
+            self.on_bug(session, error)
+        finally:
+            # A refused client (no route, no node) sees a plain close, as behind APISIX. A cut one must not look complete.
+            cut = ending.reason in {Reason.BUG, Reason.EXHAUSTED, self.cut_reason}
+            self.pump.close(session.end, reset=cut)
+            self._leave(session, ending, fault)
+
+    def kill(self, session_id: str) -> bool:
+        """End one live session by RST on both sides, with reason `killed`. False when there is none of that id."""
+        session = self.live.get(session_id)
+        if session is not None:
+            self.pump.abort(session.end, Reason.KILLED)
+        return session is not None
+
+    async def _live(self, session: Session) -> Ending:
+        if session.listener.proxy_protocol != "off":
+            session.phase = "preread"
+            await self._read_proxy_header(session)
+
+        session.phase = "match"
+        route = session.route = session.snapshot.router.match(session.facts)
+        if route is None:
+            raise NoRoute(f"no route matches {session.facts.client} on {session.facts.server}")
+        upstream = session.upstream = route.upstream
+        if upstream is None:
+            raise NoUpstream(f"route {route.id} ({route.source}) names no upstream")
+
+        session.phase = "connect"
+        return await self.dialer.join(
+            session.end,
+            upstream,
+            preface=_proxy_header(session, upstream),
+            trail=session.trail,
+            meter=session.meter,
+            limits=Limits(upstream.timeouts.idle_s, session.started_at + session.policy.max_duration_s),
+        )
+
+    async def _read_proxy_header(self, session: Session) -> None:
+        """Read and consume exactly the PROXY header, so that whoever is next finds an untouched stream."""
+        policy, mode = session.policy, session.listener.proxy_protocol
+        deadline = session.started_at + policy.preread_timeout_s
+        at_least = 1
+        while True:
+            buffer = await self.pump.peek(session.end, at_least, deadline=deadline)
+            found = parse_preface(buffer, mode)
+            if not isinstance(found, NeedMore):
+                break
+            if len(buffer) < at_least:
+                if mode == "optional":
+                    return  # it said nothing yet, or too little for a header: a plain client
+                if trio.current_time() < deadline:
+                    raise PrereadTimeout(f"the client closed after {len(buffer)} bytes of a PROXY header")
+                raise PrereadTimeout(f"no whole PROXY header within {policy.preread_timeout_s:g} s")
+            at_least = found.at_least
+            if at_least > policy.preread_limit_bytes:
+                raise PrereadTooLong(
+                    f"a PROXY header of {at_least} bytes; the limit is {policy.preread_limit_bytes}"
+                )
+        self.pump.consume(session.end, found.consumed)
+        header = found.header
+        if header is not None and header.client is not None and _is_in(session.peer, policy.trusted_proxies):
+            session.facts = attrs.evolve(session.facts, client=header.client)
+
+    def _leave(self, session: Session, ending: Ending, fault: Fault | None) -> None:
+        del self.live[session.id]
+        self.live_by_listener[session.listener.name] -= 1
+        meter, totals = session.meter, self.totals
+        totals.sessions += 1
+        totals.bytes_up += meter.bytes_up
+        totals.bytes_down += meter.bytes_down
+        totals.by_reason[ending.reason] += 1
+        self.on_left()
+        self.on_outcome(_outcome(session, ending, fault))
+
+
+def _outcome(session: Session, ending: Ending, fault: Fault | None) -> Outcome:
+    if fault is None:
+        fault = _FAULTS.get(ending.reason) or Fault(ending.side or Fault.NONE)
+    meter, trail, route = session.meter, session.trail, session.route
+    return Outcome(
+        session_id=session.id,
+        facts=session.facts,
+        peer=session.peer,
+        reason=ending.reason,
+        fault=fault,
+        phase=session.phase if meter.connected_at is None else "relay",
+        started_at=session.started_unix_s,
+        duration_s=trio.current_time() - session.started_at,
+        connect_s=None if meter.connected_at is None else meter.connected_at - trail.dialled_at,
+        bytes_up=meter.bytes_up,
+        bytes_down=meter.bytes_down,
+        route_id=route.id if route else "",
+        route_name=route.name if route else "",
+        service_id=route.service_id if route else "",
+        upstream=session.upstream.key if session.upstream else "",
+        node=trail.node,
+        attempts=tuple(trail.attempts),
+        side=ending.side or "",
+        detail=ending.detail,
+        revision=session.snapshot.revision,
+    )
+
+
+def _proxy_header(session: Session, upstream: Upstream) -> bytes:
+    """What the upstream is told about the client. An upstream's own setting goes before the listener's."""
+    version = upstream.proxy_protocol or session.listener.proxy_protocol_to_upstream
+    if version == "off":
+        return b""
+    build = build_v1 if version == "v1" else build_v2
+    return build(session.facts.client, session.facts.server)
+
+
+def _is_in(address: Address, networks: tuple[Network, ...]) -> bool:
+    if not networks or address.host == UNIX_HOST:
+        return False
+    host = ipaddress.ip_address(address.host)
+    return any(host in network for network in networks)

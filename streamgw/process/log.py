@@ -1,0 +1,130 @@
+"""Two logs. The application log: structlog, on stderr. The access log: one line per session, on stdout or in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from typing import NoReturn
+
+import structlog
+import trio
+
+from streamgw.config.settings import LogSettings
+
+FLUSH_INTERVAL_S = 0.1
+LIMIT_BYTES = 16 << 20
+"""Lines waiting for a writer that is stuck (a full disk, a pipe nobody reads). Beyond that lines are dropped, and counted."""
+
+
+def configure_logging(settings: LogSettings) -> None:
+    """Application log on stderr: JSON, or for people (`console`). Everything goes through structlog."""
+    renderer: structlog.types.Processor
+    if settings.format == "json":
+        renderer = structlog.processors.JSONRenderer(ensure_ascii=False)
+    else:
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[settings.level.upper()]
+        ),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+class AccessLog:
+    """Collects lines and writes them ten times a second, off the event loop: a slow disk delays nobody's bytes.
+
+    Resource handling:
+      Opens its file in `run` and closes it there. `-` is standard output, which stays open.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lines: list[str] = []
+        self._bytes = 0
+        self._reopen = False
+        self._wake = trio.Event()
+        self.dropped = 0
+
+    def write(self, line: str) -> None:
+        """Queue one line (without its newline). Never blocks; drops it when LIMIT_BYTES are waiting."""
+        if self._bytes > LIMIT_BYTES:
+            self.dropped += 1
+            return
+        self._lines.append(line)
+        self._bytes += len(line)
+        self._wake.set()
+
+    def reopen(self) -> None:
+        """After the file was moved away (SIGUSR1, as nginx does it)."""
+        self._reopen = True
+        self._wake.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Write what is queued.
+
+        Raises:
+          OSError: the file cannot be opened at the start.
+
+        Cancellation:
+          What is queued by then is still written (within 2 s), then the file is closed.
+        """
+        fd = self._open()
+        task_status.started()
+        try:
+            while True:
+                await self._wake.wait()
+                await trio.sleep(FLUSH_INTERVAL_S)
+                self._wake = trio.Event()
+                fd = await self._flush(fd)
+        finally:
+            with trio.move_on_after(2, shield=True):
+                await self._flush(fd)
+            if fd != sys.stdout.fileno():
+                os.close(fd)
+
+    async def _flush(self, fd: int) -> int:
+        if self._reopen:
+            self._reopen = False
+            try:
+                new = self._open()
+            except OSError as error:
+                structlog.get_logger().error("access_log_reopen_failed", path=self._path, error=str(error))
+            else:
+                if fd != sys.stdout.fileno():
+                    os.close(fd)
+                fd = new
+        if self._lines:
+            text, self._lines = "\n".join(self._lines) + "\n", []
+            try:
+                await trio.to_thread.run_sync(
+                    _write_all, fd, text.encode(errors="replace"), abandon_on_cancel=True
+                )
+            except OSError as error:
+                structlog.get_logger().error("access_log_write_failed", path=self._path, error=str(error))
+            self._bytes = sum(map(len, self._lines))
+        return fd
+
+    def _open(self) -> int:
+        if self._path == "-":
+            return sys.stdout.fileno()
+        parent = os.path.dirname(self._path)  # noqa: PTH120  a path as the user wrote it, "-" included
+        with contextlib.suppress(FileExistsError):
+            os.makedirs(parent or ".")  # noqa: PTH103  as above
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]

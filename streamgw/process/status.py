@@ -1,0 +1,76 @@
+"""What the status endpoint and `streamgw status` show: a look at the worker, as plain data."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+
+import attrs
+import trio
+
+from streamgw import __version__
+from streamgw.control.reloader import ReloadStatus
+from streamgw.process.worker import Worker
+
+
+class StatusBoard:
+    """Answers the status pages (`control.admin.control.Gateway`). Reads only; costs nothing while nobody asks."""
+
+    def __init__(self, worker: Worker, settings_status: Callable[[], ReloadStatus]) -> None:
+        self._worker = worker
+        self._settings_status = settings_status
+
+    def ready(self) -> bool:
+        """A configuration is loaded, and clients are accepted."""
+        return not self._worker.draining
+
+    def status(self) -> Mapping[str, object]:
+        """The body of `/streamgw/v1/status`. Keys are part of the interface: docs/status.md."""
+        worker = self._worker
+        totals = worker.sessions.totals
+        live = list(worker.sessions.live.values())
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime_s": round(trio.current_time() - worker.started_at, 3),
+            "ready": self.ready(),
+            "draining": worker.draining,
+            "config": _reload(worker.reloader.status),
+            "settings": _reload(self._settings_status()),
+            "listeners": self._listeners(),
+            "sessions": {
+                "active": len(live),
+                "total": totals.sessions + len(live),
+                "by_reason": {str(reason): count for reason, count in sorted(totals.by_reason.items())},
+                "bytes_up": totals.bytes_up + sum(session.meter.bytes_up for session in live),
+                "bytes_down": totals.bytes_down + sum(session.meter.bytes_down for session in live),
+            },
+            "access_log": {"dropped": worker.access_log.dropped},
+            "objects": self._objects(),
+        }
+
+    def _listeners(self) -> list[dict[str, object]]:
+        sessions = self._worker.sessions
+        return [
+            {
+                "name": name,
+                "state": state,
+                "sessions": sessions.live_by_listener[name],
+                "accepted": sessions.totals.accepted[name],
+            }
+            for name, state in self._worker.listeners.states().items()
+        ]
+
+    def _objects(self) -> dict[str, dict[str, str]]:
+        objects: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        for (collection, id_), digest in self._worker.reloader.current.sources.items():
+            objects[collection][id_] = digest
+        return objects
+
+
+def _reload(status: ReloadStatus) -> dict[str, object]:
+    shown = attrs.asdict(status)
+    shown["problems"] = [attrs.asdict(problem) for problem in status.problems]
+    shown["warnings"] = [attrs.asdict(problem) for problem in status.warnings]
+    return shown

@@ -1,0 +1,209 @@
+"""One worker: the data plane and the reloader, wired together.
+
+```
+Worker.run
+├─ access log                     outermost: it outlives the last session
+└─ nursery
+   ├─ pump                        one task, one epoll
+   ├─ resolver                    one child per name
+   ├─ reloader                    watch → load → swap
+   └─ listeners                   its deadline is the drain deadline
+      └─ one task per listener, one child task per session
+```
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import time
+import traceback
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+import structlog
+import trio
+
+from streamgw.config.compile import Loader
+from streamgw.config.settings import Settings
+from streamgw.config.store import Store
+from streamgw.control.reloader import Reloader
+from streamgw.core.access_log import compile_format
+from streamgw.core.errors import Fault
+from streamgw.core.model import Listener, Outcome
+from streamgw.core.snapshot import Snapshot
+from streamgw.dataplane.dialer import Dialer
+from streamgw.dataplane.listener import Listeners
+from streamgw.dataplane.pool import UpstreamPool
+from streamgw.dataplane.pump.loop import SocketPump
+from streamgw.dataplane.resolver import DNSLookup, Resolver
+from streamgw.dataplane.session import Policy, Session, Sessions
+from streamgw.process.log import AccessLog
+from streamgw.process.sockets import BindError, Sockets
+
+_LEVELS: Mapping[str, str] = {
+    Fault.CLIENT: "info",
+    Fault.UPSTREAM: "warning",
+    Fault.OPERATOR: "error",
+    Fault.GATEWAY: "error",
+}
+
+
+class Worker:
+    """Everything that serves clients, in one process.
+
+    Resource handling:
+      `sockets` belongs to the caller, who closes it after `run` has returned.
+    """
+
+    def __init__(self, settings: Settings, routes: Path, sockets: Sockets) -> None:
+        self.settings = settings
+        self.sockets = sockets
+        self.started_at = 0.0
+        """trio.current_time() when `run` began."""
+        self.draining = False
+        self.ended = trio.Event()
+        """`run` has returned."""
+        self._log = structlog.get_logger()
+        self.pump = SocketPump(on_trouble=lambda trouble: self._log.error("accepting", trouble=trouble))
+        resolver = settings.resolver
+        self.resolver = Resolver(
+            DNSLookup(
+                servers=resolver.servers,
+                timeout_s=resolver.timeout_s,
+                search=resolver.search,
+                ttl_override_s=resolver.ttl_override_s,
+            ),
+            min_ttl_s=resolver.min_ttl_s,
+            max_ttl_s=resolver.max_ttl_s,
+            stale_s=resolver.stale_s,
+            on_change=lambda name: self.pool.on_names_changed(name),  # noqa: PLW0108  the pool is made two lines below
+        )
+        rng = random.Random()  # noqa: S311  where a balancer starts is no secret
+        self.pool = UpstreamPool(self.resolver, rng=rng)
+        self.reloader = Reloader(
+            Loader(Store(routes), environ=os.environ),
+            lambda: self.settings.listeners,
+            self._on_swap,
+            settle_ms=settings.reload.settle_ms,
+            relook_s=settings.reload.relook_s,
+            force_polling=settings.reload.force_polling,
+            path=routes,
+        )
+        self.sessions = Sessions(
+            pump=self.pump,
+            dialer=Dialer(self.pump, self.pool),
+            get_snapshot=lambda: self.reloader.current,
+            on_outcome=self._on_outcome,
+            on_bug=self._on_bug,
+            wall_clock=time.time,  # noqa: TID251  for the log only
+            id_prefix=f"{rng.randrange(1 << 24):06x}-",
+            policy=_policy(settings),
+        )
+        self.listeners = Listeners(self.pump, self.sessions)
+        self.access_log = AccessLog(settings.access_log.path)
+        self._format = self._formatter(settings)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until `drain` has ended the last session.
+
+        Raises:
+          ConfigError: the first load of routes.d found problems.
+          OSError: the access log cannot be opened.
+
+        Cancellation:
+          Sessions are cut (reason `drain`) and reset; their log lines are still written.
+        """
+        self.started_at = trio.current_time()
+        try:
+            async with trio.open_nursery() as outer:
+                await outer.start(self.access_log.run)
+                async with trio.open_nursery() as inner:
+                    await inner.start(self.pump.run)
+                    await inner.start(self.resolver.run)
+                    await inner.start(self.reloader.run)
+                    await inner.start(self._serve, inner.cancel_scope)
+                    task_status.started()
+                outer.cancel_scope.cancel()
+        finally:
+            self.ended.set()
+
+    def apply(self, settings: Settings) -> None:
+        """Follow a changed conf/config.yaml: sockets first, all or nothing, then everything else that can change live.
+
+        Raises:
+          BindError: an address cannot be had; everything is as it was.
+        """
+        try:
+            finish = self.sockets.replace(settings.listeners, let_go=self._let_go)
+        except BindError:
+            self.listeners.sync(self.sockets.bound())
+            raise
+        self.settings = settings
+        self.sessions.policy = _policy(settings)
+        self._format = self._formatter(settings)
+        self.listeners.sync(self.sockets.bound())
+        finish()
+        self.reloader.poke()
+
+    def start_listening(self) -> None:
+        """Accept from the sockets that are bound. Called once, when there is a snapshot."""
+        self.listeners.sync(self.sockets.bound())
+
+    def drain(self, deadline: float) -> None:
+        """Accept no more; `run` returns when the last session has ended, at the latest at `deadline`."""
+        self.draining = True
+        self.listeners.drain(deadline)
+
+    async def _serve(
+        self, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        await self.listeners.run(task_status=task_status)
+        scope.cancel()
+
+    def _let_go(self, gone: Collection[Listener]) -> None:
+        self.listeners.sync(
+            {listener: sock for listener, sock in self.sockets.bound().items() if listener not in gone}
+        )
+
+    def _on_swap(self, snapshot: Snapshot) -> None:
+        self.pool.sync(snapshot.upstreams)
+
+    def _on_outcome(self, outcome: Outcome) -> None:
+        if self._format is not None:
+            self.access_log.write(self._format(outcome))
+        if outcome.fault != Fault.NONE:
+            getattr(self._log, _LEVELS[outcome.fault])(
+                "session_failed",
+                session=outcome.session_id,
+                reason=str(outcome.reason),
+                client=str(outcome.facts.client),
+                listener=outcome.facts.listener,
+                route=outcome.route_id,
+                detail=outcome.detail,
+            )
+
+    def _on_bug(self, session: Session, error: Exception) -> None:
+        self._log.error(
+            "bug",
+            session=session.id,
+            phase=session.phase,
+            traceback="".join(traceback.format_exception(error)),
+        )
+
+    def _formatter(self, settings: Settings) -> Callable[[Outcome], str] | None:
+        access_log = settings.access_log
+        return compile_format(access_log.format, access_log.escape) if access_log.enabled else None
+
+
+def _policy(settings: Settings) -> Policy:
+    limits = settings.limits
+    return Policy(
+        trusted_proxies=settings.trusted_proxies,
+        preread_timeout_s=limits.preread_timeout_s,
+        preread_limit_bytes=limits.preread_limit_bytes,
+        max_duration_s=limits.max_session_duration_s or math.inf,
+        max_sessions=limits.max_sessions or math.inf,
+        max_sessions_per_listener=limits.max_sessions_per_listener or math.inf,
+    )

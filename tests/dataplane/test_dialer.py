@@ -1,0 +1,131 @@
+"""Retry is the next candidate."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import trio
+
+from streamgw.core.errors import ConnectFailed, Exhausted, NoNode, Reason
+from streamgw.core.model import Timeouts, Upstream
+from streamgw.dataplane.dialer import Dialer, Trail
+from streamgw.dataplane.pool import UpstreamPool
+from streamgw.dataplane.pump import Ending, Limits, Meter
+from tests.support.fake_pump import Dialled, FakeEnd, FakePump
+from tests.support.scenes import FakeNames, upstream
+
+
+async def join(
+    pump: FakePump, to: Upstream, trail: Trail, *, preface: bytes = b"", client: FakeEnd | None = None
+) -> Ending:
+    pool = UpstreamPool(FakeNames(), rng=random.Random(1))
+    pool.sync({to.key: to})
+    dialer = Dialer(pump, pool)
+    return await dialer.join(
+        client or FakeEnd(), to, preface=preface, trail=trail, meter=Meter(), limits=Limits()
+    )
+
+
+def dialled(pump: FakePump) -> list[str]:
+    return [str(end.address) for end in pump.dialled]
+
+
+async def test_the_first_node_that_answers_gets_the_session(autojump_clock: trio.testing.MockClock) -> None:
+    pump, trail = FakePump({"10.0.0.2:1": Dialled()}), Trail()
+
+    ending = await join(pump, upstream("10.0.0.1:1", "10.0.0.2:1", "10.0.0.2:1"), trail, preface=b"PROXY")
+
+    assert ending == Ending(Reason.CLOSED)
+    assert str(trail.node) == "10.0.0.2:1"
+    assert [str(attempt.node) for attempt in trail.attempts] in ([], ["10.0.0.1:1"])
+    assert pump.dialled[-1].preface == b"PROXY"
+
+
+async def test_every_node_is_tried_once_and_the_last_failure_is_told(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    pump, trail = FakePump(), Trail()
+
+    with pytest.raises(ConnectFailed, match="connection refused"):
+        await join(pump, upstream("10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"), trail)
+
+    assert sorted(dialled(pump)) == ["10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"]
+    assert [attempt.error for attempt in trail.attempts] == ["connection refused"] * 3
+    assert trail.node == trail.attempts[-1].node
+
+
+@pytest.mark.parametrize(("retries", "tries"), [(0, 1), (1, 2), (9, 3)])
+async def test_retries_bound_the_attempts(
+    autojump_clock: trio.testing.MockClock, retries: int, tries: int
+) -> None:
+    pump = FakePump()
+
+    with pytest.raises(ConnectFailed):
+        await join(pump, upstream("10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1", retries=retries), Trail())
+
+    assert len(set(dialled(pump))) == len(dialled(pump)) == tries
+
+
+async def test_a_single_node_is_dialled_again_only_if_retries_say_so(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    patient, default = FakePump(), FakePump()
+
+    with pytest.raises(ConnectFailed):
+        await join(patient, upstream("10.0.0.1:1", retries=2), Trail())
+    with pytest.raises(ConnectFailed):
+        await join(default, upstream("10.0.0.1:1"), Trail())
+
+    assert dialled(patient) == ["10.0.0.1:1"] * 3
+    assert dialled(default) == ["10.0.0.1:1"]
+
+
+async def test_the_one_node_with_weight_is_not_dialled_twice(autojump_clock: trio.testing.MockClock) -> None:
+    pump = FakePump()
+
+    with pytest.raises(ConnectFailed):
+        await join(pump, upstream("10.0.0.1:1", "10.0.0.2:1=0", retries=2), Trail())
+
+    assert dialled(pump) == ["10.0.0.1:1"]
+
+
+async def test_no_attempt_begins_after_the_retry_timeout(autojump_clock: trio.testing.MockClock) -> None:
+    slow = Dialled(takes_s=100)
+    pump = FakePump({f"10.0.0.{n}:1": slow for n in (1, 2, 3)})
+    to = upstream(
+        "10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1", retry_timeout_s=15, timeouts=Timeouts(connect_s=10)
+    )
+    trail, began_at = Trail(), trio.current_time()
+
+    with pytest.raises(ConnectFailed, match="timed out"):
+        await join(pump, to, trail)
+
+    assert trio.current_time() - began_at == 20
+    assert len(trail.attempts) == 2
+    assert [attempt.seconds for attempt in trail.attempts] == [10, 10]
+
+
+async def test_an_ending_after_the_connect_is_final(autojump_clock: trio.testing.MockClock) -> None:
+    reset = Dialled(ending=Ending(Reason.RESET, "upstream"))
+    pump, trail = FakePump({"10.0.0.1:1": reset, "10.0.0.2:1": reset}), Trail()
+
+    ending = await join(pump, upstream("10.0.0.1:1", "10.0.0.2:1"), trail)
+
+    assert ending.reason is Reason.RESET
+    assert len(pump.dialled) == 1
+    assert trail.attempts == []
+
+
+async def test_no_candidate_at_all_says_so() -> None:
+    with pytest.raises(NoNode, match="upstreams/1 has no node to dial"):
+        await join(FakePump(), upstream(), Trail())
+    with pytest.raises(NoNode):
+        await join(FakePump(), upstream(retries=3), Trail())
+
+
+async def test_running_out_of_descriptors_is_not_retried() -> None:
+    pump = FakePump({"10.0.0.1:1": Dialled(exhausted=True), "10.0.0.2:1": Dialled(exhausted=True)})
+
+    with pytest.raises(Exhausted):
+        await join(pump, upstream("10.0.0.1:1", "10.0.0.2:1"), Trail())

@@ -1,0 +1,103 @@
+"""The access log never delays a session and never loses a line without saying so."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import structlog
+import trio
+
+from streamgw.config.settings import LogSettings
+from streamgw.process.log import LIMIT_BYTES, AccessLog, configure_logging
+
+
+async def test_lines_arrive_whole_and_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "logs" / "access.log"
+    log = AccessLog(str(path))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(log.run)
+        for number in range(100):
+            log.write(f"line {number}")
+        nursery.cancel_scope.cancel()
+
+    assert path.read_text().splitlines() == [f"line {number}" for number in range(100)]
+
+
+async def test_reopening_follows_a_moved_file(tmp_path: Path) -> None:
+    path, moved = tmp_path / "access.log", tmp_path / "access.log.1"
+    log = AccessLog(str(path))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(log.run)
+        log.write("before")
+        with trio.fail_after(5):
+            while not path.read_text():
+                await trio.sleep(0.01)
+        path.rename(moved)
+
+        log.reopen()
+        log.write("after")
+        with trio.fail_after(5):
+            while not path.exists() or not path.read_text():
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+
+    assert moved.read_text() == "before\n"
+    assert path.read_text() == "after\n"
+
+
+async def test_standard_output_is_the_default(capfd: pytest.CaptureFixture[str]) -> None:
+    log = AccessLog("-")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(log.run)
+        log.write("hello")
+        nursery.cancel_scope.cancel()
+
+    assert capfd.readouterr().out == "hello\n"
+
+
+async def test_a_writer_that_is_stuck_costs_lines_not_memory(tmp_path: Path) -> None:
+    log = AccessLog(str(tmp_path / "never-opened"))
+    line = "x" * 1_000_000
+
+    for _ in range(40):
+        log.write(line)
+
+    assert log.dropped == 40 - (LIMIT_BYTES // len(line) + 1)
+
+
+async def test_a_path_that_cannot_be_opened_is_an_error_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    log = AccessLog(str(tmp_path / "file" / "access.log"))
+
+    with pytest.RaisesGroup(NotADirectoryError, allow_unwrapped=True):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(log.run)
+
+
+async def test_a_full_disk_is_told_and_survived(capfd: pytest.CaptureFixture[str]) -> None:
+    configure_logging(LogSettings(format="json"))
+    log = AccessLog("/dev/full")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(log.run)
+        log.write("lost")
+        nursery.cancel_scope.cancel()
+
+    told = json.loads(capfd.readouterr().err)
+    assert told["event"] == "access_log_write_failed"
+    assert told["level"] == "error"
+    assert os.strerror(28) in told["error"]
+
+
+def test_the_level_is_obeyed(capfd: pytest.CaptureFixture[str]) -> None:
+    configure_logging(LogSettings(level="warning", format="console"))
+
+    structlog.get_logger().info("quiet")
+    structlog.get_logger().warning("loud", key="value")
+
+    err = capfd.readouterr().err
+    assert "quiet" not in err
+    assert "loud" in err
+    assert "key=value" in err

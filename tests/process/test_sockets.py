@@ -1,0 +1,208 @@
+"""Listening sockets: all or nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from streamgw.core.model import Listener
+from streamgw.process.sockets import BindError, Sockets
+
+
+@pytest.fixture
+def sockets() -> Iterator[Sockets]:
+    made = Sockets()
+    yield made
+    made.close_all()
+
+
+def tcp(port: int = 0, host: str = "127.0.0.1", **settings: object) -> Listener:
+    return Listener("tcp", host, port, **settings)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def answers(port: int, host: str = "127.0.0.1") -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
+        return sock.connect_ex((host, port)) == 0
+
+
+def open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_port_0_shows_the_real_port(sockets: Sockets) -> None:
+    sockets.replace([tcp()])
+
+    (listener,) = sockets.bound()
+
+    assert answers(listener.port)
+
+
+def test_what_stays_keeps_its_socket(sockets: Sockets) -> None:
+    a, b = tcp(free_port()), tcp(free_port(), "127.0.0.2")
+    sockets.replace([a])
+    before = sockets.bound()[a]
+
+    sockets.replace([b, a])()
+
+    assert sockets.bound()[a] is before
+    assert answers(b.port, "127.0.0.2")
+
+
+def test_what_is_gone_closes_when_the_data_plane_let_go(sockets: Sockets) -> None:
+    a = tcp(free_port())
+    sockets.replace([a])
+
+    finish = sockets.replace([])
+
+    assert answers(a.port), "not before finish()"
+    finish()
+    assert not answers(a.port)
+
+
+def test_a_taken_address_changes_nothing(sockets: Sockets) -> None:
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        taken = tcp(stranger.getsockname()[1])
+        old, new = tcp(free_port()), tcp(free_port())
+        sockets.replace([old])
+        fds = open_fds()
+
+        with pytest.raises(
+            BindError, match=f"cannot listen on tcp 127.0.0.1:{taken.port}: address already in use"
+        ):
+            sockets.replace([new, taken])
+
+        assert list(sockets.bound()) == [old]
+        assert answers(old.port)
+        assert not answers(new.port)
+        assert open_fds() == fds
+
+
+def test_a_second_gateway_on_the_same_address_fails_loudly(sockets: Sockets) -> None:
+    sockets.replace([tcp()])
+    second = Sockets()
+
+    with pytest.raises(BindError):
+        second.replace(list(sockets.bound()))
+
+
+def test_a_port_that_becomes_a_wildcard_passes_its_own_old_socket(sockets: Sockets) -> None:
+    narrow = tcp(free_port())
+    wide = tcp(narrow.port, "0.0.0.0")
+    sockets.replace([narrow])
+    let_go: list[Listener] = []
+
+    sockets.replace([wide], let_go=let_go.extend)()
+
+    assert let_go == [narrow]
+    assert list(sockets.bound()) == [wide]
+    assert answers(wide.port, "127.0.0.5")
+
+
+def test_an_old_socket_that_was_let_go_comes_back_when_the_new_one_fails(sockets: Sockets) -> None:
+    narrow = tcp(free_port())
+    wide = tcp(narrow.port, "0.0.0.0")
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.9", narrow.port))
+        stranger.listen()
+        sockets.replace([narrow])
+
+        with pytest.raises(BindError):
+            sockets.replace([wide], let_go=lambda _: None)
+
+    assert list(sockets.bound()) == [narrow]
+    assert answers(narrow.port)
+
+
+def test_a_bare_port_serves_both_families(sockets: Sockets) -> None:
+    sockets.replace([tcp(0, "::", dual_stack=True)])
+
+    (listener,) = sockets.bound()
+
+    assert answers(listener.port)
+    assert answers(listener.port, "::1")
+
+
+def test_ipv6_alone_leaves_ipv4_alone(sockets: Sockets) -> None:
+    sockets.replace([tcp(0, "::")])
+
+    (listener,) = sockets.bound()
+
+    assert answers(listener.port, "::1")
+    assert not answers(listener.port)
+
+
+def test_a_foreign_address_is_named(sockets: Sockets) -> None:
+    with pytest.raises(BindError, match="cannot assign requested address"):
+        sockets.replace([tcp(0, "192.0.2.1")])
+
+
+def test_other_settings_of_a_listener_come_with_the_same_socket(sockets: Sockets) -> None:
+    port = free_port()
+    sockets.replace([tcp(port)])
+    sock = next(iter(sockets.bound().values()))
+
+    sockets.replace([tcp(port, max_sessions=3)])()
+
+    (listener,) = sockets.bound()
+    assert listener.max_sessions == 3
+    assert sockets.bound()[listener] is sock
+
+
+def test_a_unix_socket_is_made_and_removed(sockets: Sockets, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    sockets.replace([Listener("tcp", "unix:", 0, str(path))])
+    with socket.socket(socket.AF_UNIX) as client:
+        assert client.connect_ex(str(path)) == 0
+
+    sockets.close_all()
+
+    assert not path.exists()
+
+
+def test_a_dead_unix_socket_is_replaced_and_a_live_one_is_not(sockets: Sockets, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    listener = Listener("tcp", "unix:", 0, str(path))
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+
+    sockets.replace([listener])
+
+    with pytest.raises(BindError, match="address already in use"):
+        Sockets().replace([listener])
+
+
+def test_a_file_in_the_way_is_not_deleted(sockets: Sockets, tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text("data")
+
+    with pytest.raises(BindError):
+        sockets.replace([Listener("tcp", "unix:", 0, str(path))])
+
+    assert path.read_text() == "data"
+
+
+def test_an_inherited_socket_is_used_and_the_others_are_closed() -> None:
+    with socket.socket() as ours, socket.socket() as other:
+        for sock in (ours, other):
+            sock.bind(("127.0.0.1", 0))
+            sock.listen()
+        sockets = Sockets([ours, other])
+        listener = tcp(ours.getsockname()[1])
+
+        sockets.replace([listener])
+
+        assert sockets.bound()[listener] is ours
+        sockets.close_all()
+        assert other.fileno() == -1

@@ -1,0 +1,145 @@
+"""A pump without sockets: ends are scripts, time is trio's (mock) clock. Sessions and the dialer cannot tell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NoReturn
+
+import attrs
+import trio
+
+from streamgw.core.errors import ConnectFailed, Exhausted, PeerReset, Reason
+from streamgw.core.model import Address
+from streamgw.dataplane.pump import Ending, Limits, Meter, OnAccept
+
+
+@attrs.define(eq=False)
+class FakeEnd:
+    """A client with a script, or an upstream that was dialled."""
+
+    address: Address | None = None
+    preface: bytes = b""
+    deadline: float = math.inf
+    received: bytes = b""
+    """A client: what waits in its receive buffer."""
+    says_later: list[tuple[float, bytes]] = attrs.Factory(list)
+    """A client: (trio time, bytes) that arrive later."""
+    eof: bool = False
+    resets: bool = False
+    closed: str = ""
+    aborted: Reason | None = None
+    changed: trio.Event = attrs.Factory(trio.Event)
+
+
+@attrs.define
+class Dialled:
+    """How one node behaves. `ending` None: the relay goes on until it is aborted, cancelled, or runs into a limit."""
+
+    refuses: str = ""
+    exhausted: bool = False
+    takes_s: float = 0.0
+    ending: Ending | None = Ending(Reason.CLOSED)
+    moves: tuple[int, int] = (0, 0)
+
+
+@attrs.define(eq=False)
+class FakeAccepting:
+    on_accept: OnAccept
+    paused: bool = False
+    closed: bool = False
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+
+    def close(self) -> None:
+        self.closed = True
+
+    def connect(self, client: Address = Address("192.0.2.9", 40000), end: FakeEnd | None = None) -> FakeEnd:
+        """A client arrives."""
+        assert not self.paused, "the backlog is the queue: nobody is accepted while paused"
+        assert not self.closed
+        end = end or FakeEnd()
+        self.on_accept(end, client, Address("127.0.0.1", 9100))
+        return end
+
+
+@attrs.define
+class FakePump:
+    """Answers `dial` by a table of nodes; whatever is not in the table refuses the connection."""
+
+    nodes: dict[str, Dialled] = attrs.Factory(dict)
+    dialled: list[FakeEnd] = attrs.Factory(list)
+    accepting: dict[object, FakeAccepting] = attrs.Factory(dict)
+    before_relay: Callable[[], None] = lambda: None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        task_status.started()
+        await trio.sleep_forever()
+
+    def listen(self, sock: object, on_accept: OnAccept) -> FakeAccepting:
+        accepting = self.accepting[sock] = FakeAccepting(on_accept)
+        return accepting
+
+    async def peek(self, end: FakeEnd, at_least: int, *, deadline: float) -> bytes:
+        while len(end.received) < at_least and end.says_later and end.says_later[0][0] <= deadline:
+            at, data = end.says_later.pop(0)
+            await trio.sleep_until(at)
+            end.received += data
+        if end.resets:
+            raise PeerReset("connection reset by peer")
+        if len(end.received) < at_least and not end.eof:
+            await trio.sleep_until(deadline)
+        await trio.lowlevel.checkpoint()
+        return end.received
+
+    def consume(self, end: FakeEnd, count: int) -> None:
+        assert count <= len(end.received)
+        end.received = end.received[count:]
+
+    def dial(self, node: Address, *, preface: bytes, deadline: float) -> FakeEnd:
+        script = self.nodes.get(str(node), Dialled(refuses="connection refused"))
+        if script.exhausted:
+            raise Exhausted("too many open files")
+        end = FakeEnd(address=node, preface=preface, deadline=deadline)
+        self.dialled.append(end)
+        return end
+
+    async def relay(self, client: FakeEnd, upstream: FakeEnd, meter: Meter, limits: Limits) -> Ending:
+        assert not client.closed, "a closed end was relayed"
+        self.before_relay()
+        script = self.nodes.get(str(upstream.address), Dialled(refuses="connection refused"))
+        try:
+            await trio.sleep_until(min(trio.current_time() + script.takes_s, upstream.deadline))
+            if script.takes_s and trio.current_time() >= upstream.deadline:
+                upstream.closed = "reset"
+                raise ConnectFailed("timed out")
+            if script.refuses:
+                upstream.closed = "fin"
+                raise ConnectFailed(script.refuses)
+            meter.connected_at = trio.current_time()
+            meter.bytes_up, meter.bytes_down = script.moves
+            ending = script.ending or await self._until_cut(client, limits)
+        except trio.Cancelled:
+            client.closed = upstream.closed = "reset"
+            raise
+        client.closed = upstream.closed = "fin" if ending.reason is Reason.CLOSED else "reset"
+        return ending
+
+    def abort(self, end: FakeEnd, reason: Reason) -> None:
+        end.aborted = reason
+        end.changed.set()
+
+    def close(self, end: FakeEnd, *, reset: bool = False) -> None:
+        end.closed = end.closed or ("reset" if reset else "fin")
+
+    async def _until_cut(self, client: FakeEnd, limits: Limits) -> Ending:
+        idle_at = trio.current_time() + limits.idle_s
+        with trio.move_on_at(min(idle_at, limits.ends_at)):
+            await client.changed.wait()
+            assert client.aborted is not None
+            return Ending(client.aborted)
+        return Ending(Reason.IDLE_TIMEOUT if idle_at < limits.ends_at else Reason.MAX_DURATION)

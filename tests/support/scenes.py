@@ -1,0 +1,88 @@
+"""Small builders, so that a test says only what it is about."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection, Mapping
+
+import attrs
+
+from streamgw.core.model import (
+    Address,
+    Facts,
+    Listener,
+    Match,
+    Node,
+    PortRange,
+    Revision,
+    Route,
+    Source,
+    Upstream,
+)
+from streamgw.core.router import Router
+from streamgw.core.snapshot import Snapshot
+
+
+def upstream(*nodes: str, key: str = "upstreams/1", **settings: object) -> Upstream:
+    """`upstream("10.0.0.5:3306", "db.example:3306=2")`: host:port, weight after `=`."""
+    return Upstream(key=key, nodes=tuple(map(node, nodes)), **settings)
+
+
+def node(text: str) -> Node:
+    """`127.0.0.1:1995`, `[::1]:1995=3`."""
+    place, _, weight = text.partition("=")
+    host, _, port = place.rpartition(":")
+    return Node(host.strip("[]"), int(port), weight=int(weight or 1))
+
+
+def route(
+    id_: str = "1",
+    to: Upstream | None = None,
+    *,
+    port: int | None = None,
+    remote: str = "",
+    server: str = "",
+    **settings: object,
+) -> Route:
+    match = Match(
+        remote_addrs=(ipaddress.ip_network(remote),) if remote else (),
+        server_addrs=(ipaddress.ip_network(server),) if server else (),
+        server_ports=(PortRange(port, port),) if port else (),
+    )
+    return Route(id=id_, match=match, upstream=to, source=Source("routes.d/test.yaml", 1), **settings)
+
+
+def snapshot(*routes: Route, revision: str = "r1") -> Snapshot:
+    return Snapshot(
+        revision=Revision(revision),
+        router=Router(routes),
+        upstreams={each.upstream.key: each.upstream for each in routes if each.upstream is not None},
+        sources={("stream_routes", each.id): each.id for each in routes},
+    )
+
+
+def listener(port: int = 9100, **settings: object) -> Listener:
+    return Listener("tcp", "127.0.0.1", port, **settings)
+
+
+def facts(client: str = "192.0.2.9", port: int = 9100) -> Facts:
+    return Facts("tcp", f"tcp 127.0.0.1:{port}", Address(client, 40000), Address("127.0.0.1", port))
+
+
+@attrs.define
+class FakeNames:
+    """A resolver whose answers are a table; a name that is not in it is still being looked up."""
+
+    table: dict[str, tuple[str, ...]] = attrs.Factory(dict)
+    wanted: set[str] = attrs.Factory(set)
+    later: Mapping[str, tuple[str, ...]] = attrs.Factory(dict)
+    """What `first` brings."""
+
+    def sync(self, names: Collection[str]) -> None:
+        self.wanted = set(names)
+
+    def addresses(self, name: str) -> tuple[str, ...]:
+        return self.table.get(name, ())
+
+    async def first(self, name: str) -> None:
+        self.table[name] = self.later.get(name, ())
