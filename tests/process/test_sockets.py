@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +35,7 @@ def answers(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def open_fds() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_port_0_shows_the_real_port(sockets: Sockets) -> None:
