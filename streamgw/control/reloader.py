@@ -1,0 +1,219 @@
+"""Time, hidden: triggers, coalescing, threads, generations. Out come whole snapshots, one after the other.
+
+Every trigger (the watcher, a signal, the API) does the same thing: it says "look again". One task looks, one look at a
+time; what is said during a look causes one more after it. So it does not matter how many triggers there were, which file
+they meant, or whether they came too early: the last look comes after the last trigger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import sys
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Literal, NoReturn, Protocol
+
+import attrs
+import structlog
+import trio
+
+from streamgw.config.compile import Compilation
+from streamgw.core.errors import ConfigError, Problem, StoreError
+from streamgw.core.model import Key, Listener, Revision
+from streamgw.core.snapshot import Snapshot
+
+MAX_LOGGED = 100
+"""Problems of one rejection that are logged; `streamgw status` and `streamgw check` show all."""
+SWITCH_INTERVAL_S = 0.0005
+"""How long the loading thread may keep the interpreter to itself when the event loop wants it (CPython's default: 5 ms)."""
+
+
+class Loads(Protocol):
+    """What the reloader asks of `config.compile.Loader`."""
+
+    def load(self, listeners: Sequence[Listener]) -> Compilation:
+        """Read and compile everything. Blocks. Raises ConfigError or StoreError."""
+
+
+@attrs.frozen
+class ReloadStatus:
+    """What became of the latest look that found something new. For `streamgw status`."""
+
+    state: Literal["applied", "rejected"] = "applied"
+    """Rejected: what runs is still `revision`; `problems` says what is wrong with what is on disk."""
+    revision: Revision = Revision("")
+    """Of what runs."""
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+    """About what runs."""
+    applied_at: datetime | None = None
+    duration_s: float = 0.0
+    """Reading and compiling, the latest time that was applied."""
+    reloads: int = 0
+    """Applied since the start, the first load not counted."""
+    rejected: int = 0
+    """Rejected since the start; the same problems found again are not counted again."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Reloader:
+    """Holds the current snapshot, and replaces it by the next one: all or nothing.
+
+    Args:
+      listeners: what the process listens on now; only warnings depend on it.
+      on_swap: told each new snapshot, the first one included, at the same moment as `current` changes: no other task
+        runs in between. Must not block or raise.
+      watch: a fresh iteration of "look again", the first one when the watcher stands (`watch.changes`).
+      wall_clock: for `applied_at`.
+    """
+
+    def __init__(
+        self,
+        loader: Loads,
+        listeners: Callable[[], Sequence[Listener]],
+        on_swap: Callable[[Snapshot], None],
+        *,
+        watch: Callable[[], AsyncGenerator[None]],
+        wall_clock: Callable[[], datetime] = _now,
+    ) -> None:
+        self._loader = loader
+        self._listeners = listeners
+        self._on_swap = on_swap
+        self._watch = watch
+        self._wall_clock = wall_clock
+        self._current: Snapshot | None = None
+        self._swapped = trio.Event()
+        self._poked = trio.Event()
+        self._log = structlog.get_logger()
+        self.status = ReloadStatus()
+
+    @property
+    def current(self) -> Snapshot:
+        """The snapshot that new sessions pin. There is none before `run` has started."""
+        assert self._current is not None, "the first load comes first"
+        return self._current
+
+    def poke(self) -> None:
+        """Look again, now. Also while a look is under way: then once more after it."""
+        self._poked.set()
+
+    async def wait_applied(self, key: Key, digest: str | None) -> None:
+        """Wait until the object with that digest is what runs; None waits until there is no such object.
+
+        May never return: the state on disk may be rejected, or changed again before anybody looked. Bring a deadline.
+        """
+        while self.current.sources.get(key) != digest:
+            await self._swapped.wait()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Load, report that it has started, and keep following the directory.
+
+        The watcher stands before the first load reads, so no change falls between the two.
+
+        Raises:
+          ConfigError, StoreError: the first load failed. Later ones are told in `status`, and change nothing.
+
+        Cancellation:
+          Waits for the end of a load under way (a thread cannot be stopped), whose result is then dropped.
+        """
+        async with contextlib.aclosing(self._watch()) as looks:
+            await anext(looks)
+            began_at = trio.current_time()
+            listeners = tuple(self._listeners())
+            self._apply(await self._load(listeners), trio.current_time() - began_at)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._poke_for_each, looks)
+                task_status.started()
+                while True:
+                    await self._poked.wait()
+                    self._poked = trio.Event()
+                    await self._look()
+        raise AssertionError("only cancellation ends this")
+
+    async def _poke_for_each(self, looks: AsyncGenerator[None]) -> None:
+        async for _ in looks:
+            self.poke()
+
+    async def _look(self) -> None:
+        began_at = trio.current_time()
+        try:
+            compilation = await self._load(tuple(self._listeners()))
+        except ConfigError as error:
+            self._reject(error.problems)
+        except StoreError as error:
+            self._reject((Problem("the routes", 0, 0, "", str(error)),))
+        except Exception as error:  # noqa: BLE001  a bug in reading files must not cost the sessions that run
+            self._log.exception("reload_bug")
+            self._reject((Problem("streamgw", 0, 0, "", f"bug while loading: {error!r}"),))
+        else:
+            self._apply(compilation, trio.current_time() - began_at)
+
+    async def _load(self, listeners: tuple[Listener, ...]) -> Compilation:
+        # Not abandoned on cancel: two loads at once would share the loader's memory of parsed files.
+        with _polite_to_the_event_loop():
+            return await trio.to_thread.run_sync(self._loader.load, listeners)
+
+    def _apply(self, compilation: Compilation, duration_s: float) -> None:
+        before, snapshot = self.status, compilation.snapshot
+        is_first = self._current is None
+        if is_first or snapshot.revision != self.current.revision:
+            self._current = snapshot
+            self._on_swap(snapshot)
+            self.status = ReloadStatus(
+                revision=snapshot.revision,
+                warnings=compilation.warnings,
+                applied_at=self._wall_clock(),
+                duration_s=duration_s,
+                reloads=before.reloads + (not is_first),
+                rejected=before.rejected,
+            )
+            self._log.info(
+                "routes_applied",
+                revision=snapshot.revision,
+                routes=len(snapshot.router.routes),
+                warnings=len(compilation.warnings),
+                duration_ms=round(duration_s * 1000),
+            )
+            self._swapped.set()
+            self._swapped = trio.Event()
+        else:
+            # The same documents. But the listeners may be others, and with them the warnings.
+            self.status = attrs.evolve(before, state="applied", problems=(), warnings=compilation.warnings)
+            if before.state == "rejected":
+                self._log.info("routes_as_before", revision=snapshot.revision)
+        known = set(before.warnings)
+        for warning in compilation.warnings:
+            if warning not in known:
+                self._log.warning("routes_warning", problem=str(warning))
+
+    def _reject(self, problems: tuple[Problem, ...]) -> None:
+        before = self.status
+        if before.state == "rejected" and before.problems == problems:
+            return
+        self.status = attrs.evolve(before, state="rejected", problems=problems, rejected=before.rejected + 1)
+        self._log.error("routes_rejected", problems=len(problems), still_running=before.revision)
+        for problem in problems[:MAX_LOGGED]:
+            self._log.error("routes_problem", problem=str(problem))
+
+
+@contextlib.contextmanager
+def _polite_to_the_event_loop() -> Iterator[None]:
+    """While a thread loads, keep the data plane moving.
+
+    The thread and the event loop share one interpreter lock, so two things would stall every session:
+
+    * The thread keeps the lock for a switch interval whenever the loop wants it, at every wake-up of the loop.
+    * The cyclic garbage collector, which runs inside whichever thread allocates, and never lets go of the lock.
+    """
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        sys.setswitchinterval(interval_s)
