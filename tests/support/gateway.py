@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import urllib.error
 import urllib.request
@@ -53,7 +52,7 @@ class Gateway:
           tcp: the entries of `apisix.stream_proxy.tcp`.
           sections: further top-level sections, as they stand in the file.
         """
-        document = {
+        document: dict[str, Mapping[str, object]] = {
             "apisix": {
                 "stream_proxy": {"tcp": list(tcp)},
                 "status": {"ip": "127.0.0.1", "port": self.status_port},
@@ -154,4 +153,4 @@ def write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)
-    os.replace(temporary, path)
+    temporary.replace(path)
