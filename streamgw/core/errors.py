@@ -129,6 +129,20 @@ class PeerReset(SessionError):
     fault = Fault.CLIENT
 
 
+class Drained(SessionError):
+    """The gateway ended the session before a relay had begun, because it stops."""
+
+    reason = Reason.DRAIN
+    fault = Fault.NONE
+
+
+class Killed(SessionError):
+    """An operator ended the session before a relay had begun."""
+
+    reason = Reason.KILLED
+    fault = Fault.NONE
+
+
 @attrs.frozen(order=True)
 class Problem:
     """One thing wrong with the configuration, and where. Prints as `file:line:column pointer: message`."""

@@ -1,0 +1,241 @@
+"""One socket in the pump's hands, the pair it may be part of, and the words for what the kernel says about it.
+
+A direction is named by the end it is *read* from: `pend`, `pipe`, `stuck`, `eof` of a client's end are about bytes on
+their way up. Readiness is edge-triggered, so whatever an event said is kept here until it has been acted upon: nobody
+says it twice.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import select
+import socket
+import struct
+from socket import SocketType
+
+import trio
+
+from streamgw.core.errors import ConnectFailed, Reason, Side
+from streamgw.core.model import UNIX_HOST, Address
+from streamgw.dataplane.pump import Ending, Limits, Meter
+from streamgw.dataplane.pump.bulk import Pipe
+
+EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLET
+"""What every session socket is registered for, once, for life. PRI: an urgent mark ends a read early, and a short
+read must be a drained socket (see `Socket.thorough`)."""
+PLAIN = select.EPOLLIN | select.EPOLLOUT
+"""The event of a socket with bytes to read, room to write, and nothing else to say."""
+READABLE = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+PECULIAR = select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+GONE = select.EPOLLHUP | select.EPOLLERR
+
+EXHAUSTED_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""The machine or the process is short of something; it will pass."""
+_RESET_NOW = struct.pack("ii", 1, 0)
+"""struct linger: close(2) throws away what is unsent and answers with RST."""
+_WORDS = {
+    errno.EHOSTUNREACH: "no route to host",
+    errno.ENETUNREACH: "network is unreachable",
+    errno.EADDRNOTAVAIL: "no local address or port left to connect from",
+    # What write(2) says once the reset was noticed by somebody else; a person wants the cause.
+    errno.EPIPE: "connection reset by peer",
+}
+
+
+class Socket:
+    """The pump's `End`. Written by the pump alone."""
+
+    __slots__ = (
+        "aborted",
+        "broken",
+        "bulk",
+        "deadline",
+        "dialed_at",
+        "done",
+        "eof",
+        "fast",
+        "fd",
+        "full",
+        "is_client",
+        "may_splice",
+        "peer",
+        "pend",
+        "pipe",
+        "preface",
+        "queued",
+        "ready",
+        "relay",
+        "short",
+        "sock",
+        "stuck",
+        "thorough",
+        "waiter",
+        "writable",
+    )
+
+    def __init__(self, sock: SocketType, *, is_client: bool) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        """-1 once closed."""
+        self.is_client = is_client
+        self.fast = False
+        """A PLAIN event needs no thought: read, hand on. False while anything below is out of the ordinary."""
+        self.peer: Socket | None = None
+        self.relay: Relay | None = None
+        self.waiter: trio.lowlevel.Task | None = None
+        """The task parked in `peek`."""
+        self.aborted: Reason | None = None
+
+        self.ready = False
+        """An edge said there is something to read, and EAGAIN or a short read has not yet said otherwise."""
+        self.writable = False
+        """An edge said so before the relay began: the connect has completed."""
+        self.thorough = False
+        """A short read does not mean drained: read on to EOF or EAGAIN. A FIN, an error or an urgent mark may stand
+        behind the bytes, or the edge that announced them was consumed earlier."""
+        self.broken = False
+        """EPOLLERR or EPOLLHUP was seen."""
+        self.eof = False
+        self.done = False
+        """EOF was read, everything before it delivered, and the peer told (or about to be, by close)."""
+        self.stuck = False
+        """`pend` or `pipe` holds bytes that the peer has no room for. Nothing is read meanwhile."""
+        self.queued = False
+        """Its turn was over before its bytes were; it is in the mover's queue."""
+        self.pend: bytes | memoryview = b""
+        self.pipe: Pipe | None = None
+        """Held only while bytes are stuck in it."""
+        self.full = 0
+        """Full buffers read in a row."""
+        self.short = 0
+        """Small splices in a row."""
+        self.bulk = False
+        self.may_splice = True
+
+        self.preface = b""
+        self.dialed_at = 0.0
+        self.deadline = 0.0
+        """Of the connect."""
+
+    @property
+    def side(self) -> Side:
+        """Which side of the session it is, in the vocabulary of `Ending`."""
+        return "client" if self.is_client else "upstream"
+
+    def note(self, flags: int) -> None:
+        """Remember an edge. Readiness is never forgotten by anything but the read that exhausts it."""
+        if flags & select.EPOLLOUT:
+            self.writable = True
+        if flags & READABLE:
+            self.ready = True
+            if flags & PECULIAR:
+                self.thorough = True
+                if flags & GONE:
+                    self.broken = True
+                if flags & select.EPOLLPRI:
+                    # splice(2) stops at an urgent mark with EAGAIN, bytes behind it or not; recv(2) steps over it.
+                    self.may_splice = self.bulk = False
+
+    def error(self) -> int:
+        """Take the pending error off the socket (SO_ERROR clears it); 0 if there is none."""
+        return self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+    def refresh(self) -> None:
+        """Decide anew whether PLAIN events of this end and of its peer may take the fast path."""
+        peer = self.peer
+        assert peer is not None
+        blocked = self.stuck or peer.stuck
+        self.fast = not (blocked or self.bulk or self.eof or self.queued)
+        peer.fast = not (blocked or peer.bulk or peer.eof or peer.queued)
+
+
+class Relay:
+    """Two ends whose bytes go to each other, from before the upstream's connect until both directions ended."""
+
+    __slots__ = (
+        "active_at",
+        "client",
+        "connecting",
+        "ending",
+        "failure",
+        "limits",
+        "meter",
+        "moved",
+        "task",
+        "uncounted",
+        "upstream",
+    )
+
+    def __init__(self, client: Socket, upstream: Socket, meter: Meter, limits: Limits) -> None:
+        self.client = client
+        self.upstream = upstream
+        self.meter = meter
+        self.limits = limits
+        self.connecting = True
+        self.uncounted = 0
+        """Bytes of the preface that are still in `client.pend`."""
+        self.active_at = 0.0
+        self.moved = 0
+        """What the meter said when the sweep last looked: no clock is read per message."""
+        self.ending: Ending | None = None
+        self.failure: ConnectFailed | None = None
+        self.task: trio.lowlevel.Task | None = None
+        """Set while parked."""
+
+    @property
+    def over(self) -> bool:
+        """Nothing is left to do for the pump."""
+        return self.ending is not None or self.failure is not None
+
+
+def words_for(number: int) -> str:
+    """What went wrong, for a log line that a person reads: `connection refused`."""
+    return _WORDS.get(number) or os.strerror(number).lower()
+
+
+def close(sock: SocketType, *, reset: bool) -> None:
+    """Close a socket, politely or by RST. Never raises: the descriptor is gone whatever the peer did."""
+    try:
+        if reset:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_NOW)
+    except OSError:
+        pass  # the connection is gone already, and with it the need to reset it
+    finally:
+        sock.close()
+
+
+def address_of(sockaddr: object) -> Address:
+    """What accept(2) or getsockname(2) gave, as an Address: IPv4-mapped folded, scope dropped, Unix sockets named.
+
+    The scope of a link-local IPv6 address is dropped because routes, PROXY headers and logs speak of addresses only.
+    """
+    if not isinstance(sockaddr, tuple):
+        return Address(UNIX_HOST, 0)
+    host, port = sockaddr[0], sockaddr[1]
+    if ":" in host:
+        host = host.partition("%")[0]
+        if host.startswith("::ffff:") and "." in host:
+            host = host[7:]
+    return Address(host, port)
+
+
+@functools.lru_cache(maxsize=4096)
+def sockaddr_for(
+    host: str, port: int
+) -> tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]:
+    """Family and sockaddr for connect(2). The host is an IP literal, a scoped `fe80::1%eth0` included.
+
+    Checked here, because connect() of anything else would look it up, blocking the whole process.
+
+    Raises:
+      OSError: not an IP literal, or no such interface.
+    """
+    if ":" not in host:
+        socket.inet_pton(socket.AF_INET, host)
+        return socket.AF_INET, (host, port)
+    literal, _, scope = host.partition("%")
+    socket.inet_pton(socket.AF_INET6, literal)
+    index = 0 if not scope else int(scope) if scope.isdigit() else socket.if_nametoindex(scope)
+    return socket.AF_INET6, (literal, port, 0, index)

@@ -1,0 +1,537 @@
+"""The pump itself: one edge-triggered epoll, one Trio task driving it, and the sweep that keeps time.
+
+Theory of operation. While nothing happens the task waits in Trio for the epoll to become readable: Trio owns the
+thread. While bytes flow it is the other way round: the task stays in its own poll (at most `HOT_WAIT_S` at a time) and
+lets Trio run every `SERVE_EVERY_S`, or at once when it has started or woken a task. A wait in Trio costs as much as
+relaying three messages.
+
+A batch of events is handled without an await, and descriptors are closed only after it: a descriptor closed and opened
+again within a batch would receive the event of its predecessor. Event flags are hints all the same.
+
+Sessions park once, in `relay`; nothing else about them is known to Trio: no timer, no scope, no task below theirs. Time
+is the sweep comparing timestamps a few times a second.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import select
+import socket
+from collections.abc import Callable, Iterator
+from socket import SocketType
+from typing import NoReturn
+
+import trio
+
+from streamgw.core.errors import ConnectFailed, Drained, Exhausted, Killed, PeerReset, Reason, SessionError
+from streamgw.core.model import Address
+from streamgw.dataplane.pump import Accepting, End, Ending, Limits, Meter, OnAccept, Pump
+from streamgw.dataplane.pump.accept import PAUSE_S, Acceptor
+from streamgw.dataplane.pump.end import (
+    EVENTS,
+    EXHAUSTED_ERRNOS,
+    PLAIN,
+    Relay,
+    Socket,
+    close,
+    sockaddr_for,
+    words_for,
+)
+from streamgw.dataplane.pump.move import SPLICE_AFTER, Mover
+
+HOT_WAIT_S = 0.001
+"""The longest that Trio waits for a pump with nothing to do before the pump lets go of the thread."""
+SERVE_EVERY_S = 0.002
+"""How often Trio's other tasks run while the pump is busy."""
+TICK_S = 0.25
+"""How often time is looked at: what a deadline or a timeout may be late by."""
+SLICE = 512
+"""Relays looked at before Trio and the pump get a turn."""
+PEEK_BYTES = 16 * 1024
+MAX_EVENTS = 512
+
+_DIAL_TYPE = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+_UNDER_WAY = (0, errno.EINPROGRESS)
+_STOPPED = Ending(Reason.DRAIN, None, "the gateway stopped")
+_CANCELLED = Ending(Reason.DRAIN, None, "cancelled")
+_ABORTED: dict[Reason, type[SessionError]] = {Reason.DRAIN: Drained, Reason.KILLED: Killed}
+
+_log = logging.getLogger(__name__)
+
+
+def _log_trouble(message: str) -> None:
+    _log.error("%s", message)
+
+
+def _log_bug(error: Exception) -> None:
+    _log.error("bug in the pump: one session ended", exc_info=error)
+
+
+class SocketPump(Pump):
+    """The real pump. See `Pump` for the contract; construct it anywhere, use it under one Trio run.
+
+    Args:
+      on_trouble: told once when accepting pauses for want of descriptors, and once when it goes on.
+      on_bug: told of an exception that should not exist. The session it came from ends with `Reason.BUG`, the others
+        do not notice. May raise: then `run` ends with it.
+      splice_after: full buffers in a row that make a direction bulk; None copies always. For tests.
+
+    The plain integers are for status pages: read them at will.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_trouble: Callable[[str], None] = _log_trouble,
+        on_bug: Callable[[Exception], None] = _log_bug,
+        splice_after: int | None = SPLICE_AFTER,
+    ) -> None:
+        self.accepted = 0
+        self.accept_pauses = 0
+        self.bugs = 0
+        self._on_trouble = on_trouble
+        self._on_bug = on_bug
+        self._epoll = select.epoll()
+        self._mover = Mover(self._finish, splice_after=splice_after)
+        self._table: dict[int, Socket] = {}
+        """Every open end by descriptor."""
+        self._acceptors: dict[int, Acceptor] = {}
+        self._relays: dict[Relay, None] = {}
+        self._peeking: dict[Socket, float] = {}
+        """Ends that a task is parked on in `peek`, and until when."""
+        self._moved_up = self._moved_down = 0
+        """By relays that are over."""
+        self._closing: list[tuple[SocketType, bool]] = []
+        """Closed after the batch: (socket, by RST)."""
+        self._in_batch = False
+        self._kick = False
+        """A task was started or woken: let Trio run at the end of this batch."""
+        self._something_to_watch = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self._stopped = False
+
+    @property
+    def active_ends(self) -> int:
+        """Open session sockets."""
+        return len(self._table)
+
+    @property
+    def active_relays(self) -> int:
+        """Sessions that are connecting or relaying."""
+        return len(self._relays)
+
+    @property
+    def bytes_up(self) -> int:
+        """Client to upstream, over all sessions."""
+        return self._moved_up + sum(relay.meter.bytes_up for relay in self._relays)
+
+    @property
+    def bytes_down(self) -> int:
+        """Upstream to client, over all sessions."""
+        return self._moved_down + sum(relay.meter.bytes_down for relay in self._relays)
+
+    @property
+    def splices(self) -> int:
+        """How often bytes moved without being copied."""
+        return self._mover.splices
+
+    @property
+    def pipes(self) -> int:
+        """Pipes that are open, idle ones included."""
+        return self._mover.pipes.open
+
+    # The protocol
+
+    @trio.lowlevel.enable_ki_protection  # an interrupt in the middle of a batch would leave a pair half handled
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """See `Pump.run`. A session still parked in `relay` gets `Reason.DRAIN`, unless it is cancelled as well."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._sweep)
+                task_status.started()
+                await self._drive()
+        finally:
+            self._nursery = None
+            self._stop()
+        raise AssertionError("unreachable: the pump runs until it is cancelled")
+
+    def listen(self, sock: socket.socket, on_accept: OnAccept) -> Accepting:
+        """See `Pump.listen`. What sessions need is set on the listening socket, since accept(2) hands it down."""
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        acceptor = Acceptor(self, self._epoll, sock, on_accept)
+        self._acceptors[acceptor.fd] = acceptor
+        return acceptor
+
+    async def peek(self, end: End, at_least: int, *, deadline: float) -> bytes:
+        """See `Pump.peek`. The deadline may be met up to `TICK_S` late.
+
+        Raises:
+          Killed, Drained: `abort` was called; the end is closed.
+        """
+        assert isinstance(end, Socket)
+        assert end.waiter is None, "one task peeks at a time"
+        await trio.lowlevel.checkpoint()
+        while True:
+            seen, enough = _look(end, min(at_least, PEEK_BYTES))
+            if enough or trio.current_time() >= deadline:
+                return seen
+            await self._next_edge(end, deadline)
+
+    def consume(self, end: End, count: int) -> None:
+        """See `Pump.consume`."""
+        assert isinstance(end, Socket)
+        while count:
+            count -= len(end.sock.recv(count))
+
+    def dial(self, node: Address, *, preface: bytes, deadline: float) -> End:
+        """See `Pump.dial`. The node's host is an IP literal; anything else is a `ConnectFailed`, never a look-up."""
+        if self._stopped:
+            raise ConnectFailed("the gateway stops")
+        try:
+            family, sockaddr = sockaddr_for(node.host, node.port)
+            sock = SocketType(family, _DIAL_TYPE, 0)
+        except OSError as error:
+            raise _dial_failed(error.errno or 0) from None
+        end = Socket(sock, is_client=False)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            number = sock.connect_ex(sockaddr)
+            if number in _UNDER_WAY:
+                self.adopt(end)
+        except OSError as error:
+            number = error.errno or errno.EIO
+        if number not in _UNDER_WAY:
+            close(sock, reset=True)
+            raise _dial_failed(number)
+        end.preface = preface
+        end.dialed_at = trio.current_time()
+        end.deadline = deadline
+        return end
+
+    async def relay(self, client: End, upstream: End, meter: Meter, limits: Limits) -> Ending:
+        """See `Pump.relay`."""
+        assert isinstance(client, Socket)
+        assert isinstance(upstream, Socket)
+        relay = Relay(client, upstream, meter, limits)
+        self._begin(relay)
+        if relay.over:
+            await trio.lowlevel.checkpoint()
+        else:
+
+            def abort_fn(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+                relay.task = None
+                self._finish(relay, _CANCELLED)
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            relay.task = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(abort_fn)
+        if relay.failure is not None:
+            raise relay.failure
+        assert relay.ending is not None
+        return relay.ending
+
+    def abort(self, end: End, reason: Reason) -> None:
+        """See `Pump.abort`. An end that nobody waits for at the moment is closed, and says so when it is next used."""
+        assert isinstance(end, Socket)
+        if end.relay is not None:
+            self._finish(end.relay, Ending(reason))
+        elif end.fd >= 0:
+            end.aborted = reason
+            self.close(end, reset=True)
+
+    def close(self, end: End, *, reset: bool = False) -> None:
+        """See `Pump.close`."""
+        assert isinstance(end, Socket)
+        assert end.relay is None, "relay() closes both ends"
+        if end.fd >= 0:
+            self._release(end, reset=reset)
+            self._wake_peeker(end)
+
+    # What the parts ask of the pump
+
+    def adopt(self, end: Socket) -> None:
+        """Watch a new end, for life. Raises OSError when the kernel has no room for it."""
+        self._epoll.register(end.fd, EVENTS)
+        self._table[end.fd] = end
+
+    def rest(self, acceptor: Acceptor) -> None:
+        """Let an acceptor rest for `PAUSE_S`. Idle pipes are given up: their descriptors are worth more elsewhere."""
+        self.accept_pauses += 1
+        self._mover.pipes.shrink()
+        assert self._nursery is not None, "only the running pump accepts"
+        self._nursery.start_soon(_wake_after_rest, acceptor)
+        self._kick = True
+
+    def forget(self, acceptor: Acceptor) -> None:
+        """An acceptor has closed. Its descriptor may already be another's."""
+        if self._acceptors.get(acceptor.fd) is acceptor:
+            del self._acceptors[acceptor.fd]
+
+    def tell(self, message: str) -> None:
+        """Pass a message for a person on."""
+        self._on_trouble(message)
+
+    def bug(self, end: Socket, error: Exception) -> None:
+        """Something raised that must not: end that session, count it, tell, go on with the others."""
+        self.bugs += 1
+        if end.relay is not None:
+            self._finish(end.relay, Ending(Reason.BUG, None, repr(error)))
+        else:
+            self.close(end, reset=True)
+        self._on_bug(error)
+
+    # The loop
+
+    async def _drive(self) -> NoReturn:
+        clock = trio.lowlevel.current_clock().current_time
+        poll, mover = self._epoll.poll, self._mover
+        while True:
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            wait_s, served_at, look_twice = 0.0, clock(), False
+            while True:
+                events = poll(wait_s, MAX_EVENTS)
+                if events or mover.unfinished:
+                    self._batch(events)
+                elif look_twice:
+                    self._kick = True
+                elif wait_s:
+                    break
+                # Tasks that ran may have made others runnable. If nothing came for us meanwhile, it is their turn
+                # before the thread blocks.
+                look_twice = self._kick and bool(events)
+                if self._kick or clock() - served_at >= SERVE_EVERY_S:
+                    self._kick = False
+                    await trio.lowlevel.checkpoint()
+                    served_at = clock()
+                wait_s = 0.0 if look_twice or mover.unfinished else HOT_WAIT_S
+
+    def _batch(self, events: list[tuple[int, int]]) -> None:
+        """Handle one batch of events and one turn of every unfinished direction; then close what is to be closed."""
+        mover = self._mover
+        self._in_batch = True
+        try:
+            self._handle_all(events)
+            for end in mover.take_queue() if mover.unfinished else ():
+                try:
+                    mover.resume(end)
+                except Exception as error:  # noqa: BLE001 - see _handle_all
+                    self.bug(end, error)
+        finally:
+            self._in_batch = False
+            for sock, reset in self._closing:
+                close(sock, reset=reset)
+            self._closing.clear()
+
+    def _handle_all(self, events: list[tuple[int, int]]) -> None:
+        """The pump's boundary: what an event of one end raises ends that end's session, and no other."""
+        table, relay_now = self._table, self._mover.relay_now
+        for fd, flags in events:
+            end = table.get(fd)
+            if end is None:
+                self._accept(fd)
+                continue
+            try:
+                if end.fast and flags == PLAIN:
+                    relay_now(end)
+                else:
+                    self._handle(end, flags)
+            except Exception as error:  # noqa: BLE001 - one session's bug must not end the others
+                self.bug(end, error)
+
+    def _accept(self, fd: int) -> None:
+        """Accept, unless this is a late event of an end or an acceptor that closed earlier in the batch."""
+        acceptor = self._acceptors.get(fd)
+        if acceptor is not None:
+            count = acceptor.accept_batch()
+            self.accepted += count
+            self._kick |= count > 0
+
+    def _handle(self, end: Socket, flags: int) -> None:
+        """Any event that is not plain data of a pair in full flow."""
+        end.note(flags)
+        relay = end.relay
+        if relay is None:
+            self._wake_peeker(end)
+        elif not relay.connecting:
+            self._mover.handle(end, flags)
+        elif not end.is_client:
+            self._connect_ended(relay)
+        elif end.broken:
+            self._finish(relay, _reset_by(end))
+
+    def _connect_ended(self, relay: Relay) -> None:
+        upstream = relay.upstream
+        number = upstream.error() if upstream.broken else 0
+        if number:
+            self._fail(relay, words_for(number))
+        elif upstream.writable:
+            relay.meter.connected_at = relay.active_at = trio.current_time()
+            self._mover.start(relay)
+
+    # Beginnings and ends
+
+    def _begin(self, relay: Relay) -> None:
+        client, upstream = relay.client, relay.upstream
+        for end in (client, upstream):
+            assert end.relay is None, "an end is part of one relay at a time"
+            if end.fd < 0:
+                assert end.aborted is not None, "relay() of an end that was closed"
+                self._finish(relay, Ending(end.aborted))
+                return
+        client.peer, upstream.peer = upstream, client
+        client.relay = upstream.relay = relay
+        self._relays[relay] = None
+        self._something_to_watch.set()
+        if client.broken:
+            self._finish(relay, _reset_by(client))
+        elif upstream.writable or upstream.broken:
+            # Its connect ended before anybody waited for it, and an edge comes once. Ask for it again: bytes move in
+            # the pump's task only.
+            self._epoll.modify(upstream.fd, EVENTS)
+
+    def _finish(self, relay: Relay, ending: Ending) -> None:
+        """End a relay: close both ends, wake its task. Does nothing when it is over already."""
+        if relay.over:
+            return
+        relay.ending = ending
+        self._relays.pop(relay, None)
+        self._moved_up += relay.meter.bytes_up
+        self._moved_down += relay.meter.bytes_down
+        reset = ending.reason is not Reason.CLOSED
+        for end in (relay.client, relay.upstream):
+            self._mover.drop(end)
+            self._release(end, reset=reset)
+        self._wake(relay)
+
+    def _fail(self, relay: Relay, message: str) -> None:
+        """The node cannot be had: close its end, leave the client's as it is for the next node."""
+        relay.failure = ConnectFailed(message)
+        del self._relays[relay]
+        relay.client.relay = relay.client.peer = None
+        self._release(relay.upstream, reset=True)
+        self._wake(relay)
+
+    def _wake(self, relay: Relay) -> None:
+        task, relay.task = relay.task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+            self._kick = True
+
+    def _release(self, end: Socket, *, reset: bool) -> None:
+        """Forget an end and close its socket, now or after the batch. The links of a pair are a cycle: they go too."""
+        fd, end.fd = end.fd, -1
+        end.relay = end.peer = None
+        if fd < 0:
+            return
+        del self._table[fd]
+        if self._in_batch:
+            self._closing.append((end.sock, reset))
+        else:
+            close(end.sock, reset=reset)
+
+    async def _next_edge(self, end: Socket, deadline: float) -> None:
+        """Park until the end has something new to say, is closed, or (by the sweep) the deadline has passed."""
+
+        def abort_fn(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+            end.waiter = None
+            self._peeking.pop(end)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        end.waiter = trio.lowlevel.current_task()
+        self._peeking[end] = deadline
+        self._something_to_watch.set()
+        await trio.lowlevel.wait_task_rescheduled(abort_fn)
+
+    def _wake_peeker(self, end: Socket) -> None:
+        task, end.waiter = end.waiter, None
+        if task is not None:
+            del self._peeking[end]
+            trio.lowlevel.reschedule(task)
+            self._kick = True
+
+    def _stop(self) -> None:
+        """The pump is cancelled: nothing of it stays open, and nobody stays parked."""
+        self._stopped = True
+        for relay in tuple(self._relays):
+            self._finish(relay, _STOPPED)
+        for end in tuple(self._table.values()):
+            self.abort(end, Reason.DRAIN)
+        for acceptor in tuple(self._acceptors.values()):
+            acceptor.close()
+        self._mover.pipes.shrink()
+        self._epoll.close()
+
+    # Time
+
+    async def _sweep(self) -> NoReturn:
+        """Compare timestamps a few times a second, while there is something to compare."""
+        while True:
+            if not (self._relays or self._peeking):
+                self._something_to_watch = trio.Event()
+                await self._something_to_watch.wait()
+            await trio.sleep(TICK_S)
+            for relays in _slices(tuple(self._relays)):
+                now = trio.current_time()
+                for relay in relays:
+                    self._check_time(relay, now)
+                await trio.lowlevel.checkpoint()
+            now = trio.current_time()
+            for end in [end for end, deadline in self._peeking.items() if now >= deadline]:
+                self._wake_peeker(end)
+
+    def _check_time(self, relay: Relay, now: float) -> None:
+        if relay.over:
+            return
+        if now >= relay.limits.ends_at:
+            self._finish(relay, Ending(Reason.MAX_DURATION))
+        elif relay.connecting:
+            upstream = relay.upstream
+            if now >= upstream.deadline:
+                self._fail(relay, f"timed out after {upstream.deadline - upstream.dialed_at:.1f} s")
+        else:
+            moved = relay.meter.bytes_up + relay.meter.bytes_down
+            if moved != relay.moved:
+                relay.moved = moved
+                relay.active_at = now
+            elif now - relay.active_at >= relay.limits.idle_s:
+                self._finish(relay, Ending(Reason.IDLE_TIMEOUT))
+
+
+def _look(end: Socket, at_least: int) -> tuple[bytes, bool]:
+    """What waits in the receive buffer, and whether that is all one can wait for."""
+    if end.aborted is not None:
+        raise _ABORTED.get(end.aborted, Killed)(f"ended before the relay: {end.aborted}")
+    if end.broken:
+        raise PeerReset(words_for(end.error() or errno.ECONNRESET))
+    try:
+        seen = end.sock.recv(PEEK_BYTES, socket.MSG_PEEK)
+    except BlockingIOError:
+        return b"", False
+    except OSError as error:
+        raise PeerReset(words_for(error.errno or 0)) from None
+    # RDHUP was noted: the FIN stands behind what was seen, so no more will come.
+    return seen, len(seen) >= at_least or not seen or end.thorough
+
+
+def _dial_failed(number: int) -> SessionError:
+    return (Exhausted if number in EXHAUSTED_ERRNOS else ConnectFailed)(words_for(number))
+
+
+def _reset_by(end: Socket) -> Ending:
+    return Ending(Reason.RESET, end.side, words_for(end.error() or errno.ECONNRESET))
+
+
+def _slices(relays: tuple[Relay, ...]) -> Iterator[tuple[Relay, ...]]:
+    for start in range(0, len(relays), SLICE):
+        yield relays[start : start + SLICE]
+
+
+async def _wake_after_rest(acceptor: Acceptor) -> None:
+    await trio.sleep(PAUSE_S)
+    acceptor.rested()

@@ -1,0 +1,344 @@
+"""How the bytes of a pair move: by copy, by splice once a direction is bulk, and what ends them.
+
+Constitution of this module, each rule paid for (performance notes, § 4):
+
+1. Edges come once. Whoever stops reading before EAGAIN leaves `ready` set, and whoever resumes reads as if a FIN had
+   been announced (`thorough`): the edge that announced it may be long gone.
+2. A direction that is `stuck` is not read, by anybody. New bytes must never overtake the ones in `pend` or `pipe`.
+3. Every OSError of a socket ends its own pair and names that socket's side. Nothing is raised through the loop.
+4. After `finish` was called for a pair none of its ends is touched again: methods that may finish return False.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+from collections.abc import Callable
+
+from streamgw.core.errors import Reason
+from streamgw.dataplane.pump import Ending
+from streamgw.dataplane.pump.bulk import Pipes
+from streamgw.dataplane.pump.end import Relay, Socket, words_for
+
+WINDOW_BYTES = 64 * 1024
+"""The shared read buffer, and so the most that is held in user space per direction for a slow reader. A bulk direction
+holds up to `bulk.PIPE_BYTES` in a pipe instead."""
+TURN = 4
+"""Buffers or splices that one direction may move before it is somebody else's turn."""
+SPLICE_AFTER = 4
+"""Full buffers in a row that make a direction bulk."""
+COPY_AFTER = 4
+"""Splices in a row of less than a buffer that end a bulk phase: three calls for what recv and send do in two."""
+
+_CLOSED = Ending(Reason.CLOSED)
+_CANNOT_SPLICE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+
+
+class Mover:
+    """Moves bytes between the ends of relays. Owns the read buffer, the pipes, and the queue of unfinished turns.
+
+    Args:
+      finish: called at most once per relay with how it ended; closes both ends.
+      splice_after: full buffers in a row before a direction is spliced; None never splices.
+    """
+
+    def __init__(
+        self, finish: Callable[[Relay, Ending], None], *, splice_after: int | None = SPLICE_AFTER
+    ) -> None:
+        self._finish = finish
+        self._splice_after = splice_after if splice_after is not None else 1 << 62
+        self._buffer = bytearray(WINDOW_BYTES)
+        self._view = memoryview(self._buffer)
+        self._queue: list[Socket] = []
+        self.pipes = Pipes()
+        self.splices = 0
+
+    @property
+    def unfinished(self) -> bool:
+        """Some direction waits for its next turn: do not block."""
+        return bool(self._queue)
+
+    def relay_now(self, end: Socket) -> None:
+        """The fast path: a PLAIN event of an end that is `fast`. One read, one write, no second thought.
+
+        A short read has drained the socket: nothing was flagged that could stand behind the bytes, and what arrives
+        later makes a new edge (epoll(7), "Do I need to continuously read…").
+        """
+        try:
+            count = end.sock.recv_into(self._buffer)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.reset(end, error)
+            return
+        if 0 < count < WINDOW_BYTES:
+            end.ready = False
+            end.full = 0
+            self._send(end, count)
+        elif count:
+            end.ready = True
+            end.full = 1
+            if self._send(end, count):
+                self.pull(end)
+        else:
+            self._reached_eof(end)
+
+    def handle(self, end: Socket, flags: int) -> None:
+        """Any other event, already noted in the end."""
+        peer = end.peer
+        assert peer is not None
+        if flags & select.EPOLLOUT and peer.stuck:
+            self._flush(peer)
+            if end.relay is None:
+                return
+        if end.ready and not (end.stuck or end.queued or end.eof):
+            self.pull(end)
+        elif end.broken and not end.queued:
+            # It is not going to be read, so nobody else would notice. What it still has to say is cut off: a truncated
+            # stream must look truncated.
+            self._check(end)
+
+    def pull(self, end: Socket) -> None:
+        """Move what an end has to say to its peer until nothing is left, the peer is full, or the turn is over."""
+        for _ in range(TURN):
+            if not (self._splice(end) if end.bulk else self._copy(end)):
+                return
+        end.queued = True
+        end.refresh()
+        self._queue.append(end)
+
+    def take_queue(self) -> list[Socket]:
+        """Those who did not finish their last turn, each to be given to `resume` once."""
+        queue, self._queue = self._queue, []
+        return queue
+
+    def resume(self, end: Socket) -> None:
+        """Another turn for an end from the queue, if it still has something to say and room to say it."""
+        end.queued = False
+        if end.relay is None:
+            return
+        end.refresh()
+        if not (end.stuck or end.eof):
+            end.thorough = True
+            self.pull(end)
+
+    def start(self, relay: Relay) -> None:
+        """The upstream's connect has completed: send the preface, then what either side said meanwhile."""
+        client, upstream = relay.client, relay.upstream
+        relay.connecting = False
+        if upstream.preface:
+            client.pend, relay.uncounted = upstream.preface, len(upstream.preface)
+            client.stuck = not self._flush_pend(client)
+            if relay.over:
+                return
+        client.refresh()
+        for end in (client, upstream):
+            if not relay.over and end.ready and not (end.stuck or end.queued):
+                self.pull(end)
+
+    def drop(self, end: Socket) -> None:
+        """Forget what an end has in flight, on its way out. A dirty pipe never returns to the pool."""
+        end.fast = False
+        end.pend = b""
+        if end.pipe is not None:
+            self.pipes.give(end.pipe)
+            end.pipe = None
+
+    def reset(self, end: Socket, error: OSError) -> None:
+        """End the pair because of what the kernel says about one of its sockets."""
+        assert end.relay is not None
+        self._finish(end.relay, Ending(Reason.RESET, end.side, words_for(error.errno or 0)))
+
+    def _check(self, end: Socket) -> bool:
+        """End the pair if its socket has an error pending. True: it is well."""
+        number = end.error()
+        if number:
+            self.reset(end, OSError(number, ""))
+        return not number
+
+    def _copy(self, end: Socket) -> bool:
+        """Move one buffer. True: there may be more."""
+        try:
+            count = end.sock.recv_into(self._buffer)
+        except BlockingIOError:
+            end.ready = end.thorough = False
+            return False
+        except OSError as error:
+            self.reset(end, error)
+            return False
+        if not count:
+            self._reached_eof(end)
+            return False
+        if count < WINDOW_BYTES:
+            end.full = 0
+            end.ready = end.thorough
+            return self._send(end, count) and end.thorough
+        end.full += 1
+        if end.full >= self._splice_after and end.may_splice:
+            end.bulk = True
+            end.short = 0
+            end.fast = False
+        return self._send(end, count)
+
+    def _send(self, end: Socket, count: int) -> bool:
+        """Hand the first `count` bytes of the buffer to the peer, keeping what it has no room for. True: all went."""
+        peer, relay = end.peer, end.relay
+        assert peer is not None
+        assert relay is not None
+        try:
+            sent = peer.sock.send(self._view[:count])
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.reset(peer, error)
+            return False
+        if end.is_client:
+            relay.meter.bytes_up += sent
+        else:
+            relay.meter.bytes_down += sent
+        if sent == count:
+            return True
+        end.pend = bytes(self._view[sent:count])
+        self._stick(end)
+        return False
+
+    def _splice(self, end: Socket) -> bool:
+        """Move up to a pipe's worth. True: there may be more."""
+        pipe = self.pipes.take()
+        if pipe is None:
+            end.full = 0
+            self._leave_bulk(end)
+            return self._copy(end)
+        try:
+            count = pipe.fill(end.fd)
+        except OSError as error:
+            self.pipes.give(pipe)
+            return self._not_spliced(end, error)
+        end.pipe = pipe
+        self.splices += 1
+        if not count:
+            self._reached_eof(end)
+            return False
+        end.short = end.short + 1 if count < WINDOW_BYTES else 0
+        if not self._empty_pipe(end):
+            return False
+        if end.short >= COPY_AFTER:
+            end.full = 0
+            self._leave_bulk(end)
+            # Copying believes that a short read has drained the socket; a splice proves nothing of the kind.
+            end.thorough = True
+        return True
+
+    def _not_spliced(self, end: Socket, error: OSError) -> bool:
+        """Nothing came out of the socket: there was nothing, it cannot be spliced, or it is broken."""
+        if isinstance(error, BlockingIOError):
+            end.ready = end.thorough = False
+            return False
+        if error.errno in _CANNOT_SPLICE:
+            end.may_splice = False
+            self._leave_bulk(end)
+            return True
+        self.reset(end, error)
+        return False
+
+    def _leave_bulk(self, end: Socket) -> None:
+        end.bulk = False
+        end.refresh()
+
+    def _empty_pipe(self, end: Socket) -> bool:
+        """Hand the pipe's bytes to the peer. True: all went, and the pipe is back in the pool."""
+        pipe, peer, relay = end.pipe, end.peer, end.relay
+        assert pipe is not None
+        assert peer is not None
+        assert relay is not None
+        while pipe.held:
+            try:
+                moved = pipe.empty(peer.fd)
+            except BlockingIOError:
+                self._stick(end)
+                return False
+            except OSError as error:
+                self.reset(peer, error)
+                return False
+            if end.is_client:
+                relay.meter.bytes_up += moved
+            else:
+                relay.meter.bytes_down += moved
+        end.pipe = None
+        self.pipes.give(pipe)
+        return True
+
+    def _stick(self, end: Socket) -> None:
+        end.stuck = True
+        end.refresh()
+
+    def _flush(self, end: Socket) -> bool:
+        """The peer has room again: hand on what is stuck. True: the direction flows, or has ended well."""
+        if end.pipe is not None:
+            if not self._empty_pipe(end):
+                return False
+        elif not self._flush_pend(end):
+            return False
+        end.stuck = False
+        end.refresh()
+        if end.eof:
+            return self._half_close(end)
+        if end.ready and not end.queued:
+            # Not pulled at once: whoever flushed may still have a turn of its own to do.
+            end.queued = True
+            end.refresh()
+            self._queue.append(end)
+        return True
+
+    def _flush_pend(self, end: Socket) -> bool:
+        peer, relay = end.peer, end.relay
+        assert peer is not None
+        assert relay is not None
+        try:
+            sent = peer.sock.send(end.pend)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self.reset(peer, error)
+            return False
+        end.pend = memoryview(end.pend)[sent:]
+        if end.is_client:
+            preface = min(sent, relay.uncounted)
+            relay.uncounted -= preface
+            relay.meter.bytes_up += sent - preface
+        else:
+            relay.meter.bytes_down += sent
+        if end.pend:
+            return False
+        end.pend = b""
+        return True
+
+    def _reached_eof(self, end: Socket) -> None:
+        """Read 0: the end will say no more. Everything before it was handed on, or it would not have been read."""
+        end.eof = True
+        end.ready = end.bulk = False
+        if end.pipe is not None:
+            self.pipes.give(end.pipe)
+            end.pipe = None
+        end.refresh()
+        # A FIN and then a reset read as a clean EOF (tcp_recvmsg looks at SOCK_DONE before sk_err).
+        if not end.broken or self._check(end):
+            self._half_close(end)
+
+    def _half_close(self, end: Socket) -> bool:
+        """Pass an EOF on. True: the pair lives on."""
+        peer, relay = end.peer, end.relay
+        assert peer is not None
+        assert relay is not None
+        end.done = True
+        if peer.done:
+            # close(2) sends this FIN: one system call less than shutdown(2) and close.
+            self._finish(relay, _CLOSED)
+            return False
+        try:
+            peer.sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self.reset(peer, error)
+            return False
+        return True
