@@ -1,0 +1,283 @@
+"""README.md, CONTRIBUTING.md and docs/: what they tell people to type works, and what they list is what there is.
+
+docs/testing.md says how a page is read. Pages run in a scratch copy of the repository's conf/, routes.d/ and examples/,
+inside a private network, so that ports are those of the page.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import attrs
+import pytest
+
+from streamgw.core.errors import Fault, Reason
+from tests.support.child import find_program, run, running, wait_until
+from tests.support.namespace import private_network
+from tests.support.servers import Prefix, mariadb
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("README.md")])
+STATUS_URL = "http://127.0.0.1:7085/streamgw/v1/status"
+
+ACTIVATE = ". .venv/bin/activate"
+STARTS_A_GATEWAY = ("streamgw run", "streamgw demo")
+
+
+@attrs.frozen
+class Step:
+    """One thing that a page says to do."""
+
+    page: str
+    line: int
+    kind: Literal["run", "write"]
+    what: str
+    """The command, or the path of the file to write."""
+    text: str = ""
+    """What the command prints, empty if the page does not say; or the content of the file."""
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}: {self.what}"
+
+
+_FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"# ([\w./-]+\.(?:ya?ml|json))\n")
+_LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+
+
+def steps_of(page: str, text: str) -> Iterator[Step]:
+    """Everything that a page says to run or to write, in order."""
+    for fence in _FENCE.finditer(text):
+        line = text[: fence.start()].count("\n") + 2
+        body = fence["body"]
+        if fence["language"] == "console":
+            for chunk in re.split(r"^(?=\$ )", body, flags=re.MULTILINE)[1:]:
+                command, _, output = chunk.removeprefix("$ ").partition("\n")
+                yield Step(page, line, "run", command, output)
+                line += chunk.count("\n")
+        elif fence["language"] == "sh":
+            for number, command in enumerate(body.splitlines()):
+                if command and not command.startswith("#"):
+                    yield Step(page, line + number, "run", command)
+        elif fence["language"] == "yaml" and (file := _FILE.match(body)):
+            yield Step(page, line, "write", file[1], body)
+
+
+def is_like(printed: str, expected: str) -> bool:
+    """Whether a command printed what the page says; `…` stands for anything."""
+    pattern = ".*?".join(re.escape(part.strip(" ")) for part in expected.strip().split("…"))
+    return re.fullmatch(pattern, printed.strip(), re.DOTALL) is not None
+
+
+def test_a_page_is_read_as_documented() -> None:
+    page = (
+        "# Title\n\n```sh\nmake run\n# a comment\n```\n\n```console\n$ one\nprints\nthis\n$ two\n```\n\n"
+        "```yaml\n# routes.d/a.yaml\nx: 1\n```\n\n```yaml\nx: 1\n```\n\n```text\n$ not run\n```\n"
+    )
+
+    assert list(steps_of("P.md", page)) == [
+        Step("P.md", 4, "run", "make run"),
+        Step("P.md", 9, "run", "one", "prints\nthis\n"),
+        Step("P.md", 12, "run", "two"),
+        Step("P.md", 16, "write", "routes.d/a.yaml", "# routes.d/a.yaml\nx: 1\n"),
+    ]
+
+
+def test_an_ellipsis_stands_for_anything() -> None:
+    assert is_like("applied in 84 ms\n", "applied in … ms")
+    assert not is_like("applied in 84 s\n", "applied in … ms")
+
+
+class Reader:
+    """Somebody who follows a page word for word, in a checkout of their own."""
+
+    def __init__(self, directory: Path, prefix: Prefix, stack: contextlib.ExitStack) -> None:
+        self.directory = directory / "checkout"
+        self._logs = directory
+        self._prefix = prefix
+        self._stack = stack
+        self._activated = False
+        self._gateway = False
+        self.directory.mkdir()
+        for name in ("conf", "routes.d", "examples"):
+            shutil.copytree(ROOT / name, self.directory / name, dirs_exist_ok=True)
+        (self.directory / ".venv").symlink_to(sys.prefix)
+
+    def follow(self, step: Step) -> None:
+        """Do one step; what it changes has taken effect when this returns."""
+        before = self._reloads() if self._gateway else 0
+        files = self._files()
+        if step.kind == "write":
+            path = self.directory / step.what
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(step.text)
+        elif step.what == ACTIVATE:
+            assert (self.directory / ".venv/bin/activate").exists(), step
+            self._activated = True
+        elif step.what.split()[0] == "make":
+            self._make(step)
+        elif step.what.startswith(STARTS_A_GATEWAY):
+            self._start(step.what)
+        else:
+            self._type(step)
+        if self._gateway and self._files() != files:
+            wait_until(lambda: self._reloads() > before, what=f"effect of {step}", timeout_s=5)
+
+    def _make(self, step: Step) -> None:
+        # Not run: `make test` is what runs this very test, and `make run` is `streamgw demo` once all is installed.
+        target = step.what.split()[1:] or ["help"]
+        dry = run(["make", "--no-print-directory", "-n", *target], cwd=ROOT).stdout
+        if target == ["run"]:
+            assert dry.rstrip().endswith("/streamgw demo"), step
+            self._start("streamgw demo", program=str(self.directory / ".venv/bin/streamgw"))
+
+    def _start(self, command: str, *, program: str = "") -> None:
+        words = command.split()
+        words[0] = program or find_program("streamgw", package="…", directory=self._path())
+        gateway = running(
+            [*self._prefix, *words], log=self._logs / "gateway.log", name="gateway", cwd=self.directory
+        )
+        child = self._stack.enter_context(gateway)
+        child.wait_until(self._answers, what="answers on its status endpoint")
+        self._gateway = True
+        self._stack.callback(child.send_signal, signal.SIGKILL)  # no drain: clients of the page are gone
+
+    def _type(self, step: Step) -> None:
+        done = run(
+            [*self._prefix, "bash", "-c", f"exec 2>&1; {step.what}"],
+            cwd=self.directory,
+            env={"PATH": self._path(), "COLUMNS": "100", "LC_ALL": "C.UTF-8", "VIRTUAL_ENV": ""},
+            check=False,
+        )
+        assert done.returncode == 0, f"{step}\nexit {done.returncode}\n{done.stdout}"
+        if step.text:
+            assert is_like(done.stdout, step.text), f"{step}\nprinted\n{done.stdout}\ninstead of\n{step.text}"
+
+    def _path(self) -> str:
+        """PATH without our own virtual environment, until the page has activated it."""
+        outside = [part for part in os.environ["PATH"].split(os.pathsep) if not part.startswith(sys.prefix)]
+        return os.pathsep.join([str(self.directory / ".venv/bin")] * self._activated + outside)
+
+    def _files(self) -> dict[str, bytes]:
+        watched = [*self.directory.glob("conf/*"), *self.directory.glob("routes.d/**/*.*")]
+        return {str(path): path.read_bytes() for path in watched if path.is_file()}
+
+    def _answers(self) -> bool:
+        return run([*self._prefix, "curl", "-sf", STATUS_URL], check=False).returncode == 0
+
+    def _reloads(self) -> int:
+        """How many changes were applied or rejected so far."""
+        status = json.loads(run([*self._prefix, "curl", "-sf", STATUS_URL]).stdout)
+        parts = (status["config"], status["settings"])
+        return sum(part["reloads"] + part["rejected"] for part in parts)
+
+
+@contextlib.contextmanager
+def nothing(_: Path, __: int, *, prefix: Prefix = ()) -> Iterator[None]:
+    """What most pages need beside the gateway."""
+    yield
+
+
+# What a page takes for granted, and on which port.
+TAKEN_FOR_GRANTED: dict[str, tuple[Callable[..., contextlib.AbstractContextManager[object]], int]] = {
+    "README.md": (mariadb, 3306),
+}
+
+EXECUTED = [page for page in PAGES if any(steps_of(page.name, page.read_text()))]
+
+
+@pytest.mark.slow
+@pytest.mark.servers
+@pytest.mark.parametrize("page", EXECUTED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
+    name = str(page.relative_to(ROOT))
+    server, port = TAKEN_FOR_GRANTED.get(name, (nothing, 0))
+
+    with contextlib.ExitStack() as stack:
+        prefix = stack.enter_context(private_network(tmp_path))
+        stack.enter_context(server(tmp_path, port, prefix=prefix))
+        reader = Reader(tmp_path, prefix, stack)
+        for step in steps_of(name, page.read_text()):
+            reader.follow(step)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = [found["target"] for found in _LINK.finditer(page.read_text())]
+    local = [target for target in targets if not target.startswith(("http:", "https:"))]
+
+    broken = [target for target in local if not _exists(page, target)]
+
+    assert broken == []
+
+
+def _exists(page: Path, target: str) -> bool:
+    name, _, anchor = target.partition("#")
+    path = (page.parent / name) if name else page
+    if not path.exists():
+        return False
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE) if anchor else []
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    return not anchor or anchor in anchors
+
+
+def test_the_tree_in_the_architecture_names_every_module() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    tree = text.partition("## Tree")[2].partition("```\n")[2].partition("```")[0]
+    listed = set(_paths_of(tree.splitlines()))
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "streamgw").rglob("*.py")}
+    with_code = {name for name in modules if not name.endswith("__init__.py")}
+
+    assert with_code - listed == set(), "modules that the tree does not name"
+    assert listed - modules == set(), "names in the tree that are no modules"
+
+
+def _paths_of(lines: list[str]) -> Iterator[str]:
+    """`├── core/` and `│   ├── wire/cursor.py` below it → `streamgw/core/wire/cursor.py`."""
+    directory = ""
+    for line in lines[1:]:
+        name = re.sub(r"^[│├└─ ]+", "", line).split()[0]
+        if not line.startswith(("│   ", "    ")):
+            directory = name if name.endswith("/") else ""
+        if name.endswith(".py"):
+            yield f"streamgw/{directory}{name}"
+
+
+@pytest.mark.parametrize("page", ["docs/glossary.md", "docs/life-of-a-connection.md"])
+def test_the_reasons_are_those_of_the_code(page: str) -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", (ROOT / page).read_text(), re.MULTILINE)
+    faults = {str(fault) for fault in Fault} | {"client or upstream", "the side that did it"}
+    reasons = [reason for reason, fault in rows if fault in faults]
+
+    assert sorted(reasons) == sorted(map(str, Reason))
+
+
+def test_the_index_of_decisions_lists_every_page() -> None:
+    directory = ROOT / "docs/decisions"
+    titles = {
+        page.name: page.read_text().partition("\n")[0].removeprefix("# ")
+        for page in sorted(directory.glob("0*.md"))
+    }
+    index = (directory / "README.md").read_text()
+    rows = re.findall(r"^\| \[(\d+)\]\((\S+)\) \| (.+?) \|", index, re.MULTILINE)
+
+    assert {file: f"{number}. {title}" for number, file, title in rows} == titles
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/decisions").glob("0*.md")), ids=lambda page: page.stem)
+def test_a_decision_has_its_four_parts(page: Path) -> None:
+    assert re.findall(r"^## (.*)$", page.read_text(), re.MULTILINE) == [
+        "Context",
+        "Options",
+        "Decision",
+        "Consequences",
+    ]
