@@ -23,6 +23,7 @@ from streamgw.core.errors import ConfigError, Problem, StoreError
 from streamgw.core.model import Key, Listener, Revision
 from streamgw.core.snapshot import Snapshot
 
+NO_REVISION = Revision("")
 MAX_LOGGED = 100
 """Problems of one rejection that are logged; `streamgw status` and `streamgw check` show all."""
 SWITCH_INTERVAL_S = 0.0005
@@ -42,7 +43,7 @@ class ReloadStatus:
 
     state: Literal["applied", "rejected"] = "applied"
     """Rejected: what runs is still `revision`; `problems` says what is wrong with what is on disk."""
-    revision: Revision = Revision("")
+    revision: Revision = NO_REVISION
     """Of what runs."""
     problems: tuple[Problem, ...] = ()
     warnings: tuple[Problem, ...] = ()

@@ -1,0 +1,125 @@
+"""Serves the admin side: a Starlette application on Hypercorn's Trio worker, in the caller's nursery.
+
+Importing this costs 0.3 s (Starlette, Hypercorn): only `streamgw run` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from http import HTTPStatus
+from socket import AF_INET, AF_INET6, create_server
+from typing import TYPE_CHECKING, cast
+
+import structlog
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config, Sockets
+from hypercorn.trio.run import worker_serve
+from hypercorn.typing import ASGIFramework
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+
+from streamgw.core.model import Address
+
+if TYPE_CHECKING:
+    from socket import socket  # noqa: TID251  names the type of a socket that somebody else has made
+
+HEAD_LIMIT_BYTES = 16 << 10
+"""Request line and headers; more is answered 431."""
+IDLE_TIMEOUT_S = 5.0
+"""A connection without a complete request head for this long is closed."""
+GRACE_S = 3.0
+"""After `stop`, requests under way have this long."""
+
+
+class JSONResponse(Response):
+    """A JSON body, UTF-8, one line with a newline at the end: `curl` leaves a terminal usable."""
+
+    media_type = "application/json"
+
+    def __init__(self, content: Mapping[str, object], status_code: int = HTTPStatus.OK) -> None:
+        super().__init__(json.dumps(content, ensure_ascii=False, default=_encode) + "\n", status_code)
+
+
+def build_app(routes: Sequence[BaseRoute]) -> Starlette:
+    """An application whose errors have one shape, `{"status": "error", "error": "…"}`, and whose bugs are logged."""
+    return Starlette(routes=routes, exception_handlers={HTTPException: _refused, Exception: _bug})
+
+
+async def serve_admin(
+    app: Starlette,
+    bind: Address | socket,
+    *,
+    stop: trio.Event | None = None,
+    task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answer requests until cancelled, or until `stop` is set and the requests under way are done (within GRACE_S).
+
+    Port 0 asks the kernel for one; a socket is listening already, and is the caller's.
+
+    Returns:
+      After `stop`. `task_status` is told the address that clients can use.
+
+    Raises:
+      OSError: the address cannot be had.
+
+    Cancellation:
+      Requests are cut, and every socket that was opened here is closed.
+    """
+    # Hypercorn closes the socket when it ends, but not if it is cancelled before it began to accept: hence closing().
+    with contextlib.closing(_open(bind)) as sock:
+        serve = functools.partial(
+            worker_serve,
+            ASGIWrapper(cast("ASGIFramework", app)),
+            _quiet_config(),
+            sockets=Sockets([], [sock], []),
+            shutdown_trigger=None if stop is None else stop.wait,
+        )
+        address = Address(*sock.getsockname()[:2])
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve)
+            task_status.started(address)
+
+
+def _open(bind: Address | socket) -> socket:
+    if isinstance(bind, Address):
+        # Not in process/sockets.py: that is for the sockets of clients, which outlive their worker.
+        sock = create_server((bind.host, bind.port), family=AF_INET6 if ":" in bind.host else AF_INET)
+    else:
+        sock = bind.dup()
+    sock.setblocking(False)
+    return sock
+
+
+def _quiet_config() -> Config:
+    config = Config()
+    config.errorlog = None  # what matters is logged by `_bug`; no line per start, stop or broken request
+    config.accesslog = None
+    config.h11_max_incomplete_size = HEAD_LIMIT_BYTES
+    config.keep_alive_timeout = IDLE_TIMEOUT_S
+    config.graceful_timeout = GRACE_S
+    config.include_server_header = False
+    return config
+
+
+def _encode(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat(timespec="milliseconds")
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException), "registered for this class"
+    return JSONResponse({"status": "error", "error": error.detail.lower()}, error.status_code)
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    structlog.get_logger().error("admin_bug", method=request.method, path=request.url.path, exc_info=error)
+    return JSONResponse({"status": "error", "error": "internal error"}, HTTPStatus.INTERNAL_SERVER_ERROR)
