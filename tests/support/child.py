@@ -106,6 +106,11 @@ class Child:
         self._process.stdin.write(text.encode())
         self._process.stdin.flush()
 
+    def end_input(self) -> None:
+        """End its standard input: it reads EOF."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
     def send_signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
@@ -215,7 +220,7 @@ def run(
 
 
 def _now() -> float:
-    return time.monotonic()  # noqa: TID251 - other processes live in real time
+    return time.monotonic()  # other processes live in real time
 
 
 def _pdeathsig() -> str:

@@ -72,17 +72,19 @@ class Gateway:
     # The process
 
     @contextlib.contextmanager
-    def running(self, *, prefix: Sequence[str] = ()) -> Iterator[Child]:
+    def running(self, *, prefix: Sequence[str] = (), wait: bool = True) -> Iterator[Child]:
         """Start it, wait until it is ready, and end it when the block is left.
 
         Args:
           prefix: words before the command: `prlimit`, `nsenter`.
+          wait: False for a gateway that must refuse to start.
         """
         command = [*prefix, *STREAMGW, "run", "-c", "conf/config.yaml", "-r", "routes.d"]
         log = self.directory / "streamgw.log"
         with running(command, log=log, name="streamgw", cwd=self.directory, env=PLAIN) as child:
             self.child = child
-            child.wait_until(self.is_ready, what="is ready")
+            if wait:
+                child.wait_until(self.is_ready, what="is ready")
             yield child
 
     def cli(self, *arguments: str, check: bool = True) -> str:

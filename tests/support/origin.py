@@ -49,6 +49,10 @@ class Visitor:
         except ConnectionResetError:
             return ""
 
+    def read(self, count: int) -> bytes:
+        """Read so many bytes, fewer only at the end of the connection."""
+        return self._file.read(count)
+
     def echo(self, text: str) -> str:
         """Say a line, return the line that comes back."""
         self._socket.sendall(f"{text}\n".encode())

@@ -21,7 +21,7 @@ class Ports:
 
     def take(self, host: str = "127.0.0.1") -> int:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        held = socket.socket(family, socket.SOCK_STREAM)  # noqa: TID251 - bound, never listening: no helper does that
+        held = socket.socket(family, socket.SOCK_STREAM)
         self._held.enter_context(held)
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
