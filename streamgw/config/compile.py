@@ -1,31 +1,50 @@
-"""Documents to a Snapshot: references resolved, order fixed, everything checked against everything."""
+"""Documents to a Snapshot: references resolved, order fixed, everything checked against everything.
+
+All or nothing: one problem in one file and there is no snapshot, only the list of all problems. What concerns a file
+alone comes from `config/documents.py` and is remembered by the file's digest, so a reload parses what changed and
+nothing else. What concerns several files is done anew each time, in one pass.
+
+Source:
+  APISIX for what wins over what: `upstream_id`, then the route's own upstream, then the service's.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import attrs
 
-from streamgw.config.documents import Document, SourceFile
-from streamgw.core.errors import Problem
-from streamgw.core.model import Key, Listener, Revision
+from streamgw.config.documents import Document, ParsedFile, SourceFile, parse_file
+from streamgw.config.schema import ServiceSpec, Spec, StreamRouteSpec, UpstreamSpec
+from streamgw.config.strict import Fault, nearest
+from streamgw.core.errors import ConfigError, Problem
+from streamgw.core.model import Key, Listener, Match, Network, PortRange, Revision, Route, Upstream
+from streamgw.core.router import Router
 from streamgw.core.snapshot import Snapshot
 
 
 class FileTree(Protocol):
-    """What was found in the directory (`config.store.Tree`)."""
+    """One state of the directory (`config.store.Tree`)."""
 
     @property
-    def files(self) -> tuple[SourceFile, ...]: ...
+    def files(self) -> tuple[SourceFile, ...]:
+        """Every file."""
+        ...
+
     @property
-    def revision(self) -> Revision: ...
+    def revision(self) -> Revision:
+        """Digest of every file."""
+        ...
 
 
 class Directory(Protocol):
     """Where the files come from (`config.store.Store`)."""
 
-    def read(self) -> FileTree: ...
+    def read(self) -> FileTree:
+        """All files, of one moment. Raises StoreError."""
+        ...
 
 
 @attrs.frozen
@@ -38,11 +57,15 @@ class Compilation:
 
 
 class Loader:
-    """Reads and compiles one directory; remembers parsed files, so that a reload parses only what changed."""
+    """Reads and compiles one directory; remembers parsed files, so that a reload parses only what changed.
+
+    Not for two threads at once.
+    """
 
     def __init__(self, store: Directory, *, environ: Mapping[str, str]) -> None:
         self._store = store
         self._environ = environ
+        self._parsed: dict[tuple[str, str], ParsedFile] = {}
 
     def load(self, listeners: Sequence[Listener]) -> Compilation:
         """Read the directory and compile all of it. Blocks: run it in a worker thread.
@@ -51,14 +74,203 @@ class Loader:
           ConfigError: with every problem of every file; nothing of this state may be used.
           StoreError: the directory could not be read.
         """
-        raise NotImplementedError
+        tree = self._store.read()
+        parsed = self._parse(tree)
+        self._parsed = {(file.name, file.digest): found for file, found in parsed}
+        return _compile([found for _, found in parsed], tree.revision, listeners)
 
-    def check(
-        self,
-        listeners: Sequence[Listener],
-        *,
-        put: tuple[Key, Mapping[str, object]] | None = None,
-        delete: Key | None = None,
-    ) -> Compilation:
-        """What the directory would be with this object put or deleted. Writes nothing. Raises like `load`."""
-        raise NotImplementedError
+    def check(self, tree: FileTree, listeners: Sequence[Listener]) -> Compilation:
+        """What `load` would say if the directory were this. Blocks; remembers and changes nothing.
+
+        Raises:
+          ConfigError: with every problem of every file.
+        """
+        return _compile([found for _, found in self._parse(tree)], tree.revision, listeners)
+
+    def _parse(self, tree: FileTree) -> list[tuple[SourceFile, ParsedFile]]:
+        files = sorted(tree.files, key=lambda file: file.name)
+        return [
+            (file, self._parsed.get((file.name, file.digest)) or parse_file(file, self._environ))
+            for file in files
+        ]
+
+
+def _compile(files: Sequence[ParsedFile], revision: Revision, listeners: Sequence[Listener]) -> Compilation:
+    resolution = _Resolution(files)
+    problems = [problem for file in files for problem in file.problems]
+    problems += resolution.report(resolution.faults)
+    if problems:
+        raise ConfigError(tuple(sorted(problems)))
+    routes = resolution.routes()
+    router = Router([route for _, route in routes])
+    resolution.warn_of_shadows(router, routes)
+    resolution.warn_of_listeners(routes, listeners)
+    warnings = [warning for file in files for warning in file.warnings]
+    warnings += resolution.report(resolution.warnings)
+    snapshot = Snapshot(
+        revision=revision,
+        router=router,
+        upstreams={route.upstream.key: route.upstream for _, route in routes if route.upstream},
+        sources={document.key: document.digest for document in resolution.documents},
+    )
+    return Compilation(snapshot, tuple(sorted(warnings)), resolution.documents)
+
+
+class _Resolution:
+    """All documents of one state, each looked at in the light of the others."""
+
+    def __init__(self, files: Sequence[ParsedFile]) -> None:
+        self.documents = tuple(document for file in files for document in file.documents)
+        self.faults: list[tuple[Document, Fault]] = []
+        self.warnings: list[tuple[Document, Fault]] = []
+        self._locations = {
+            document.source.file: file.locations for file in files for document in file.documents[:1]
+        }
+        self._by_key: dict[Key, Document] = {}
+        self._upstreams: dict[Key, Upstream | None] = {}
+        self._index()
+        # While a file cannot be read, nobody knows what it would have defined.
+        if all(file.is_readable for file in files):
+            self._check_references()
+
+    def report(self, found: Sequence[tuple[Document, Fault]]) -> list[Problem]:
+        """Faults as problems with a file and a line."""
+        by_file: dict[str, list[Fault]] = {}
+        for document, fault in found:
+            by_file.setdefault(document.source.file, []).append(fault.under(document.path))
+        return [
+            problem for file, faults in by_file.items() for problem in self._locations[file].problems(faults)
+        ]
+
+    def routes(self) -> list[tuple[Document, Route]]:
+        """The routes that are on, in the order they are asked: priority, file, position."""
+        found: list[tuple[Document, StreamRouteSpec]] = [
+            (document, document.spec)
+            for document in self.documents
+            if isinstance(document.spec, StreamRouteSpec) and document.spec.status
+        ]
+        found.sort(key=lambda pair: -pair[1].priority)
+        return [(document, self._route(document, spec)) for document, spec in found]
+
+    def warn_of_shadows(self, router: Router, routes: Sequence[tuple[Document, Route]]) -> None:
+        """Routes that an earlier one leaves nothing."""
+        documents = {route.id: document for document, route in routes}
+        for route, earlier in router.shadowed():
+            message = (
+                f"never wins: route {earlier.id} ({earlier.source}) comes first and takes all it asks for"
+            )
+            self.warnings.append((documents[route.id], Fault((), message)))
+
+    def warn_of_listeners(
+        self, routes: Sequence[tuple[Document, Route]], listeners: Sequence[Listener]
+    ) -> None:
+        """Routes for a port or an address where nobody listens."""
+        reach = _Reach(listeners)
+        for document, route in routes:
+            for fault in reach.faults(route.match, "server_ports" in document.data):
+                self.warnings.append((document, fault))
+
+    def _index(self) -> None:
+        for document in self.documents:
+            first = self._by_key.setdefault(document.key, document)
+            if first is not document:
+                message = f"'{document.key[1]}' is already defined at {first.source}"
+                self.faults.append((document, Fault(("id",), message)))
+
+    def _check_references(self) -> None:
+        names: dict[str, list[str]] = {}
+        for collection, name in self._by_key:
+            names.setdefault(collection, []).append(name)
+        for document in self.documents:
+            for field, key in _references(document.spec):
+                if key not in self._by_key:
+                    kind = key[0].removesuffix("s")
+                    hint = nearest(key[1], names.get(key[0], ()))
+                    self.faults.append((document, Fault((field,), f"no {kind} has the id '{key[1]}'{hint}")))
+
+    def _route(self, document: Document, spec: StreamRouteSpec) -> Route:
+        upstream = self._upstream_of(document.key, spec)
+        if upstream is None and spec.service_id is not None:
+            upstream = self._upstream_of_service(document, spec.service_id)
+        if upstream is None:
+            self.warnings.append((document, Fault((), "no upstream: every session that matches is closed")))
+        return Route(
+            id=document.key[1],
+            match=spec.build_match(),
+            upstream=upstream,
+            source=document.source,
+            priority=spec.priority,
+            name=spec.name or "",
+            service_id=spec.service_id or "",
+        )
+
+    def _upstream_of_service(self, document: Document, service_id: str) -> Upstream | None:
+        key = ("services", service_id)
+        service = self._by_key[key].spec
+        assert isinstance(service, ServiceSpec), "the collection decides the class"
+        if service.type == "http":
+            fault = Fault(("service_id",), f"service '{service_id}' is of type http, not stream")
+            self.warnings.append((document, fault))
+        return self._upstream_of(key, service)
+
+    def _upstream_of(self, owner: Key, spec: StreamRouteSpec | ServiceSpec) -> Upstream | None:
+        """The upstream that an object names or contains. Equal keys give the same value."""
+        key = owner if spec.upstream_id is None else ("upstreams", spec.upstream_id)
+        if key not in self._upstreams:
+            inline = spec.upstream if spec.upstream_id is None else self._by_key[key].spec
+            assert inline is None or isinstance(inline, UpstreamSpec), "the collection decides the class"
+            name = "/".join(key) if spec.upstream_id is not None else f"{owner[0]}/{owner[1]}/upstream"
+            self._upstreams[key] = inline.build(name) if inline is not None else None
+        return self._upstreams[key]
+
+
+def _references(spec: Spec | None) -> list[tuple[str, Key]]:
+    found: list[tuple[str, Key]] = []
+    if isinstance(spec, StreamRouteSpec | ServiceSpec) and spec.upstream_id is not None:
+        found.append(("upstream_id", ("upstreams", spec.upstream_id)))
+    if isinstance(spec, StreamRouteSpec) and spec.service_id is not None:
+        found.append(("service_id", ("services", spec.service_id)))
+    return found
+
+
+class _Reach:
+    """Which local ports and addresses a client can have connected to."""
+
+    def __init__(self, listeners: Sequence[Listener]) -> None:
+        self._listeners = tuple(listener for listener in listeners if not listener.path)
+        self._by_port: dict[int, list[Listener]] = {}
+        for listener in self._listeners:
+            self._by_port.setdefault(listener.port, []).append(listener)
+
+    def faults(self, match: Match, is_list: bool) -> list[Fault]:
+        """What of a match no client can ever have."""
+        faults: list[Fault] = []
+        reached: list[Listener] = []
+        for position, ports in enumerate(match.server_ports):
+            found = self._with_port(ports)
+            reached += found
+            if not found:
+                path = ("server_ports", position) if is_list else ("server_port",)
+                which = f"{ports.first}" if ports.first == ports.last else f"{ports.first} to {ports.last}"
+                faults.append(Fault(path, f"no listener has port {which}"))
+        if not match.server_ports:
+            reached.extend(self._listeners)
+        for network in match.server_addrs:
+            if not any(_has_address(listener, network) for listener in reached) and not faults:
+                which = " with this port" if match.server_ports else ""
+                faults.append(Fault(("server_addr",), f"no listener{which} has an address in {network}"))
+        return faults
+
+    def _with_port(self, ports: PortRange) -> list[Listener]:
+        chosen_by_kernel = self._by_port.get(0, [])  # nobody knows which it will be
+        if ports.first == ports.last:
+            return self._by_port.get(ports.first, []) + chosen_by_kernel
+        inside = [listener for listener in self._listeners if ports.first <= listener.port <= ports.last]
+        return inside + chosen_by_kernel
+
+
+def _has_address(listener: Listener, network: Network) -> bool:
+    if listener.dual_stack:
+        return True
+    address = ipaddress.ip_address(listener.host)
+    return address.version == network.version and (address.is_unspecified or address in network)

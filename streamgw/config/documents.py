@@ -1,14 +1,26 @@
-"""Routes as files: an APISIX standalone document in, typed documents and every problem out."""
+"""Routes as files: an APISIX standalone document in, typed documents and every problem out.
+
+One file has one shape, whoever wrote it: `stream_routes:`, `upstreams:`, `services:`, `ssls:`, each a list of objects. A
+real apisix.yaml works as it is; what of it serves HTTP is named in a warning. Everything that can be said about a file
+alone is said here, so that it can be remembered by the file's digest; what concerns several files is compiled in
+`config/compile.py`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
 
-from streamgw.core.errors import Problem
+from streamgw.config.rules import identifier
+from streamgw.config.schema import COLLECTIONS, HTTP_COLLECTIONS, UNUSED_COLLECTIONS, Spec
+from streamgw.config.source_text import Place, read_text
+from streamgw.config.strict import Fault, Wrong, nearest, shown, structure, unknown_field
+from streamgw.config.yaml_reader import Path, Reading, locate, pointer_of, read_yaml
+from streamgw.core.errors import ConfigError, Problem
 from streamgw.core.model import Key, Source
 
 
@@ -21,6 +33,9 @@ class SourceFile:
     text: bytes = attrs.field(repr=False)
     digest: str
     """Of the bytes: equal digests parse equally."""
+    path: str = ""
+    """Below the directory, with slashes: `mysql.yaml`. Objects without an id are called after it; empty: the last
+    part of the name."""
 
 
 @attrs.frozen
@@ -34,20 +49,58 @@ class Document:
     data: Mapping[str, object] = attrs.field(repr=False)
     """As written, environment variables filled in. Plain JSON types."""
     digest: str
+    spec: Spec | None = attrs.field(repr=False)
+    """None if it has problems: then only its key is known."""
 
     @property
-    def pointer(self) -> str:
-        """Where the object stands in its file: `stream_routes[0]`."""
-        return f"{self.key[0]}[{self.position}]"
+    def path(self) -> Path:
+        """Where the object stands in its file."""
+        return self.key[0], self.position
+
+
+class Locations:
+    """Turns the faults of one file into problems with lines, and remembers where things stand.
+
+    A warning that stays over many reloads costs one look at its file.
+    """
+
+    def __init__(self, file: SourceFile, environ: Mapping[str, str]) -> None:
+        self._file = file
+        self._environ = environ
+        self._places: dict[tuple[Path, bool], Place] = {}
+
+    def problems(self, faults: Iterable[Fault]) -> tuple[Problem, ...]:
+        """One problem per fault, in the order of the lines."""
+        faults = tuple(faults)
+        missing = {(fault.path, fault.at_key) for fault in faults} - self._places.keys()
+        if missing:
+            source = read_text(self._file.name, self._file.text, self._environ)
+            places = locate(source, (path for path, _ in missing))
+            for path, at_key in missing:
+                self._places[path, at_key] = places.of_key(path) if at_key else places.of_value(path)
+        return tuple(
+            sorted(
+                Problem(
+                    self._file.name,
+                    *self._places[fault.path, fault.at_key],
+                    pointer_of(fault.path),
+                    fault.message,
+                )
+                for fault in faults
+            )
+        )
 
 
 @attrs.frozen
 class ParsedFile:
-    """All of one file: its documents, or its problems."""
+    """All of one file: its documents, and what is wrong with it."""
 
+    locations: Locations = attrs.field(repr=False)
     documents: tuple[Document, ...] = ()
     problems: tuple[Problem, ...] = ()
     warnings: tuple[Problem, ...] = ()
+    is_readable: bool = True
+    """False: not even the keys of its objects are known."""
 
 
 def digest_of(data: Mapping[str, object]) -> str:
@@ -56,15 +109,129 @@ def digest_of(data: Mapping[str, object]) -> str:
     Order of keys and way of writing do not count, nor does `id`, which is the object's key and not its content.
     """
     content = {name: value for name, value in data.items() if name != "id"}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def parse_file(file: SourceFile, environ: Mapping[str, str]) -> ParsedFile:
-    """Read one file completely; a file with problems has no documents."""
-    raise NotImplementedError
+    """Read one file completely. Never raises: what is wrong is in the result."""
+    locations = Locations(file, environ)
+    try:
+        reading = read_yaml(read_text(file.name, file.text, environ))
+    except ConfigError as error:
+        return ParsedFile(locations, problems=error.problems, is_readable=False)
+    documents: list[Document] = []
+    faults: list[Fault] = []
+    warnings: list[Fault] = []
+    for collection, items in _collections(reading, faults, warnings):
+        for position, item in enumerate(items):
+            line = reading.item_lines.get(collection, ())
+            source = Source(file.name, line[position] if line else 0)
+            made = _make_document(file, source, (collection, position), item)
+            faults += made.faults
+            if made.document is not None:
+                documents.append(made.document)
+                warnings += made.warnings
+    return ParsedFile(locations, tuple(documents), locations.problems(faults), locations.problems(warnings))
 
 
 def validate_object(collection: str, data: Mapping[str, object], *, file: str = "") -> tuple[Problem, ...]:
-    """Check one object before it is written. Problems carry a pointer inside the object and no line."""
-    raise NotImplementedError
+    """Check one object before it is written. Problems have a pointer inside the object and no line.
+
+    References to other objects are not looked up: that is `Loader.check`.
+    """
+    kind = COLLECTIONS.get(collection)
+    if kind is None:
+        message = f"unknown collection {shown(collection)}{nearest(collection, COLLECTIONS)}"
+        return (Problem(file, 0, 0, "", message),)
+    try:
+        structure(data, kind)
+    except Wrong as wrong:
+        return tuple(
+            sorted(Problem(file, 0, 0, pointer_of(fault.path), fault.message) for fault in wrong.faults)
+        )
+    return ()
+
+
+@attrs.frozen
+class _Made:
+    document: Document | None
+    faults: tuple[Fault, ...] = ()
+    warnings: tuple[Fault, ...] = ()
+
+
+def _collections(
+    reading: Reading, faults: list[Fault], warnings: list[Fault]
+) -> Iterator[tuple[str, list[object]]]:
+    """The lists of objects this gateway knows; what else the file has becomes faults and warnings."""
+    if reading.data is None:
+        return
+    if not isinstance(reading.data, dict):
+        faults.append(Fault((), f"expected a mapping of collections, got {shown(reading.data)}"))
+        return
+    http_only: list[str] = []
+    for name, items in reading.data.items():
+        if name not in _KNOWN_NAMES:
+            faults.append(unknown_field(name, _KNOWN_NAMES))
+        elif items is not None and not isinstance(items, list):
+            faults.append(Fault((name,), f"expected a list, got {shown(items)}"))
+        elif not items:
+            pass  # `stream_routes:` with every item commented out is an empty list, not a mistake
+        elif name in COLLECTIONS:
+            yield name, items
+        elif name in HTTP_COLLECTIONS:
+            http_only.append(name)
+        else:
+            warnings.append(Fault((name,), "does nothing: this version has no plugins", at_key=True))
+    if http_only:
+        message = f"HTTP only, does nothing at layer 4: {', '.join(http_only)}"
+        warnings.append(Fault((http_only[0],), message, at_key=True))
+
+
+_KNOWN_NAMES = (*COLLECTIONS, *HTTP_COLLECTIONS, *UNUSED_COLLECTIONS)
+
+
+def _make_document(file: SourceFile, source: Source, path: tuple[str, int], item: object) -> _Made:
+    collection, position = path
+    spec: Spec | None = None
+    faults: tuple[Fault, ...] = ()
+    warnings: tuple[Fault, ...] = ()
+    try:
+        spec = structure(item, COLLECTIONS[collection])
+        warnings = tuple(fault.under(path) for fault in spec.warnings())
+    except Wrong as wrong:
+        faults = tuple(fault.under(path) for fault in wrong.faults)
+    if not isinstance(item, dict):
+        return _Made(None, faults)
+    document = Document(
+        key=(collection, _id_of(item) or _derived_id(file.path or file.name.rpartition("/")[2], position)),
+        source=source,
+        position=position,
+        data=item,
+        digest=digest_of(item),
+        spec=spec,
+    )
+    return _Made(document, faults, warnings)
+
+
+def _id_of(item: Mapping[str, object]) -> str:
+    try:
+        return identifier(item.get("id"))
+    except Wrong:
+        return ""
+
+
+def _derived_id(path: str, position: int) -> str:
+    """The id of an object that has none: its file and its place, counted from 1: `mysql.yaml-1`.
+
+    Stable while the file keeps its name and the object its place. A path that is no id by itself (a directory, a blank,
+    too long) is shortened and told apart by its digest.
+    """
+    if not _PLAIN_PATH.fullmatch(path):
+        digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        path = f"{_NOT_IN_ID.sub('_', path)[-40:]}-{digest}"
+    return f"{path}-{position + 1}"
+
+
+_PLAIN_PATH = re.compile(r"[a-zA-Z0-9\-_.]{1,50}")
+_NOT_IN_ID = re.compile(r"[^a-zA-Z0-9\-_.]")

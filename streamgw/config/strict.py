@@ -26,6 +26,9 @@ from streamgw.config.yaml_reader import Path
 
 T = TypeVar("T")
 Rule: TypeAlias = Callable[[object], T]
+_Kind: TypeAlias = Any
+"""What stands behind the colon of a field: a class, `tuple[...]`, `Annotated[...]`. Python has no type for that yet."""
+_Hook: TypeAlias = Callable[[Any, Any], Any]
 
 
 @attrs.frozen
@@ -128,13 +131,13 @@ def _faults_of(error: BaseException, path: Path) -> Iterator[Fault]:
         raise error  # a bug in a rule: must not look like a fault of the file
 
 
-def _structure_class(kind: Any, converter: cattrs.Converter) -> Callable[[object, Any], Any]:
+def _structure_class(kind: _Kind, converter: cattrs.Converter) -> _Hook:
     fill = make_dict_structure_fn(
         kind, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True
     )
     check = getattr(kind, "check", None)
 
-    def structure_mapping(value: object, _: Any) -> Any:
+    def structure_mapping(value: object, _: object) -> object:
         if not isinstance(value, Mapping):
             raise Wrong(f"expected a mapping, got {shown(value)}")
         made = fill(value, kind)
@@ -145,27 +148,27 @@ def _structure_class(kind: Any, converter: cattrs.Converter) -> Callable[[object
     return structure_mapping
 
 
-def _structure_annotated(kind: Any) -> Callable[[object, Any], Any]:
+def _structure_annotated(kind: _Kind) -> _Hook:
     rule = next(part for part in kind.__metadata__ if callable(part))
     return lambda value, _: rule(value)
 
 
-def _structure_optional(kind: Any, converter: cattrs.Converter) -> Callable[[object, Any], Any]:
+def _structure_optional(kind: _Kind, converter: cattrs.Converter) -> _Hook:
     """`X | None` says that the field may be absent; written, it must be an X."""
     (inner,) = (part for part in get_args(kind) if part is not type(None))
     return converter.get_structure_hook(inner)
 
 
-def _structure_tuple(kind: Any, converter: cattrs.Converter) -> Callable[[object, Any], Any]:
+def _structure_tuple(kind: _Kind, converter: cattrs.Converter) -> _Hook:
     item = get_args(kind)[0]
     hook = converter.get_structure_hook(item)
     return lambda values, _: each(lambda value: hook(value, item), values)
 
 
-def _structure_literal(kind: Any) -> Callable[[object, Any], Any]:
+def _structure_literal(kind: _Kind) -> _Hook:
     choices = get_args(kind)
 
-    def structure_choice(value: object, _: Any) -> Any:
+    def structure_choice(value: object, _: object) -> object:
         # 1 == True: the type must be that of a choice, too.
         if any(value == choice and type(value) is type(choice) for choice in choices):
             return value
@@ -175,8 +178,8 @@ def _structure_literal(kind: Any) -> Callable[[object, Any], Any]:
     return structure_choice
 
 
-def _exactly(kind: type, name: str) -> Callable[[object, Any], Any]:
-    def structure_exactly(value: object, _: Any) -> Any:
+def _exactly(kind: type, name: str) -> _Hook:
+    def structure_exactly(value: object, _: object) -> object:
         if type(value) is not kind:
             raise Wrong(f"expected {name}, got {shown(value)}")
         return value
@@ -184,19 +187,25 @@ def _exactly(kind: type, name: str) -> Callable[[object, Any], Any]:
     return structure_exactly
 
 
-def _is_optional(kind: Any) -> bool:
-    return type(None) in get_args(kind) and get_origin(kind) is not Literal
+def _is(origin: _Kind) -> Callable[[_Kind], bool]:
+    def has_origin(kind: _Kind) -> bool:
+        found: object = get_origin(kind)
+        return found is origin
+
+    return has_origin
+
+
+def _is_optional(kind: _Kind) -> bool:
+    return type(None) in get_args(kind) and not _is(Literal)(kind)
 
 
 def _make_converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
     converter.register_structure_hook_factory(attrs.has, _structure_class)
-    converter.register_structure_hook_factory(lambda kind: get_origin(kind) is tuple, _structure_tuple)
-    converter.register_structure_hook_factory(lambda kind: get_origin(kind) is Literal, _structure_literal)
+    converter.register_structure_hook_factory(_is(tuple), _structure_tuple)
+    converter.register_structure_hook_factory(_is(Literal), _structure_literal)
     converter.register_structure_hook_factory(_is_optional, _structure_optional)
-    converter.register_structure_hook_factory(
-        lambda kind: get_origin(kind) is Annotated, _structure_annotated
-    )
+    converter.register_structure_hook_factory(_is(Annotated), _structure_annotated)
     converter.register_structure_hook(str, _exactly(str, "text"))
     converter.register_structure_hook(bool, _exactly(bool, "true or false"))
     return converter

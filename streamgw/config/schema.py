@@ -1,0 +1,363 @@
+"""The objects of an APISIX document, field by field: what may be written, and what of it means something here.
+
+Names are APISIX's; this is where they stop. Each class checks its own object (`check`), says which of its settings have
+no effect (`warnings`), and becomes a value of `core.model` (`build`). What other objects are needed for is not known
+here: references are resolved in `config/compile.py`.
+
+Source:
+  APISIX `apisix/schema_def.lua`: stream_route, upstream, service, ssl. Ours are `priority`, `status`, `remote_addrs`,
+  `server_ports`, `snis` of a route and `proxy_protocol` of an upstream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal, NoReturn, TypeAlias
+
+import attrs
+
+from streamgw.config.nodes import parse_nodes
+from streamgw.config.rules import (
+    AnyMapping,
+    Count,
+    Description,
+    Id,
+    Labels,
+    Name,
+    Net,
+    Port,
+    Ports,
+    PositiveSeconds,
+    Seconds,
+    ServerName,
+    Time,
+    integer,
+    mapping,
+    secret,
+)
+from streamgw.config.strict import Fault, Rule, Wrong, nearest, shown
+from streamgw.core.model import Match, Node, PortRange, ProxyProtocolOut, Timeouts, Upstream
+
+AVAILABLE_TYPES = ("roundrobin",)
+_PLANNED_TYPES = ("chash", "least_conn", "ewma")
+_SCHEMES = ("tcp", "udp", "http", "tls", "https", "grpc", "grpcs", "kafka")
+_LAYER_7 = "does nothing at layer 4"
+
+
+def _unavailable(message: str) -> Rule[NoReturn]:
+    """A field that APISIX has and this version refuses: ignoring it would do something else than what was asked."""
+
+    def rule(value: object) -> NoReturn:
+        del value
+        raise Wrong(message)
+
+    return rule
+
+
+def _balancer_type(value: object) -> Literal["roundrobin"]:
+    if value == "roundrobin":
+        return "roundrobin"
+    available = ", ".join(AVAILABLE_TYPES)
+    if value in _PLANNED_TYPES:
+        raise Wrong(f"balancer type '{value}' is not available in this version; available: {available}")
+    raise Wrong(f"unknown balancer type {shown(value)}; available: {available}")
+
+
+def _scheme(value: object) -> str:
+    if value == "tls":
+        raise Wrong("TLS to the upstream is not available in this version")
+    if type(value) is str and value in _SCHEMES:
+        return value
+    hint = nearest(value, _SCHEMES) if isinstance(value, str) else ""
+    raise Wrong(f"expected one of {', '.join(_SCHEMES)}, got {shown(value)}{hint}")
+
+
+def _protocol(value: object) -> NoReturn:
+    raise Wrong(Fault(("name",), f"unknown protocol [{mapping(value).get('name', '')}]"))
+
+
+def _plugins(value: object) -> tuple[str, ...]:
+    """The names of plugins that are written but disabled. This version has none that could run."""
+    faults = []
+    disabled = []
+    for name, options in mapping(value).items():
+        meta = options.get("_meta") if isinstance(options, Mapping) else None
+        if isinstance(meta, Mapping) and meta.get("disable") is True:
+            disabled.append(name)
+        else:
+            # Never ignored: a route without its ip-restriction is open to everybody.
+            faults.append(Fault((name,), f"unknown plugin [{name}]", at_key=True))
+    if faults:
+        raise Wrong(*faults)
+    return tuple(disabled)
+
+
+Nodes: TypeAlias = Annotated[tuple[Node, ...], parse_nodes]
+Plugins: TypeAlias = Annotated[tuple[str, ...], _plugins]
+_NO_DISCOVERY = _unavailable("service discovery is not available in this version; list nodes")
+
+
+@attrs.frozen(kw_only=True)
+class TimeoutSpec:
+    """Seconds. All three, as APISIX wants them."""
+
+    connect: PositiveSeconds
+    send: PositiveSeconds
+    read: PositiveSeconds
+
+
+@attrs.frozen(kw_only=True)
+class ChecksSpec:
+    """Health checks: read, not run."""
+
+    active: AnyMapping | None = None
+    passive: AnyMapping | None = None
+
+
+@attrs.frozen(kw_only=True)
+class UpstreamTLSSpec:
+    """Client certificate towards the upstream: read, not used."""
+
+    client_cert: Annotated[str, secret(128, 65536)] | None = None
+    client_key: Annotated[str, secret(64, 65536)] | None = None
+    client_cert_id: Id | None = None
+    verify: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class UpstreamSpec:
+    """An upstream, of its own or inline."""
+
+    id: Id | None = None
+    name: Name | None = None
+    desc: Description | None = None
+    labels: Labels | None = None
+    create_time: Time | None = None
+    update_time: Time | None = None
+    nodes: Nodes | None = None
+    type: Annotated[Literal["roundrobin"], _balancer_type] = "roundrobin"
+    hash_on: Literal["vars", "header", "cookie", "consumer", "vars_combinations"] | None = None
+    key: str | None = None
+    retries: Count | None = None
+    retry_timeout: Seconds = 0.0
+    timeout: TimeoutSpec | None = None
+    scheme: Annotated[str, _scheme] = "tcp"
+    tls: UpstreamTLSSpec | None = None
+    keepalive_pool: AnyMapping | None = None
+    checks: ChecksSpec | None = None
+    pass_host: Literal["pass", "node", "rewrite"] | None = None
+    upstream_host: str | None = None
+    service_name: Annotated[str, _NO_DISCOVERY] | None = None
+    discovery_type: Annotated[str, _NO_DISCOVERY] | None = None
+    discovery_args: Annotated[str, _NO_DISCOVERY] | None = None
+    proxy_protocol: ProxyProtocolOut | None = None
+
+    def check(self) -> Iterator[Fault]:
+        """What no field alone can say."""
+        if self.nodes is None:
+            yield Fault(("nodes",), "is required")
+
+    def warnings(self) -> Iterator[Fault]:
+        """What is written here and has no effect."""
+        assert self.nodes is not None, "checked"
+        if not self.nodes:
+            yield Fault(("nodes",), "no node: every session that comes here is closed")
+        elif not any(node.weight for node in self.nodes):
+            yield Fault(("nodes",), "every weight is 0: no node is ever picked")
+        if self.scheme not in {"tcp", "udp", "http"}:
+            yield Fault(("scheme",), f"'{self.scheme}' is treated as tcp")
+        for name in ("pass_host", "upstream_host", "keepalive_pool"):
+            if getattr(self, name) is not None:
+                yield Fault((name,), _LAYER_7, at_key=True)
+        for name in ("hash_on", "key"):
+            if getattr(self, name) is not None:
+                yield Fault((name,), "does nothing with type roundrobin", at_key=True)
+        if self.tls is not None:
+            yield Fault(("tls",), "does nothing: TLS to the upstream is not available", at_key=True)
+        if self.checks is not None:
+            yield Fault(("checks",), "health checks are not run by this version", at_key=True)
+
+    def build(self, key: str) -> Upstream:
+        """The upstream as the data plane knows it."""
+        assert self.nodes is not None, "checked"
+        timeouts = Timeouts()
+        if self.timeout is not None:
+            timeouts = Timeouts(self.timeout.connect, max(self.timeout.send, self.timeout.read))
+        return Upstream(
+            key=key,
+            nodes=self.nodes,
+            type=self.type,
+            retries=self.retries,
+            retry_timeout_s=self.retry_timeout,
+            timeouts=timeouts,
+            proxy_protocol=self.proxy_protocol,
+            name=self.name or "",
+        )
+
+
+@attrs.frozen(kw_only=True)
+class ServiceSpec:
+    """What several routes share."""
+
+    id: Id | None = None
+    name: Name | None = None
+    desc: Description | None = None
+    labels: Labels | None = None
+    create_time: Time | None = None
+    update_time: Time | None = None
+    type: Literal["stream", "http"] = "stream"
+    upstream: UpstreamSpec | None = None
+    upstream_id: Id | None = None
+    plugins: Plugins = ()
+    hosts: tuple[str, ...] | None = None
+    enable_websocket: bool | None = None
+    script: str | None = None
+
+    def warnings(self) -> Iterator[Fault]:
+        """What is written here and has no effect."""
+        for name in ("hosts", "enable_websocket", "script"):
+            if getattr(self, name) is not None:
+                yield Fault((name,), _LAYER_7, at_key=True)
+        yield from _warn_of_parts(self)
+
+
+@attrs.frozen(kw_only=True)
+class StreamRouteSpec:
+    """Which clients, and where they go."""
+
+    id: Id | None = None
+    name: Name | None = None
+    desc: Description | None = None
+    labels: Labels | None = None
+    create_time: Time | None = None
+    update_time: Time | None = None
+    priority: Annotated[int, integer(-(2**31), 2**31)] = 0
+    status: Literal[0, 1] = 1
+    remote_addr: Net | None = None
+    remote_addrs: tuple[Net, ...] | None = None
+    server_addr: Net | None = None
+    server_port: Port | None = None
+    server_ports: tuple[Ports, ...] | None = None
+    sni: ServerName | None = None
+    snis: tuple[ServerName, ...] | None = None
+    upstream: UpstreamSpec | None = None
+    upstream_id: Id | None = None
+    service_id: Id | None = None
+    plugins: Plugins = ()
+    protocol: Annotated[str, _protocol] | None = None
+
+    def check(self) -> Iterator[Fault]:
+        """What no field alone can say."""
+        for one, many in (("remote_addr", "remote_addrs"), ("server_port", "server_ports"), ("sni", "snis")):
+            entries = getattr(self, many)
+            if entries is not None and getattr(self, one) is not None:
+                yield Fault((many,), f"'{one}' and '{many}' exclude each other", at_key=True)
+            elif entries == ():
+                # Absent means any; an emptied list would silently open the route to everybody.
+                yield Fault((many,), f"expected at least one entry; to match any, leave out '{many}'")
+
+    def warnings(self) -> Iterator[Fault]:
+        """What is written here and has no effect."""
+        for name in ("sni", "snis"):
+            if getattr(self, name) is not None and self.build_match().server_names:
+                message = "never matches: this version has no TLS listener, so no client has a server name"
+                yield Fault((name,), message, at_key=True)
+        yield from _warn_of_parts(self)
+
+    def build_match(self) -> Match:
+        """What the route asks of a client."""
+        names = self.snis or ((self.sni,) if self.sni is not None else ())
+        if self.snis is not None and "*" in names:
+            names = ()  # APISIX: `*` among several is no restriction at all, unlike `sni: "*"`
+        ports = self.server_ports or ()
+        if self.server_port is not None:
+            ports = (PortRange(self.server_port, self.server_port),)
+        return Match(
+            remote_addrs=self.remote_addrs or ((self.remote_addr,) if self.remote_addr is not None else ()),
+            server_addrs=(self.server_addr,) if self.server_addr is not None else (),
+            server_ports=ports,
+            server_names=names,
+        )
+
+
+def _warn_of_parts(spec: ServiceSpec | StreamRouteSpec) -> Iterator[Fault]:
+    for name in spec.plugins:
+        yield Fault(("plugins", name), "disabled, and this version does not have it", at_key=True)
+    if spec.upstream is None:
+        return
+    if spec.upstream_id is not None:
+        yield Fault(("upstream",), "does nothing: 'upstream_id' wins", at_key=True)
+    for fault in spec.upstream.warnings():
+        yield fault.under(("upstream",))
+
+
+def _pem(least: int) -> Rule[str]:
+    """A PEM text, or a reference to where one is kept. Never shown."""
+    whole = secret(least, 65536)
+
+    def rule(value: object) -> str:
+        is_reference = isinstance(value, str) and value.lower().startswith(("$secret://", "$env://"))
+        return str(value) if is_reference else whole(value)
+
+    return rule
+
+
+Certificate: TypeAlias = Annotated[str, _pem(128)]
+PrivateKey: TypeAlias = Annotated[str, _pem(64)]
+
+
+@attrs.frozen(kw_only=True)
+class ClientCASpec:
+    """Which client certificates are good."""
+
+    ca: Certificate
+    depth: Count = 1
+    skip_mtls_uri_regex: tuple[str, ...] | None = None
+
+
+@attrs.frozen(kw_only=True)
+class SSLSpec:
+    """A certificate: read, not used."""
+
+    id: Id | None = None
+    desc: Description | None = None
+    labels: Labels | None = None
+    create_time: Time | None = None
+    update_time: Time | None = None
+    type: Literal["server", "client"] = "server"
+    cert: Certificate | None = attrs.field(default=None, repr=False)
+    key: PrivateKey | None = attrs.field(default=None, repr=False)
+    certs: tuple[Certificate, ...] = attrs.field(default=(), repr=False)
+    keys: tuple[PrivateKey, ...] = attrs.field(default=(), repr=False)
+    sni: ServerName | None = None
+    snis: tuple[ServerName, ...] | None = None
+    client: ClientCASpec | None = None
+    status: Literal[0, 1] = 1
+    ssl_protocols: tuple[Literal["TLSv1.1", "TLSv1.2", "TLSv1.3"], ...] | None = None
+
+    def check(self) -> Iterator[Fault]:
+        """What no field alone can say."""
+        for name in ("cert", "key"):
+            if getattr(self, name) is None:
+                yield Fault((name,), "is required")
+        if self.type == "server" and (self.sni is None) == (self.snis is None):
+            yield Fault((), "expected exactly one of 'sni' and 'snis'")
+        if self.snis == ():
+            yield Fault(("snis",), "expected at least one entry")
+        if len(self.certs) != len(self.keys):
+            yield Fault((), "mismatched number of certs and keys")
+
+    def warnings(self) -> Iterator[Fault]:
+        """What is written here and has no effect: all of it."""
+        yield Fault((), "TLS is not available in this version")
+
+
+Spec: TypeAlias = StreamRouteSpec | UpstreamSpec | ServiceSpec | SSLSpec
+COLLECTIONS: Mapping[str, type[Spec]] = {
+    "stream_routes": StreamRouteSpec,
+    "upstreams": UpstreamSpec,
+    "services": ServiceSpec,
+    "ssls": SSLSpec,
+}
+HTTP_COLLECTIONS = ("routes", "consumers", "plugin_configs", "global_rules", "consumer_groups", "protos")
+UNUSED_COLLECTIONS = ("plugins", "plugin_metadata", "secrets")
