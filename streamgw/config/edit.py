@@ -66,6 +66,19 @@ def find_items(text: str) -> tuple[Item, ...]:
     return tuple(_items(_read(text)))
 
 
+def new_file(key: Key, data: Mapping[str, object]) -> str:
+    """The text of a file for one object.
+
+    Raises:
+      NotEditable: it holds something that YAML cannot say.
+    """
+    wanted = {"id": key[1], **data}
+    text = render.render_file(key, wanted)
+    if is_same(_read(text).data, {key[0]: [wanted]}):
+        return text
+    raise NotEditable(f"{key[0]} {key[1]} holds a value that cannot be written as YAML")
+
+
 def replace_item(text: str, key: Key, data: Mapping[str, object]) -> str:
     """The text with one object changed to `data`. Its id stays as it is written: `id: 1` and `id: "1"` are one object.
 

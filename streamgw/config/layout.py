@@ -13,18 +13,21 @@ from typing import Final, Literal, cast
 import attrs
 import yaml
 
-_VARIABLE: Final = re.compile(r"\$\{\{[^{}\r\n]*\}\}")
+from streamgw.config.source_text import SourceText
+from streamgw.config.yaml_reader import read_yaml
+from streamgw.core.errors import ConfigError
+
+_VARIABLE: Final = re.compile(r"\$\{\{[^\r\n]*?\}\}")
 _MASK: Final = str.maketrans("{}", "\ue000\ue001")
 _UNMASK: Final = str.maketrans("\ue000\ue001", "{}")
 """`${{NAME}}` is filled in before YAML is read. Here it stays, its braces hidden from YAML in characters that nobody
 uses, one for one, so that offsets stay true."""
 
 _BLANK_LINES: Final = re.compile(r"(?:[ \t]*(?:\r\n|\n|\r))+[ \t]*\Z")
-_Loader: Final = cast("type[yaml.SafeLoader]", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 class NotYAML(Exception):
-    """This text is not one YAML document with a mapping at its top."""
+    """This text is not a YAML document with a mapping at its top."""
 
 
 @attrs.define
@@ -84,24 +87,23 @@ class Layout:
 
 
 def read_layout(text: str) -> Layout:
-    """Read one document. An empty one has no fields.
+    """Read a file. An empty one has no fields.
 
     Raises:
-      NotYAML: it is broken, there are several documents, or the top is not a mapping.
+      NotYAML: it is broken (as `yaml_reader` sees it), or the top is not a mapping.
     """
     masked = _VARIABLE.sub(lambda variable: variable[0].translate(_MASK), text)
     try:
-        roots = list(_documents(yaml.parse(masked, Loader=_Loader), masked))
-        data = yaml.load(masked, Loader=_Loader) if len(roots) == 1 else {}  # noqa: S506 — _Loader is a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise NotYAML(f"not valid YAML: {error}") from error
-    if len(roots) > 1:
-        raise NotYAML("several YAML documents in one file")
-    if not roots or data is None:
+        data = read_yaml(SourceText("", masked, masked)).data
+    except ConfigError as error:
+        problem = error.problems[0]
+        raise NotYAML(f"line {problem.line}: {problem.message}") from error
+    if data is None:
         return Layout(Node("mapping", len(text), 1, 0, len(text)), {})
     if not isinstance(data, dict):
         raise NotYAML("no mapping at the top")
-    return Layout(roots[0], cast("dict[str, object]", _unmasked(data)))
+    root = _root(yaml.parse(masked, Loader=yaml.CSafeLoader), masked)
+    return Layout(root, cast("dict[str, object]", _unmasked(data)))
 
 
 def is_same(one: object, other: object) -> bool:
@@ -123,7 +125,7 @@ def _unmasked(value: object) -> object:
     return value
 
 
-def _documents(events: Iterator[yaml.Event], text: str) -> Iterator[Node]:
+def _root(events: Iterator[yaml.Event], text: str) -> Node:
     open_nodes: list[Node] = []
     for event in events:
         if isinstance(event, yaml.CollectionEndEvent):
@@ -131,17 +133,15 @@ def _documents(events: Iterator[yaml.Event], text: str) -> Iterator[Node]:
             assert event.end_mark is not None, "a parser sets the marks"
             # A block collection's end mark is where the next token stands, comments and all skipped.
             node.end = event.end_mark.index if node.flow else node.children[-1].end
+            if not open_nodes:
+                return node
         elif isinstance(event, yaml.NodeEvent):
             node = _node(event, text)
-            if isinstance(event, yaml.CollectionStartEvent):
-                open_nodes.append(node)
-        else:
-            continue
-        if isinstance(event, yaml.CollectionEndEvent) or node.kind in {"scalar", "alias"}:
             if open_nodes:
                 open_nodes[-1].children.append(node)
-            else:
-                yield node
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_nodes.append(node)
+    raise AssertionError("read_yaml found a mapping at the top")
 
 
 def _node(event: yaml.NodeEvent, text: str) -> Node:
