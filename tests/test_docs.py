@@ -20,6 +20,7 @@ from typing import Literal
 import attrs
 import pytest
 
+from streamgw.config.schema import ServiceSpec, SSLSpec, StreamRouteSpec, UpstreamSpec
 from streamgw.core.errors import Fault, Reason
 from tests.support.child import find_program, run, running, wait_until
 from tests.support.namespace import private_network
@@ -281,3 +282,23 @@ def test_a_decision_has_its_four_parts(page: Path) -> None:
         "Decision",
         "Consequences",
     ]
+
+
+@pytest.mark.parametrize(
+    ("heading", "kind"),
+    [
+        ("### `stream_routes[]`", StreamRouteSpec),
+        ("### `upstreams[]`", UpstreamSpec),
+        ("### `services[]`", ServiceSpec),
+        ("### `ssls[]`", SSLSpec),
+    ],
+)
+def test_every_field_of_an_object_is_documented(heading: str, kind: type[attrs.AttrsInstance]) -> None:
+    text = (ROOT / "docs/configuration.md").read_text()
+    section = text.partition(heading)[2].partition("\n### ")[0]
+    cells = re.findall(r"^\| (`[^|]+) \|", section, re.MULTILINE)
+    common = {"id", "name", "desc", "labels", "create_time", "update_time"}
+
+    documented = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+
+    assert documented == {field.name for field in attrs.fields(kind)} - common

@@ -17,6 +17,8 @@ UNTESTED = {
     "streamgw/__init__.py": "holds the version",
     "streamgw/__main__.py": "one call; every end-to-end test starts the gateway through it",
     "streamgw/dataplane/pump/__init__.py": "a Protocol and records; tests/conformance/test_pump.py holds the contract",
+    "tools/install_servers.sh": "a list; every test with the servers marker needs it to be right",
+    "tools/lock.sh": "downloads the newest versions; run by hand",
 }
 
 # Directories below tests/ that mirror nothing: they test many modules together.
@@ -38,9 +40,10 @@ def has_code(source: str) -> bool:
 
 
 def modules(root: Path) -> list[str]:
-    """Every module with code in it, as paths: `streamgw/core/router.py`."""
+    """Every module with code in it, and every script in tools/, as paths: `streamgw/core/router.py`."""
     paths = [*sorted((root / "streamgw").rglob("*.py")), *sorted((root / "tools").rglob("*.py"))]
-    return [str(path.relative_to(root)) for path in paths if has_code(path.read_text(encoding="utf-8"))]
+    with_code = [path for path in paths if has_code(path.read_text(encoding="utf-8"))]
+    return [str(path.relative_to(root)) for path in [*with_code, *sorted((root / "tools").glob("*.sh"))]]
 
 
 def test_files(root: Path) -> list[str]:
