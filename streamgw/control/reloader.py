@@ -156,7 +156,9 @@ class Reloader:
     async def _load(self, listeners: tuple[Listener, ...]) -> Compilation:
         # Not abandoned on cancel: two loads at once would share the loader's memory of parsed files.
         with _polite_to_the_event_loop():
-            return await trio.to_thread.run_sync(self._loader.load, listeners)
+            compilation = await trio.to_thread.run_sync(self._loader.load, listeners)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return compilation
 
     def _apply(self, compilation: Compilation, duration_s: float) -> None:
         before, snapshot = self.status, compilation.snapshot

@@ -1,0 +1,345 @@
+"""Triggers, generations and errors, over a fake watcher and a fake loader; the loads run in real threads."""
+
+import gc
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import attrs
+import pytest
+import structlog
+import trio
+import trio.testing
+
+from streamgw.config.compile import Compilation
+from streamgw.control.reloader import MAX_LOGGED, Reloader, ReloadStatus
+from streamgw.core.errors import ConfigError, StoreError
+from streamgw.core.model import Listener
+from streamgw.core.snapshot import Snapshot
+from tests.support.fake_watch import NOON, FakeLoader, FakeWatch, compilation, problem
+
+MYSQL = ("stream_routes", "mysql")
+BROKEN = ConfigError((problem("expected an integer"), problem("unknown field", 4)))
+
+
+@attrs.define
+class Scene:
+    loader: FakeLoader
+    watch: FakeWatch
+    swaps: list[str]
+    reloader: Reloader
+
+    async def look(self) -> None:
+        """Let the watcher speak, and wait until the look it caused is over."""
+        self.watch.say()
+        await self.settle()
+
+    async def settle(self) -> None:
+        loads = -1
+        while loads != self.loader.loads or self.loader.under_way:
+            loads = self.loader.loads
+            await trio.testing.wait_all_tasks_blocked(0.02)
+
+
+def scene(loader: FakeLoader, *, listeners: tuple[Listener, ...] = ()) -> Scene:
+    watch, swaps = FakeWatch(), list[str]()
+
+    def on_swap(snapshot: Snapshot) -> None:
+        assert reloader.current is snapshot, "the swap is told when it has happened"
+        swaps.append(snapshot.revision)
+
+    reloader = Reloader(loader, lambda: listeners, on_swap, watch=watch, wall_clock=lambda: NOON)
+    return Scene(loader, watch, swaps, reloader)
+
+
+@asynccontextmanager
+async def running(loader: FakeLoader) -> AsyncIterator[Scene]:
+    stage = scene(loader)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(stage.reloader.run)
+        yield stage
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_first_load_is_done_when_it_has_started() -> None:
+    async with running(FakeLoader(compilation("r1", mysql="d1"))) as stage:
+        assert stage.reloader.current.revision == "r1"
+        assert stage.reloader.status == ReloadStatus(
+            revision=stage.reloader.current.revision,
+            applied_at=NOON,
+            duration_s=stage.reloader.status.duration_s,
+        )
+
+    assert stage.swaps == ["r1"]
+    assert stage.watch.closed
+
+
+async def test_the_watcher_stands_before_the_first_load_reads() -> None:
+    order: list[str] = []
+
+    class Loader(FakeLoader):
+        def load(self, listeners: Sequence[Listener]) -> Compilation:
+            order.append("load")
+            return super().load(listeners)
+
+    class Watch(FakeWatch):
+        async def __call__(self) -> AsyncGenerator[None]:
+            order.append("watch")
+            async for _ in super().__call__():
+                yield
+
+    reloader = Reloader(Loader(compilation("r1")), tuple, lambda _: None, watch=Watch())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(reloader.run)
+        nursery.cancel_scope.cancel()
+
+    assert order[:2] == ["watch", "load"]
+
+
+@pytest.mark.parametrize(
+    "error", [BROKEN, StoreError("cannot read routes.d")], ids=["problems", "unreadable"]
+)
+async def test_a_first_load_that_fails_is_the_end(error: Exception) -> None:
+    stage = scene(FakeLoader(error))
+
+    with pytest.raises(type(error)) as caught:
+        await stage.reloader.run()
+
+    assert caught.value is error
+    assert stage.swaps == []
+    assert stage.watch.closed
+
+
+async def test_a_change_replaces_the_snapshot() -> None:
+    async with running(FakeLoader(compilation("r1"))) as stage:
+        stage.loader.content = compilation("r2")
+        await stage.look()
+
+        assert stage.reloader.current.revision == "r2"
+        assert (stage.reloader.status.revision, stage.reloader.status.reloads) == ("r2", 1)
+
+    assert stage.swaps == ["r1", "r2"]
+
+
+async def test_the_same_documents_again_are_no_change() -> None:
+    async with running(FakeLoader(compilation("r1"))) as stage:
+        before = stage.reloader.current
+        stage.loader.content = compilation("r1")
+        await stage.look()
+
+        assert stage.loader.loads == 2
+        assert stage.reloader.current is before
+        assert stage.reloader.status.reloads == 0
+
+    assert stage.swaps == ["r1"]
+
+
+async def test_a_poke_needs_no_watcher() -> None:
+    async with running(FakeLoader(compilation("r1"))) as stage:
+        stage.loader.content = compilation("r2")
+        stage.reloader.poke()
+        await stage.settle()
+
+    assert stage.swaps == ["r1", "r2"]
+
+
+async def test_what_changes_during_a_load_is_seen_by_another_load_after_it() -> None:
+    async with running(FakeLoader(compilation("r1"))) as stage:
+        stage.loader.content = compilation("r2")
+        stage.loader.may_finish.clear()
+        stage.reloader.poke()
+        while not stage.loader.under_way:
+            await trio.testing.wait_all_tasks_blocked(0.02)
+
+        stage.loader.content = compilation("r3")
+        for _ in range(5):
+            stage.reloader.poke()
+        stage.loader.may_finish.set()
+        await stage.settle()
+
+        assert stage.loader.loads == 3
+        assert stage.loader.most_at_once == 1
+
+    assert stage.swaps == ["r1", "r2", "r3"]
+
+
+async def test_a_rejected_change_changes_nothing_and_is_told_completely() -> None:
+    async with running(FakeLoader(compilation("r1", problem("no listener has port 1")))) as stage:
+        stage.loader.content = BROKEN
+        with structlog.testing.capture_logs() as logs:
+            await stage.look()
+            await stage.look()
+
+        status = stage.reloader.status
+        assert stage.reloader.current.revision == "r1"
+        assert (status.state, status.revision, status.rejected) == ("rejected", "r1", 1)
+        assert status.problems == BROKEN.problems
+        assert status.warnings == (problem("no listener has port 1"),)
+
+    assert stage.swaps == ["r1"]
+    assert [(line["event"], line["log_level"]) for line in logs] == [
+        ("routes_rejected", "error"),
+        ("routes_problem", "error"),
+        ("routes_problem", "error"),
+    ]
+    assert logs[1]["problem"] == "routes.d/mysql.yaml:1:1: expected an integer"
+
+
+async def test_another_mistake_is_another_rejection() -> None:
+    async with running(FakeLoader(compilation("r1"))) as stage:
+        stage.loader.content = BROKEN
+        await stage.look()
+        stage.loader.content = ConfigError((problem("unknown field"),))
+        await stage.look()
+
+        assert stage.reloader.status.rejected == 2
+        assert len(stage.reloader.status.problems) == 1
+
+
+async def test_a_mistake_that_is_repaired_is_applied() -> None:
+    async with running(FakeLoader(compilation("r1"))) as stage:
+        stage.loader.content = BROKEN
+        await stage.look()
+        stage.loader.content = compilation("r2")
+        await stage.look()
+
+        status = stage.reloader.status
+        assert (status.state, status.problems, status.revision, status.rejected) == ("applied", (), "r2", 1)
+
+
+async def test_a_mistake_that_is_taken_back_is_applied_without_a_swap() -> None:
+    async with running(FakeLoader(compilation("r1"))) as stage:
+        stage.loader.content = BROKEN
+        await stage.look()
+        stage.loader.content = compilation("r1")
+        with structlog.testing.capture_logs() as logs:
+            await stage.look()
+
+        assert (stage.reloader.status.state, stage.reloader.status.problems) == ("applied", ())
+
+    assert stage.swaps == ["r1"]
+    assert [line["event"] for line in logs] == ["routes_as_before"]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (StoreError("cannot read routes.d: permission denied"), "cannot read routes.d: permission denied"),
+        (ZeroDivisionError("oops"), "bug while loading: ZeroDivisionError('oops')"),
+    ],
+    ids=["unreadable directory", "bug in the loader"],
+)
+async def test_whatever_a_later_load_raises_the_gateway_goes_on(error: Exception, told: str) -> None:
+    async with running(FakeLoader(compilation("r1"))) as stage:
+        stage.loader.content = error
+        await stage.look()
+        assert stage.reloader.status.state == "rejected"
+        assert told in str(stage.reloader.status.problems[0])
+
+        stage.loader.content = compilation("r2")
+        await stage.look()
+        assert stage.reloader.current.revision == "r2"
+
+
+async def test_a_flood_of_problems_does_not_flood_the_log() -> None:
+    async with running(FakeLoader(compilation("r1"))) as stage:
+        stage.loader.content = ConfigError(tuple(problem("unknown field", line) for line in range(5000)))
+        with structlog.testing.capture_logs() as logs:
+            await stage.look()
+
+        assert len(stage.reloader.status.problems) == 5000
+
+    assert logs[0]["problems"] == 5000
+    assert len(logs) == 1 + MAX_LOGGED
+
+
+async def test_each_warning_is_logged_once_and_follows_the_listeners() -> None:
+    old, new = problem("no listener has port 1"), problem("no listener has port 2")
+    with structlog.testing.capture_logs() as logs:
+        async with running(FakeLoader(compilation("r1", old))) as stage:
+            stage.loader.content = compilation("r2", old)
+            await stage.look()
+            stage.loader.content = compilation("r2", old, new)
+            await stage.look()
+            assert stage.reloader.status.warnings == (old, new)
+            stage.loader.content = compilation("r2")
+            await stage.look()
+            assert stage.reloader.status.warnings == ()
+
+    assert [line["problem"] for line in logs if line["event"] == "routes_warning"] == [str(old), str(new)]
+    assert stage.swaps == ["r1", "r2"]
+
+
+async def test_each_load_sees_the_listeners_of_its_moment() -> None:
+    listeners: list[Listener] = []
+    loader, watch = FakeLoader(compilation("r1")), FakeWatch()
+    reloader = Reloader(loader, lambda: listeners, lambda _: None, watch=watch)
+    listener = Listener("tcp", "127.0.0.1", 9100)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(reloader.run)
+        listeners.append(listener)
+        reloader.poke()
+        await Scene(loader, watch, [], reloader).settle()
+        nursery.cancel_scope.cancel()
+
+    assert (loader.seen[0], loader.seen[-1]) == ((), (listener,))
+
+
+async def test_a_writer_can_wait_until_its_object_is_what_runs() -> None:
+    async with running(FakeLoader(compilation("r1", mysql="d1"))) as stage:
+        with trio.fail_after(5):
+            await stage.reloader.wait_applied(MYSQL, "d1")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stage.reloader.wait_applied, MYSQL, "d3")
+                for revision, digest in [("r2", "d2"), ("r3", "d3")]:
+                    assert len(nursery.child_tasks) == 1
+                    stage.loader.content = compilation(revision, mysql=digest)
+                    await stage.look()
+
+
+async def test_a_writer_can_wait_until_its_object_is_gone() -> None:
+    async with running(FakeLoader(compilation("r1", mysql="d1"))) as stage:
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stage.reloader.wait_applied, MYSQL, None)
+                await trio.testing.wait_all_tasks_blocked()
+                assert len(nursery.child_tasks) == 1
+                stage.loader.content = compilation("r2")
+                await stage.look()
+
+
+async def test_cancelled_during_a_load_it_waits_for_the_thread_and_drops_the_result(
+    nursery: trio.Nursery,
+) -> None:
+    async def finish_when_the_reloader_waits() -> None:
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        stage.loader.may_finish.set()
+
+    async with running(FakeLoader(compilation("r1"))) as stage:
+        stage.loader.content = compilation("r2")
+        stage.loader.may_finish.clear()
+        stage.reloader.poke()
+        while not stage.loader.under_way:
+            await trio.testing.wait_all_tasks_blocked(0.02)
+        nursery.start_soon(finish_when_the_reloader_waits)
+
+    assert stage.loader.under_way == 0
+    assert stage.swaps == ["r1"]
+
+
+async def test_a_load_leaves_the_interpreter_as_it_found_it() -> None:
+    seen: list[tuple[float, bool]] = []
+
+    class Loader(FakeLoader):
+        def load(self, listeners: Sequence[Listener]) -> Compilation:
+            seen.append((sys.getswitchinterval(), gc.isenabled()))
+            return super().load(listeners)
+
+    before = (sys.getswitchinterval(), gc.isenabled())
+    stage = scene(Loader(BROKEN))
+    with pytest.raises(ConfigError):
+        await stage.reloader.run()
+
+    assert seen == [(pytest.approx(0.0005), False)]
+    assert (sys.getswitchinterval(), gc.isenabled()) == before
