@@ -238,7 +238,7 @@ def _escape_default(value: str | None) -> str:
 
 
 def _as_hex(found: re.Match[str]) -> str:
-    return "".join(f"\\x{byte:02X}" for byte in found[0].encode("utf-8", "surrogateescape"))
+    return "".join(f"\\x{byte:02X}" for byte in found[0].encode("utf-8", "surrogatepass"))
 
 
 def _escape_json(value: str | None) -> str:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import itertools
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -66,15 +67,9 @@ class Router:
 
     def __init__(self, routes: Sequence[Route]) -> None:
         self.routes = tuple(routes)
-        ranked = tuple(enumerate(self.routes))
-        self._plain = _Index(
-            (rank, route.match, ("",)) for rank, route in ranked if not route.match.server_names
-        )
-        self._named = _Index(
-            (rank, route.match, route.match.server_names)
-            for rank, route in ranked
-            if route.match.server_names
-        )
+        ranked = [(rank, route.match) for rank, route in enumerate(self.routes)]
+        self._plain = _Index((rank, match) for rank, match in ranked if not match.server_names)
+        self._named = _Index((rank, match) for rank, match in ranked if match.server_names)
         patterns = {pattern for route in self.routes for pattern in route.match.server_names}
         self._patterns = SNIIndex((pattern, pattern) for pattern in patterns)
 
@@ -116,8 +111,8 @@ class Router:
         """Routes that can never win, each with the earlier route that hides it.
 
         Every one reported is dead; not every dead one is reported: what only several earlier routes together cover
-        (two halves of a network) is not looked for. Where different parts of a route are hidden by different routes,
-        the one that hides most is named.
+        (two halves of a network) is not looked for, nor all that may hide a route of very long lists. Where different
+        routes hide different parts of one, the one that hides most is named.
         """
         return tuple(
             (route, self.routes[hider])
@@ -127,9 +122,16 @@ class Router:
 
     def _hider(self, rank: int, match: Match) -> int | None:
         index = self._named if match.server_names else self._plain
-        hiders: Counter[int] = Counter()
         # Only the same pattern can hide a named route: a longer one covers less, a shorter one is tried later.
-        for key, box in itertools.product(match.server_names or ("",), itertools.product(*_sides(match))):
+        keys, sides = match.server_names or _NO_NAME, _sides(match)
+        if _is_wide(sides):
+            corner = next(itertools.product(*sides))
+            found, *others = {index.first_covering(key, corner, below=rank) for key in keys}
+            if others or found == _NEVER or not _FieldSets(_sides(self.routes[found].match)).cover(sides):
+                return None
+            return found
+        hiders: Counter[int] = Counter()
+        for key, box in itertools.product(keys, itertools.product(*sides)):
             hider = index.first_covering(key, box, below=rank)
             if hider == _NEVER:
                 return None
@@ -153,9 +155,7 @@ def why_not(route: Route, facts: Facts) -> str | None:
     """Why this client is not one of this route's, whatever the other routes say. None: it is."""
     match = route.match
     name = facts.server_name
-    if match.server_names and not (
-        name is not None and any(matches_name(p, name) for p in match.server_names)
-    ):
+    if match.server_names and (name is None or not any(matches_name(p, name) for p in match.server_names)):
         return f"has sni {_listed(match.server_names)}; the client sent {'none' if name is None else name}"
     reasons = []
     port = facts.server.port
@@ -184,10 +184,9 @@ def _range_text(ports: PortRange) -> str:
 
 def _networks_text(networks: Sequence[Network]) -> str:
     """`10.0.0.1` for a single host, `in 10.0.0.0/8` otherwise."""
-    texts = [
+    return _listed(
         str(net.network_address) if net.prefixlen == net.max_prefixlen else f"in {net}" for net in networks
-    ]
-    return _listed(texts)
+    )
 
 
 def _listed(texts: Iterable[str]) -> str:
@@ -196,15 +195,18 @@ def _listed(texts: Iterable[str]) -> str:
     return " or ".join(texts[:_MAX_LISTED]) + (f" or one of {more} more" if more > 0 else "")
 
 
-_PortBlock: TypeAlias = tuple[int, int]
-"""(mask, value): the ports whose masked bits are the value."""
-_NetworkBlock: TypeAlias = tuple[int, int, int]
-"""(family, mask, value); family 0 is any address, Unix sockets included."""
-_Box: TypeAlias = tuple[_PortBlock, _NetworkBlock, _NetworkBlock]
+_Block: TypeAlias = tuple[int, int, int]
+"""(family, mask, value): all numbers whose masked bits are the value. Family 4 or 6; 0 for ports, and for any address,
+Unix sockets included."""
+_Box: TypeAlias = Sequence[_Block]
 """Ports, server addresses, client addresses."""
+_Sides: TypeAlias = Sequence[Sequence[_Block]]
+"""The blocks of each of the three; a route is the product."""
 
-_ANY_PORT: _PortBlock = (0, 0)
-_ANY_ADDRESS: _NetworkBlock = (0, 0, 0)
+_NO_NAME = ("",)
+_ANY: _Block = (0, 0, 0)
+_PORT_MASK = 0xFFFF
+_HOST_MASKS = {0: 0, 4: (1 << 32) - 1, 6: (1 << 128) - 1}
 
 
 class _Index:
@@ -214,16 +216,16 @@ class _Index:
     its own, because 100,000 names with one route each would be 100,000 tables.
     """
 
-    def __init__(self, entries: Iterable[tuple[int, Match, tuple[str, ...]]]) -> None:
+    def __init__(self, entries: Iterable[tuple[int, Match]]) -> None:
         shapes: dict[tuple[int, int, int, int, int], _Shape] = {}
-        wide: list[_WideRoute] = []
-        for rank, match, keys in entries:
-            sides = _sides(match)
-            if len(sides[0]) * len(sides[1]) * len(sides[2]) > _MAX_BOXES:
-                wide.append(_WideRoute(rank, frozenset(keys), sides))
+        wide: list[tuple[int, frozenset[str], _FieldSets]] = []
+        for rank, match in entries:
+            keys, sides = match.server_names or _NO_NAME, _sides(match)
+            if _is_wide(sides):
+                wide.append((rank, frozenset(keys), _FieldSets(sides)))
                 continue
             for box in itertools.product(*sides):
-                (port_mask, port), (server_family, server_mask, server), (family, mask, client) = box
+                (_, port_mask, port), (server_family, server_mask, server), (family, mask, client) = box
                 signature = (port_mask, server_family, server_mask, family, mask)
                 shape = shapes.get(signature)
                 if shape is None:
@@ -254,19 +256,22 @@ class _Index:
         for shape in self._by_families[server_family, client_family]:
             if shape.lowest >= best:
                 break
-            rank = shape.ranks.get(
-                (key, port & shape.port_mask, server & shape.server_mask, client & shape.client_mask), _NEVER
-            )
+            masked = key, port & shape.port_mask, server & shape.server_mask, client & shape.client_mask
+            rank = shape.ranks.get(masked, _NEVER)
             if rank < best:  # noqa: PLR1730  # `min` is a call per shape, on the way of every connection
                 best = rank
         if self._wide:
-            box = ((_PORT_MASK, port), _host_block(server_family, server), _host_block(client_family, client))
-            best = self._first_wide(key, box, best)
+            box = (
+                (0, _PORT_MASK, port),
+                (server_family, _HOST_MASKS[server_family], server),
+                (client_family, _HOST_MASKS[client_family], client),
+            )
+            return self._first_wide(key, box, best)
         return best
 
     def first_covering(self, key: str, box: _Box, *, below: int) -> int:
         """The lowest rank under `below` that matches everything in the box, or _NEVER."""
-        (port_mask, port), (server_family, server_mask, server), (client_family, client_mask, client) = box
+        (_, port_mask, port), (server_family, server_mask, server), (client_family, client_mask, client) = box
         best = below
         for shape in self._shapes:
             if shape.lowest >= best:
@@ -279,19 +284,17 @@ class _Index:
                 or shape.client_family not in (0, client_family)
             ):
                 continue
-            rank = shape.ranks.get(
-                (key, port & shape.port_mask, server & shape.server_mask, client & shape.client_mask), _NEVER
-            )
-            best = min(best, rank)
+            masked = key, port & shape.port_mask, server & shape.server_mask, client & shape.client_mask
+            best = min(best, shape.ranks.get(masked, _NEVER))
         best = self._first_wide(key, box, best)
         return best if best < below else _NEVER
 
     def _first_wide(self, key: str, box: _Box, below: int) -> int:
-        for wide in self._wide:
-            if wide.rank >= below:
+        for rank, keys, fields in self._wide:
+            if rank >= below:
                 break
-            if key in wide.keys and wide.covers(box):
-                return wide.rank
+            if key in keys and fields.cover([[block] for block in box]):
+                return rank
         return below
 
 
@@ -310,35 +313,27 @@ class _Shape:
     """(key, masked port, masked server, masked client) → the first route with that box."""
 
 
-class _WideRoute:
-    """One route whose lists multiply to too many boxes: a set of blocks per field, asked one after the other."""
+class _FieldSets:
+    """One route as a set of blocks per field, asked one after the other: memory is the sum of its lists."""
 
-    def __init__(self, rank: int, keys: frozenset[str], sides: _Sides) -> None:
-        self.rank = rank
-        self.keys = keys
-        ports, servers, clients = sides
-        self._ports = _BlockSet((0, mask, value) for mask, value in ports)
-        self._servers = _BlockSet(servers)
-        self._clients = _BlockSet(clients)
+    def __init__(self, sides: _Sides) -> None:
+        self._sets = [_BlockSet(blocks) for blocks in sides]
 
-    def covers(self, box: _Box) -> bool:
-        (port_mask, port), server, client = box
-        return (
-            self._ports.covers((0, port_mask, port))
-            and self._servers.covers(server)
-            and self._clients.covers(client)
+    def cover(self, sides: _Sides) -> bool:
+        return all(
+            known.covers(block) for known, blocks in zip(self._sets, sides, strict=True) for block in blocks
         )
 
 
 class _BlockSet:
     """Blocks by family and mask: a question costs one lookup per distinct mask."""
 
-    def __init__(self, blocks: Iterable[_NetworkBlock]) -> None:
+    def __init__(self, blocks: Iterable[_Block]) -> None:
         self._values: dict[tuple[int, int], set[int]] = {}
         for family, mask, value in blocks:
             self._values.setdefault((family, mask), set()).add(value)
 
-    def covers(self, block: _NetworkBlock) -> bool:
+    def covers(self, block: _Block) -> bool:
         family, mask, value = block
         return any(
             known_family in (0, family) and not known_mask & ~mask and value & known_mask in values
@@ -346,10 +341,8 @@ class _BlockSet:
         )
 
 
-_Sides: TypeAlias = tuple[Sequence[_PortBlock], Sequence[_NetworkBlock], Sequence[_NetworkBlock]]
-
-_PORT_MASK = 0xFFFF
-_HOST_MASKS = {0: 0, 4: (1 << 32) - 1, 6: (1 << 128) - 1}
+def _is_wide(sides: _Sides) -> bool:
+    return math.prod(map(len, sides)) > _MAX_BOXES
 
 
 def _sides(match: Match) -> _Sides:
@@ -360,10 +353,10 @@ def _sides(match: Match) -> _Sides:
     )
 
 
-def _port_blocks(ranges: Sequence[PortRange]) -> Sequence[_PortBlock]:
+def _port_blocks(ranges: Sequence[PortRange]) -> Sequence[_Block]:
     """The largest aligned blocks that together are these ports: at most 30 for one range."""
     if not ranges:
-        return (_ANY_PORT,)
+        return (_ANY,)
     blocks = []
     for first, last in _merged(ranges):
         start = first
@@ -371,7 +364,7 @@ def _port_blocks(ranges: Sequence[PortRange]) -> Sequence[_PortBlock]:
             size = start & -start or 1 << 16
             while size > last - start + 1:
                 size >>= 1
-            blocks.append((_PORT_MASK & -size, start))
+            blocks.append((0, _PORT_MASK & -size, start))
             start += size
     return blocks
 
@@ -386,14 +379,10 @@ def _merged(ranges: Sequence[PortRange]) -> list[tuple[int, int]]:
     return merged
 
 
-def _network_blocks(networks: Sequence[Network]) -> Sequence[_NetworkBlock]:
+def _network_blocks(networks: Sequence[Network]) -> Sequence[_Block]:
     if not networks:
-        return (_ANY_ADDRESS,)
+        return (_ANY,)
     return [(net.version, int(net.netmask), int(net.network_address)) for net in networks]
-
-
-def _host_block(family: int, number: int) -> _NetworkBlock:
-    return family, _HOST_MASKS[family], number
 
 
 @functools.lru_cache(maxsize=4096)
