@@ -26,6 +26,7 @@ from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
 
 LONGEST_BURST = 4
 """A burst of events that does not end is reported after this many times `settle_ms` all the same."""
+POLL_S = 0.3
 MAX_LINKS = 40
 """Symlinks followed on the way to one path; Linux itself gives up (ELOOP) after 40."""
 MAX_SURVEYS = 10
@@ -46,7 +47,7 @@ async def changes(
       path: a file or a directory, which need not exist. Directories whose name begins with a dot are not entered.
       settle_ms: a burst of events is over after one step this long without another; it counts once.
       relook_s: time between surveys without an alarm.
-      force_polling: for file systems without inotify.
+      force_polling: for file systems without inotify: a survey every POLL_S, and no alarm clock.
 
     Resource handling:
       Iterate under contextlib.aclosing: the inotify descriptor is closed with the generator. While it is waited for, one
@@ -56,13 +57,14 @@ async def changes(
       Takes up to `settle_ms`: that often the thread looks whether it is still wanted.
     """
     watch = _Watch(path, settle_ms, force_polling)
+    survey_every_s = min(relook_s, POLL_S) if force_polling else relook_s
     # A limiter of our own: this thread is always busy and must not count against everybody else's.
     limiter = trio.CapacityLimiter(1)
     try:
         await trio.to_thread.run_sync(watch.survey, limiter=limiter)
         yield
         while True:
-            look_at = trio.current_time() + relook_s
+            look_at = trio.current_time() + survey_every_s
             alarmed = False
             while not alarmed and (left_s := look_at - trio.current_time()) > 0:
                 alarmed = await _listen(watch, left_s, limiter)
@@ -160,9 +162,12 @@ class _Watch:
         """Returns whether another survey is needed: something may have changed before the new watcher stood."""
         self.close()
         self._watched = None
+        if self._force_polling:
+            # Not watchfiles' own polling: it compares times in whole seconds and misses the second of two quick edits.
+            return False
         try:
-            # Not recursive: a recursive watch would enter .git and stay with a directory that was moved away.
-            self._notify = RustNotify(list(directories), False, self._force_polling, 300, False, True)
+            # Not recursive: that would enter .git, and stay with a directory that was moved away.
+            self._notify = RustNotify(list(directories), False, False, 0, False, True)
         except FileNotFoundError:
             return True
         except (OSError, WatchfilesRustInternalError) as error:
@@ -204,10 +209,17 @@ def _enter(directory: str, inside: dict[Identity, str], files: list[tuple[str, S
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        if _is_directory(entry):
             _enter(entry.path, inside, files)
         else:
             files.append((entry.path, _stamp(entry.path)))
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link to itself (ELOOP)
 
 
 def _trail(path: Path) -> Iterator[Path]:
