@@ -89,7 +89,7 @@ def replace_item(text: str, key: Key, data: Mapping[str, object]) -> str:
     item, collection = _locate(layout, key)
     wanted = {**data, "id": item.data["id"]}
     node = collection.children[item.position]
-    for edit in (_change_fields, _rewrite):
+    for edit in (_change_fields, _rewrite, _squeeze):
         try:
             edited = _apply(text, edit(text, node, item.data, wanted))
         except _Awkward:
@@ -171,7 +171,13 @@ def _is_only_change(before: Layout, edited: str, item: Item, wanted: Mapping[str
 def _rewrite(text: str, node: Node, have: Mapping[str, object], want: Mapping[str, object]) -> list[Splice]:
     """The whole object anew, where it stands and in its style."""
     del have
-    return [(node.start, node.end, _rendered(text, node, want))]
+    return [(node.start, node.end, _rendered(text, node, want, as_json=node.is_json))]
+
+
+def _squeeze(text: str, node: Node, have: Mapping[str, object], want: Mapping[str, object]) -> list[Splice]:
+    """The whole object on one line: not pretty, but good where a certificate's last line meets a comment."""
+    del text, have
+    return [(node.start, node.end, render.render_flow(want))]
 
 
 def _change_fields(
@@ -200,11 +206,11 @@ def _change_value(text: str, parent: Node, index: int, have: object, want: objec
             return _change_fields(text, value, have, want)
         except _Awkward:
             pass  # then all of this value
-    if value.flow or parent.flow or _stays_in_shape(value, want):
-        space = " " if value.start == value.end else ""  # nothing after the colon
-        style = value if value.flow or value.kind != "scalar" else parent
-        return [(value.start, value.end, space + _rendered(text, style, want))]
     colon = text.index(":", key.end)
+    if value.flow or _stays_in_shape(value, want):
+        # Nothing after the colon: then the parser puts the value somewhere behind the blanks.
+        start, space = (value.start, "") if value.start < value.end else (colon + 1, " ")
+        return [(start, value.end, space + _rendered(text, value, want, as_json=parent.is_json))]
     return [(colon + 1, value.end, render.after_colon(want, indent=key.column))]
 
 
@@ -226,10 +232,10 @@ def _add_field(text: str, node: Node, name: str, want: Mapping[str, object]) -> 
     key = kept[-1][0] if kept else node.children[0]
     margin = _margin(text, key.start)
     if node.flow:
-        own_line = text[: key.start].endswith(margin) and _is_line_start(text, key.start)
+        own_line = _is_line_start(text, key.start)
         separator = ",\n" + margin if own_line else ", "
         shown = (
-            render.render_json(want[name], margin=margin, step="  ")
+            render.render_json(want[name], margin=margin, step="\t" if "\t" in margin else "  ")
             if own_line and node.is_json
             else render.render_flow(want[name], as_json=node.is_json)
         )
@@ -243,15 +249,15 @@ def _add_field(text: str, node: Node, name: str, want: Mapping[str, object]) -> 
     return (end, end, separator + field)
 
 
-def _rendered(text: str, node: Node, value: object) -> str:
-    """A value as text, in the style of a node at whose place or in which it will stand."""
+def _rendered(text: str, node: Node, value: object, *, as_json: bool) -> str:
+    """A value as text, in the style of the node at whose place it will stand."""
     if not node.flow:
         return render.render_block(value, indent=node.column)
-    if node.is_json and "\n" in text[node.start : node.end]:
+    if as_json and node.children and "\n" in text[node.start : node.end]:
         margin = _margin(text, node.start)
-        step = _margin(text, node.children[0].start)[len(margin) :] if node.children else ""
+        step = _margin(text, node.children[0].start)[len(margin) :]
         return render.render_json(value, margin=margin, step=step or "  ")
-    return render.render_flow(value, as_json=node.is_json)
+    return render.render_flow(value, as_json=as_json)
 
 
 # Removing

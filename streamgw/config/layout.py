@@ -18,10 +18,10 @@ from streamgw.config.yaml_reader import read_yaml
 from streamgw.core.errors import ConfigError
 
 _VARIABLE: Final = re.compile(r"\$\{\{[^\r\n]*?\}\}")
-_MASK: Final = str.maketrans("{}", "\ue000\ue001")
-_UNMASK: Final = str.maketrans("\ue000\ue001", "{}")
-"""`${{NAME}}` is filled in before YAML is read. Here it stays, its braces hidden from YAML in characters that nobody
-uses, one for one, so that offsets stay true."""
+_MASK: Final = str.maketrans("{}[],\"'", "\ue000\ue001\ue002\ue003\ue004\ue005\ue006")
+_UNMASK: Final = {mask: plain for plain, mask in _MASK.items()}
+"""`${{NAME:=[1]}}` is filled in before YAML is read. Here it stays, what is special in it hidden from YAML in characters
+that nobody uses, one for one, so that offsets stay true."""
 
 _BLANK_LINES: Final = re.compile(r"(?:[ \t]*(?:\r\n|\n|\r))+[ \t]*\Z")
 
@@ -44,6 +44,7 @@ class Node:
     end: int = 0
     """Offset after the last character: of a block collection, of its last value."""
     flow: bool = False
+    """Written `{…}` or `[…]`, or inside of that."""
     value: str = ""
     """Of a scalar."""
     style: str = ""
@@ -74,8 +75,8 @@ class Node:
 
     @property
     def is_json(self) -> bool:
-        """Whether this mapping is written as JSON: its keys are in double quotes."""
-        return self.flow and all(key.style == '"' for key in self.children[::2])
+        """Whether this mapping is written as JSON: all its keys are in double quotes."""
+        return self.kind == "mapping" and self.flow and all(key.style == '"' for key in self.children[::2])
 
 
 @attrs.frozen
@@ -139,6 +140,7 @@ def _root(events: Iterator[yaml.Event], text: str) -> Node:
             node = _node(event, text)
             if open_nodes:
                 open_nodes[-1].children.append(node)
+                node.flow |= open_nodes[-1].flow
             if isinstance(event, yaml.CollectionStartEvent):
                 open_nodes.append(node)
     raise AssertionError("read_yaml found a mapping at the top")
