@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import Literal
 
 import attrs
 
-from streamgw.core.errors import Problem
+from streamgw.config.documents import Locations, SourceFile
+from streamgw.config.listen import TCP_PATH, UDP_PATH, Defaults, build_listeners
+from streamgw.config.settings_schema import (
+    SECTIONS,
+    WITHOUT_EFFECT,
+    ConfigSpec,
+    LimitSettings,
+    LogSettings,
+    ReloadSettings,
+)
+from streamgw.config.source_text import read_text
+from streamgw.config.strict import Fault, Wrong, shown, structure
+from streamgw.config.yaml_reader import Path, read_yaml
+from streamgw.core.access_log import compile_format
+from streamgw.core.errors import ConfigError, Problem
 from streamgw.core.model import Address, Listener, Network
+
+__all__ = [
+    "AccessLogSettings",
+    "LimitSettings",
+    "LogSettings",
+    "ReloadSettings",
+    "ResolverSettings",
+    "Settings",
+    "load_settings",
+]
+
+_NGINX_STREAM: Path = ("nginx_config", "stream")
 
 
 @attrs.frozen
@@ -22,25 +48,6 @@ class AccessLogSettings:
     format: str = "json"
     """`json`, `apisix`, or a format with nginx's `$variables`."""
     escape: Literal["default", "json", "none"] = "default"
-
-
-@attrs.frozen
-class LogSettings:
-    """The application log: `streamgw.log`."""
-
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["json", "console"] = "console"
-
-
-@attrs.frozen
-class LimitSettings:
-    """What one process and one session may use: `streamgw.limits`. 0 is no limit."""
-
-    max_sessions: int = 10_000
-    max_sessions_per_listener: int = 0
-    max_session_duration_s: float = 0.0
-    preread_timeout_s: float = 3.0
-    preread_limit_bytes: int = 16_384
 
 
 @attrs.frozen
@@ -60,16 +67,7 @@ class ResolverSettings:
     """`apisix.enable_resolv_search_opt`: short names go through the search domains."""
 
 
-@attrs.frozen
-class ReloadSettings:
-    """How files are watched: `streamgw.reload`."""
-
-    settle_ms: int = 50
-    """A burst of changes is over after this long without one."""
-    relook_s: float = 2.0
-    """The directory is read again this often even without an event."""
-    force_polling: bool = False
-    """For file systems without inotify."""
+_DEFAULT_STATUS = Address("127.0.0.1", 7085)
 
 
 @attrs.frozen
@@ -79,22 +77,154 @@ class Settings:
     listeners: tuple[Listener, ...] = ()
     trusted_proxies: tuple[Network, ...] = ()
     """`nginx_config.stream.real_ip_from`: peers whose PROXY header is believed."""
-    status: Address | None = Address("127.0.0.1", 7085)
+    status: Address | None = _DEFAULT_STATUS
     """None: no status endpoint."""
     drain_timeout_s: float = 240.0
     """`nginx_config.worker_shutdown_timeout`."""
-    access_log: AccessLogSettings = AccessLogSettings()
-    log: LogSettings = LogSettings()
-    limits: LimitSettings = LimitSettings()
-    resolver: ResolverSettings = ResolverSettings()
-    reload: ReloadSettings = ReloadSettings()
+    access_log: AccessLogSettings = attrs.field(factory=AccessLogSettings)
+    log: LogSettings = attrs.field(factory=LogSettings)
+    limits: LimitSettings = attrs.field(factory=LimitSettings)
+    resolver: ResolverSettings = attrs.field(factory=ResolverSettings)
+    reload: ReloadSettings = attrs.field(factory=ReloadSettings)
     warnings: tuple[Problem, ...] = ()
 
 
-def load_settings(path: Path, *, environ: Mapping[str, str]) -> Settings:
+def load_settings(path: FilePath, *, environ: Mapping[str, str]) -> Settings:
     """Read and check the whole file. Blocks.
 
     Raises:
-      ConfigError: with every problem of the file, or that it is not there.
+      ConfigError: with every problem of the file, or that it cannot be read.
     """
-    raise NotImplementedError
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError((Problem(str(path), 0, 0, "", f"cannot be read: {error.strerror}"),)) from None
+    locations = Locations(SourceFile(str(path), raw, ""), environ)
+    data = read_yaml(read_text(str(path), raw, environ)).data
+    try:
+        settings, warnings = _build({} if data is None else data)
+    except Wrong as wrong:
+        raise ConfigError(locations.problems(wrong.faults)) from None
+    return attrs.evolve(settings, warnings=locations.problems(warnings))
+
+
+def _build(data: object) -> tuple[Settings, list[Fault]]:
+    if not isinstance(data, dict):
+        raise Wrong(f"expected a mapping of sections, got {shown(data)}")
+    unused = tuple(_unused(data))
+    spec = structure(_without(data, unused), ConfigSpec)
+    listeners = build_listeners(spec.apisix.stream_proxy.tcp, _defaults(spec))
+    access_log, faults, warnings = _access_log(spec)
+    faults += listeners.faults
+    if faults:
+        raise Wrong(*faults)
+    if unused:
+        names = ", ".join(".".join(map(str, path)) for path in unused)
+        warnings.append(Fault(unused[0], f"these settings do nothing here: {names}", at_key=True))
+    warnings += (*listeners.warnings, *_warnings(spec, listeners.served))
+    status = spec.apisix.status
+    settings = Settings(
+        listeners=listeners.served,
+        trusted_proxies=spec.nginx_config.stream.real_ip_from,
+        status=Address(status.ip, status.port) if spec.streamgw.enable_status else None,
+        drain_timeout_s=spec.nginx_config.worker_shutdown_timeout,
+        access_log=access_log,
+        log=spec.streamgw.log,
+        limits=spec.streamgw.limits,
+        resolver=_resolver(spec),
+        reload=spec.streamgw.reload,
+    )
+    return settings, warnings
+
+
+def _unused(data: Mapping[str, object]) -> list[Path]:
+    """Settings of APISIX that are written here and have no effect."""
+    found: list[Path] = []
+    for section, names in WITHOUT_EFFECT.items():
+        written = _section(data, section)
+        if written is not None:
+            found += ((*section, name) for name in names if name in written)
+    return found
+
+
+def _section(data: Mapping[str, object], path: Path) -> Mapping[str, object] | None:
+    for name in path:
+        below = data.get(str(name))
+        if not isinstance(below, dict):
+            return None
+        data = below
+    return data
+
+
+def _without(data: Mapping[str, object], paths: tuple[Path, ...], at: Path = ()) -> dict[str, object]:
+    """A copy without these paths, and without sections that are empty."""
+    kept: dict[str, object] = {}
+    for name, value in data.items():
+        path = (*at, name)
+        if path in paths or (value is None and path in SECTIONS):
+            continue
+        kept[name] = _without(value, paths, path) if path in SECTIONS and isinstance(value, dict) else value
+    return kept
+
+
+def _defaults(spec: ConfigSpec) -> Defaults:
+    proxy_protocol = spec.apisix.proxy_protocol
+    return Defaults(
+        is_ipv6_on=spec.apisix.enable_ipv6,
+        proxy_protocol="required" if proxy_protocol.enable_tcp_pp else "off",
+        proxy_protocol_to_upstream="v1" if proxy_protocol.enable_tcp_pp_to_upstream else "off",
+        max_sessions=spec.streamgw.limits.max_sessions_per_listener,
+    )
+
+
+def _access_log(spec: ConfigSpec) -> tuple[AccessLogSettings, list[Fault], list[Fault]]:
+    ours, nginx = spec.streamgw.access_log, spec.nginx_config.stream
+    faults: list[Fault] = []
+    warnings: list[Fault] = []
+    if nginx.access_log_format is not None:
+        path = (*_NGINX_STREAM, "access_log_format")
+        try:
+            compile_format(nginx.access_log_format, nginx.access_log_format_escape)
+        except ValueError as error:
+            faults.append(Fault(path, str(error)))
+        if ours.format is not None:
+            warnings.append(Fault(path, "does nothing: streamgw.access_log.format wins", at_key=True))
+    if nginx.access_log is not None and ours.path is not None:
+        path = (*_NGINX_STREAM, "access_log")
+        warnings.append(Fault(path, "does nothing: streamgw.access_log.path wins", at_key=True))
+    settings = AccessLogSettings(
+        enabled=nginx.enable_access_log,
+        path=ours.path or nginx.access_log or "-",
+        format=ours.format or nginx.access_log_format or "json",
+        escape=nginx.access_log_format_escape,
+    )
+    return settings, faults, warnings
+
+
+def _resolver(spec: ConfigSpec) -> ResolverSettings:
+    apisix, ours = spec.apisix, spec.streamgw.resolver
+    return ResolverSettings(
+        servers=apisix.dns_resolver,
+        ttl_override_s=apisix.dns_resolver_valid,
+        min_ttl_s=ours.min_ttl_s,
+        max_ttl_s=ours.max_ttl_s,
+        timeout_s=apisix.resolver_timeout,
+        stale_s=ours.stale_s,
+        search=apisix.enable_resolv_search_opt,
+    )
+
+
+def _warnings(spec: ConfigSpec, served: tuple[Listener, ...]) -> list[Fault]:
+    found: list[Fault] = []
+    if spec.apisix.stream_proxy.udp:
+        message = "UDP listeners are not served by this version: nobody listens here"
+        found.append(Fault(UDP_PATH, message, at_key=True))
+    if not served:
+        found.append(Fault(TCP_PATH, "no listener: no client can connect"))
+    if spec.apisix.proxy_mode == "http" and served:
+        message = "APISIX would not listen on stream_proxy with proxy_mode 'http'; streamgw does"
+        found.append(Fault(("apisix", "proxy_mode"), message))
+    if spec.deployment.admin is not None:
+        message = "the Admin API is not served by this version"
+        found.append(Fault(("deployment", "admin"), message, at_key=True))
+    return found

@@ -7,7 +7,7 @@ or raises `Wrong`, hung on the type with `Annotated`:
     server_port: Annotated[int, integer(1, 65535)]
 
 A class whose fields depend on each other has a method `check() -> Iterator[Fault]`, asked once every single field is
-right. A field that may be absent has the default None, but `null` in the file is a fault: `server_port:` with nothing behind
+right, and may list names that it accepts elsewhere in `also_known`. A field that may be absent has the default None, but `null` in the file is a fault: `server_port:` with nothing behind
 it is more often a slip than a wish.
 """
 
@@ -123,6 +123,7 @@ def _faults_of(error: BaseException, path: Path) -> Iterator[Fault]:
             yield from _faults_of(cause, path)
     elif isinstance(error, ForbiddenExtraKeysError):
         known = [field.name for field in attrs.fields(error.cl)]
+        known += getattr(error.cl, "also_known", ())
         for name in sorted(error.extra_fields):
             yield unknown_field(name, known).under(path)
     elif isinstance(error, KeyError):

@@ -1,0 +1,212 @@
+"""`apisix.stream_proxy`: what to listen on, in every form that APISIX understands.
+
+Source:
+  APISIX `apisix/cli/ops.lua` and `apisix/cli/schema.lua`: forms and error texts. Ours are `optional` and `required`
+  PROXY headers, the version sent on, and `max_sessions`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Literal, TypeAlias
+
+import attrs
+
+from streamgw.config.rules import Count
+from streamgw.config.strict import Fault, Rule, Wrong, each, shown, structure
+from streamgw.config.yaml_reader import Path
+from streamgw.core.model import Listener, ProxyProtocolIn, ProxyProtocolOut
+
+Kind = Literal["tcp", "udp"]
+TCP_PATH: Path = ("apisix", "stream_proxy", "tcp")
+UDP_PATH: Path = ("apisix", "stream_proxy", "udp")
+
+_PORTS = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
+_LUA_TYPES = {bool: "boolean", dict: "table", list: "table", type(None): "nil"}
+
+
+@attrs.frozen
+class Endpoint:
+    """Where one entry listens: a host and a range of ports, or the path of a Unix socket."""
+
+    host: str = ""
+    """Empty: a bare port."""
+    first: int = 0
+    last: int = 0
+    path: str = ""
+
+
+def endpoint_rule(kind: Kind) -> Rule[Endpoint]:
+    """The rule for an address: `9100`, `"127.0.0.1:9101"`, `"[::1]:9100"`, `"2000-2100"`, `"unix:/path"` (TCP)."""
+
+    def rule(value: object) -> Endpoint:
+        try:
+            return _parse_endpoint(value, kind)
+        except ValueError as error:
+            raise Wrong(f"invalid stream_proxy.{kind} entry: {error}") from None
+
+    return rule
+
+
+def _parse_endpoint(value: object, kind: Kind) -> Endpoint:
+    if type(value) is int:
+        return _with_ports("", value, value, value)
+    if type(value) is float:
+        raise ValueError(f"port must be an integer, got: {value}")
+    if not isinstance(value, str):
+        raise ValueError(f"invalid port value type: {_LUA_TYPES[type(value)]}")  # noqa: TRY004 - one type for the rule
+    if value.startswith("unix:/") and kind == "tcp":
+        return Endpoint(path=value.removeprefix("unix:"))
+    host, colon, ports = value.rpartition(":")
+    if not ports:
+        raise ValueError(f"missing port: {value}")
+    found = _PORTS.fullmatch(ports)
+    if found is None:
+        raise ValueError(f"invalid port format: {value}")
+    return _with_ports(
+        _literal(host) if colon else "", int(found.group(1)), int(found.group(2) or found.group(1)), value
+    )
+
+
+def _with_ports(host: str, first: int, last: int, written: object) -> Endpoint:
+    if not (1 <= first <= 65535 and 1 <= last <= 65535):
+        raise ValueError(f"port out of range (1-65535): {written}")
+    if first > last:
+        raise ValueError(f"invalid port range (start > end): {written}")
+    return Endpoint(host, first, last)
+
+
+def _literal(host: str) -> str:
+    if host == "*":
+        return "0.0.0.0"  # noqa: S104 - nginx's word for it
+    try:
+        if host.startswith("[") and host.endswith("]"):
+            return str(ipaddress.IPv6Address(host[1:-1]))
+        if ":" not in host:
+            return str(ipaddress.IPv4Address(host))
+    except ValueError:
+        raise ValueError(f"expected an IP address, got {shown(host)}") from None
+    raise ValueError(f"IPv6 address must be enclosed with '[' and ']', got {shown(host)}")
+
+
+def _mode_in(value: object) -> ProxyProtocolIn:
+    modes: dict[object, ProxyProtocolIn] = {"optional": "optional", "required": "required", "off": "off"}
+    if isinstance(value, bool):
+        return "required" if value else "off"
+    if isinstance(value, str) and value in modes:
+        return modes[value]
+    raise Wrong(f"expected true, false, 'optional' or 'required', got {shown(value)}")
+
+
+def _mode_out(value: object) -> ProxyProtocolOut:
+    modes: dict[object, ProxyProtocolOut] = {"v1": "v1", "v2": "v2", "off": "off"}
+    if isinstance(value, bool):
+        return "v1" if value else "off"
+    if isinstance(value, str) and value in modes:
+        return modes[value]
+    raise Wrong(f"expected true, false, 'v1' or 'v2', got {shown(value)}")
+
+
+@attrs.frozen(kw_only=True)
+class Entry:
+    """One item of the list, with what it says about its connections."""
+
+    addr: Annotated[Endpoint, endpoint_rule("tcp")]
+    tls: bool = False
+    tls_passthrough: bool = False
+    proxy_protocol: Annotated[ProxyProtocolIn, _mode_in] | None = None
+    proxy_protocol_to_upstream: Annotated[ProxyProtocolOut, _mode_out] | None = None
+    max_sessions: Count | None = None
+
+
+def _tcp_entry(value: object) -> Entry:
+    return structure(value, Entry) if isinstance(value, dict) else Entry(addr=endpoint_rule("tcp")(value))
+
+
+def _list_of(rule: Callable[[object], Entry | Endpoint]) -> Callable[[object], tuple[Entry | Endpoint, ...]]:
+    return lambda values: each(rule, values)
+
+
+TCPEntries: TypeAlias = Annotated[tuple[Entry, ...], _list_of(_tcp_entry)]
+UDPEntries: TypeAlias = Annotated[tuple[Endpoint, ...], _list_of(endpoint_rule("udp"))]
+
+
+@attrs.frozen(kw_only=True)
+class Defaults:
+    """What an entry does not say itself."""
+
+    is_ipv6_on: bool
+    proxy_protocol: ProxyProtocolIn
+    proxy_protocol_to_upstream: ProxyProtocolOut
+    max_sessions: int
+
+
+@attrs.frozen
+class Listeners:
+    """The list, spelled out."""
+
+    served: tuple[Listener, ...]
+    faults: tuple[Fault, ...]
+    warnings: tuple[Fault, ...]
+
+
+def build_listeners(entries: Sequence[Entry], defaults: Defaults) -> Listeners:
+    """One listener per address and port.
+
+    A bare port is one socket for both families, unless the same port also stands in the list with `[::]` or `0.0.0.0`:
+    then it is IPv4 only, as it is in APISIX, whose way to listen on both is to list both.
+    """
+    taken = {
+        (entry.addr.host, port)
+        for entry in entries
+        if entry.addr.host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+        for port in _ports(entry.addr)
+    }
+    served: list[Listener] = []
+    faults: list[Fault] = []
+    warnings: list[Fault] = []
+    first_at: dict[str, int] = {}
+    for position, entry in enumerate(entries):
+        path = (*TCP_PATH, position)
+        for listener in _spell_out(entry, defaults, taken):
+            first = first_at.setdefault(listener.name, position)
+            if first != position:
+                name = listener.name.removeprefix("tcp ")
+                faults.append(Fault(path, f"{name} is listed twice, first as tcp[{first}]"))
+                break
+            if not (entry.tls or entry.tls_passthrough):
+                served.append(listener)
+        if entry.tls or entry.tls_passthrough:
+            field = "tls" if entry.tls else "tls_passthrough"
+            message = "TLS listeners are not served by this version: nobody listens here"
+            warnings.append(Fault((*path, field), message))
+    return Listeners(tuple(served), tuple(faults), tuple(warnings))
+
+
+def _ports(endpoint: Endpoint) -> range:
+    return range(endpoint.first, endpoint.last + 1)
+
+
+def _spell_out(entry: Entry, defaults: Defaults, taken: set[tuple[str, int]]) -> Iterator[Listener]:
+    endpoint = entry.addr
+    plain = Listener(
+        transport="tcp",
+        host=endpoint.host or ("unix:" if endpoint.path else "::"),
+        port=0,
+        path=endpoint.path,
+        proxy_protocol=entry.proxy_protocol or defaults.proxy_protocol,
+        proxy_protocol_to_upstream=entry.proxy_protocol_to_upstream or defaults.proxy_protocol_to_upstream,
+        max_sessions=defaults.max_sessions if entry.max_sessions is None else entry.max_sessions,
+    )
+    if endpoint.path:
+        yield plain
+    elif endpoint.host:
+        for port in _ports(endpoint):
+            yield attrs.evolve(plain, port=port)
+    else:
+        for port in _ports(endpoint):
+            both = defaults.is_ipv6_on and not taken & {("::", port), ("0.0.0.0", port)}  # noqa: S104 - compared
+            host = "::" if both else "0.0.0.0"  # noqa: S104 - what a bare port asks for
+            yield attrs.evolve(plain, host=host, port=port, dual_stack=both)

@@ -1,0 +1,341 @@
+"""conf/config.yaml, section by section: what APISIX's own file may say, and which of it means something here.
+
+Names and places are APISIX's 3.x; ours stand under `streamgw:`. Settings of APISIX that have no meaning for this
+gateway are listed in `WITHOUT_EFFECT`: accepted unread, and named in one warning. Everything else is unknown.
+
+Source:
+  APISIX `conf/config.yaml.example`, `apisix/cli/config.lua`, `apisix/cli/schema.lua`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
+
+import attrs
+
+from streamgw.config.listen import TCPEntries, UDPEntries
+from streamgw.config.rules import (
+    AnyMapping,
+    Count,
+    Duration,
+    Net,
+    Port,
+    PositiveSeconds,
+    Seconds,
+    integer,
+    secret,
+    text,
+)
+from streamgw.config.strict import Wrong, shown
+from streamgw.config.yaml_reader import Path
+from streamgw.core.model import Address
+
+SECTIONS: tuple[Path, ...] = (
+    ("apisix",),
+    ("apisix", "stream_proxy"),
+    ("apisix", "proxy_protocol"),
+    ("nginx_config",),
+    ("nginx_config", "stream"),
+    ("deployment",),
+    ("deployment", "admin"),
+    ("streamgw",),
+    ("streamgw", "limits"),
+    ("streamgw", "access_log"),
+    ("streamgw", "log"),
+    ("streamgw", "resolver"),
+    ("streamgw", "reload"),
+)
+"""Mappings that may be empty in the file: `streamgw:` with every line below it commented out."""
+
+WITHOUT_EFFECT: Mapping[Path, tuple[str, ...]] = {
+    (): (
+        "discovery",
+        "etcd",
+        "ext-plugin",
+        "graphql",
+        "plugin_attr",
+        "plugins",
+        "stream_plugins",
+        "wasm",
+        "xrpc",
+    ),
+    ("apisix",): (
+        "admin_api_mtls",
+        "admin_key",
+        "admin_listen",
+        "allow_admin",
+        "config_center",
+        "control",
+        "data_encryption",
+        "delete_uri_tail_slash",
+        "disable_sync_configuration_during_start",
+        "disable_upstream_healthcheck",
+        "enable_admin",
+        "enable_admin_cors",
+        "enable_control",
+        "enable_debug",
+        "enable_dev_mode",
+        "enable_heartbeat",
+        "enable_http2",
+        "enable_reuseport",
+        "enable_server_tokens",
+        "events",
+        "extra_lua_cpath",
+        "extra_lua_path",
+        "https_admin",
+        "id",
+        "lru",
+        "lua_module_hook",
+        "node_listen",
+        "node_ssl_listen",
+        "normalize_uri_like_servlet",
+        "proxy_cache",
+        "router",
+        "show_upstream_status_in_response_header",
+        "ssl",
+        "tracing",
+        "trusted_addresses",
+    ),
+    ("apisix", "stream_proxy"): ("only",),
+    ("apisix", "proxy_protocol"): ("listen_http_port", "listen_https_port"),
+    ("nginx_config",): (
+        "enable_cpu_affinity",
+        "envs",
+        "error_log",
+        "error_log_level",
+        "event",
+        "http",
+        "http_admin_configuration_snippet",
+        "http_configuration_snippet",
+        "http_end_configuration_snippet",
+        "http_server_configuration_snippet",
+        "http_server_location_configuration_snippet",
+        "main_configuration_snippet",
+        "max_pending_timers",
+        "max_running_timers",
+        "meta",
+        "stream_configuration_snippet",
+        "user",
+        "worker_processes",
+        "worker_rlimit_core",
+        "worker_rlimit_nofile",
+    ),
+    ("nginx_config", "stream"): ("lua_shared_dict", "metrics_zone_size"),
+    ("deployment",): ("certs", "etcd"),
+}
+
+
+def _ip(value: object) -> str:
+    try:
+        if type(value) is str:
+            return str(ipaddress.ip_address(value.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        pass
+    raise Wrong(f"expected an IP address, got {shown(value)}")
+
+
+def _name_server(value: object) -> Address:
+    """`10.0.0.2`, `10.0.0.2:5353`, `[fd00::2]:53`, `fd00::2`."""
+    if type(value) is str:
+        host, colon, port = value.rpartition(":")
+        if colon and port.isdecimal() and (host.count(":") == 0 or host.endswith("]")):
+            return Address(_ip(host), integer(1, 65535)(int(port)))
+    return Address(_ip(value), 53)
+
+
+def _workers(value: object) -> int:
+    if integer(1)(value) != 1:
+        raise Wrong(f"this version runs one worker; expected 1, got {shown(value)}")
+    return 1
+
+
+Text = Annotated[str, text(1)]
+
+
+@attrs.frozen(kw_only=True)
+class StreamProxySpec:
+    """`apisix.stream_proxy`."""
+
+    also_known: ClassVar[tuple[str, ...]] = WITHOUT_EFFECT[("apisix", "stream_proxy")]
+    tcp: TCPEntries = ()
+    udp: UDPEntries = ()
+
+
+@attrs.frozen(kw_only=True)
+class ProxyProtocolSpec:
+    """`apisix.proxy_protocol`: the default of every TCP listener."""
+
+    also_known: ClassVar[tuple[str, ...]] = WITHOUT_EFFECT[("apisix", "proxy_protocol")]
+    enable_tcp_pp: bool = False
+    enable_tcp_pp_to_upstream: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class StatusSpec:
+    """`apisix.status`."""
+
+    ip: Annotated[str, _ip] = "127.0.0.1"
+    port: Port = 7085
+
+
+@attrs.frozen(kw_only=True)
+class ApisixSpec:
+    """`apisix`."""
+
+    also_known: ClassVar[tuple[str, ...]] = WITHOUT_EFFECT[("apisix",)]
+    proxy_mode: Literal["http", "stream", "http&stream"] | None = None
+    stream_proxy: StreamProxySpec = StreamProxySpec()
+    proxy_protocol: ProxyProtocolSpec = ProxyProtocolSpec()
+    enable_ipv6: bool = True
+    status: StatusSpec = StatusSpec()
+    dns_resolver: tuple[Annotated[Address, _name_server], ...] = ()
+    dns_resolver_valid: PositiveSeconds | None = None
+    resolver_timeout: PositiveSeconds = 5.0
+    enable_resolv_search_opt: bool = True
+
+
+@attrs.frozen(kw_only=True)
+class NginxStreamSpec:
+    """`nginx_config.stream`."""
+
+    also_known: ClassVar[tuple[str, ...]] = WITHOUT_EFFECT[("nginx_config", "stream")]
+    enable_access_log: bool = True
+    access_log: Text | None = None
+    access_log_format: Text | None = None
+    access_log_format_escape: Literal["default", "json", "none"] = "default"
+    real_ip_from: tuple[Net, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class NginxSpec:
+    """`nginx_config`."""
+
+    also_known: ClassVar[tuple[str, ...]] = WITHOUT_EFFECT[("nginx_config",)]
+    stream: NginxStreamSpec = NginxStreamSpec()
+    worker_shutdown_timeout: Duration = 240.0
+
+
+@attrs.frozen(kw_only=True)
+class AdminKeySpec:
+    """`deployment.admin.admin_key[]`."""
+
+    name: str
+    key: Annotated[str, secret()] = attrs.field(repr=False)
+    role: Literal["admin", "viewer"]
+
+
+@attrs.frozen(kw_only=True)
+class AdminListenSpec:
+    """`deployment.admin.admin_listen`."""
+
+    ip: Annotated[str, _ip] | None = None
+    port: Port | None = None
+
+
+@attrs.frozen(kw_only=True)
+class AdminSpec:
+    """`deployment.admin`: checked, not served."""
+
+    admin_key_required: bool = True
+    admin_key: tuple[AdminKeySpec, ...] = ()
+    allow_admin: tuple[Net, ...] = ()
+    admin_listen: AdminListenSpec | None = None
+    https_admin: bool = False
+    admin_api_mtls: AnyMapping | None = None
+    enable_admin_cors: bool = True
+    enable_admin_ui: bool = True
+    admin_api_version: Literal["v2", "v3"] = "v3"
+
+
+@attrs.frozen(kw_only=True)
+class RoleSpec:
+    """`deployment.role_*`: our routes come from files, whatever it says."""
+
+    config_provider: Literal["etcd", "yaml", "json", "xds"] | None = None
+
+
+@attrs.frozen(kw_only=True)
+class DeploymentSpec:
+    """`deployment`."""
+
+    also_known: ClassVar[tuple[str, ...]] = WITHOUT_EFFECT[("deployment",)]
+    role: Literal["traditional", "control_plane", "data_plane", "standalone"] = "traditional"
+    role_traditional: RoleSpec | None = None
+    role_control_plane: RoleSpec | None = None
+    role_data_plane: RoleSpec | None = None
+    admin: AdminSpec | None = None
+
+
+@attrs.frozen(kw_only=True)
+class AccessLogSpec:
+    """`streamgw.access_log`: wins over `nginx_config.stream`."""
+
+    format: Literal["json", "apisix"] | None = None
+    path: Text | None = None
+
+
+@attrs.frozen(kw_only=True)
+class ResolverSpec:
+    """`streamgw.resolver`."""
+
+    min_ttl_s: Seconds = 1.0
+    max_ttl_s: PositiveSeconds = 300.0
+    stale_s: Seconds = 86_400.0
+
+
+@attrs.frozen
+class LogSettings:
+    """The application log: `streamgw.log`."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "console"] = "console"
+
+
+@attrs.frozen
+class LimitSettings:
+    """What one process and one session may use: `streamgw.limits`. 0 is no limit."""
+
+    max_sessions: Count = 10_000
+    max_sessions_per_listener: Count = 0
+    max_session_duration_s: Seconds = 0.0
+    preread_timeout_s: PositiveSeconds = 3.0
+    preread_limit_bytes: Annotated[int, integer(536, 1 << 20)] = 16_384
+    """At least 536, so that any PROXY header without extensions fits (v2 specification, § 2.2)."""
+
+
+@attrs.frozen
+class ReloadSettings:
+    """How files are watched: `streamgw.reload`."""
+
+    settle_ms: Annotated[int, integer(1, 10_000)] = 50
+    """A burst of changes is over after this long without one."""
+    relook_s: PositiveSeconds = 2.0
+    """The directory is read again this often even without an event."""
+    force_polling: bool = False
+    """For file systems without inotify."""
+
+
+@attrs.frozen(kw_only=True)
+class StreamgwSpec:
+    """`streamgw`."""
+
+    workers: Annotated[int, _workers] = 1
+    enable_status: bool = True
+    limits: LimitSettings = LimitSettings()
+    access_log: AccessLogSpec = AccessLogSpec()
+    log: LogSettings = LogSettings()
+    resolver: ResolverSpec = ResolverSpec()
+    reload: ReloadSettings = ReloadSettings()
+
+
+@attrs.frozen(kw_only=True)
+class ConfigSpec:
+    """The whole file."""
+
+    also_known: ClassVar[tuple[str, ...]] = WITHOUT_EFFECT[()]
+    apisix: ApisixSpec = ApisixSpec()
+    nginx_config: NginxSpec = NginxSpec()
+    deployment: DeploymentSpec = DeploymentSpec()
+    streamgw: StreamgwSpec = StreamgwSpec()
