@@ -44,9 +44,20 @@ def gaps(measured: coverage.Coverage, module: str, tests: list[str]) -> list[str
     with tempfile.NamedTemporaryFile(suffix=".json") as report:
         measured.json_report([module], outfile=report.name, contexts=contexts)
         figures = json.loads(Path(report.name).read_text(encoding="utf-8"))["files"][module]
-    lines = [f"line {line}" for line in figures["missing_lines"]]
+    lines = [f"line {span}" for span in spans(figures["missing_lines"])]
     branches = [f"branch {start}→{'exit' if end < 0 else end}" for start, end in figures["missing_branches"]]
     return lines + branches
+
+
+def spans(lines: list[int]) -> list[str]:
+    """Line numbers with neighbours joined: `3`, `7–12`."""
+    found: list[list[int]] = []
+    for line in lines:
+        if found and line == found[-1][-1] + 1:
+            found[-1].append(line)
+        else:
+            found.append([line])
+    return [str(span[0]) if len(span) == 1 else f"{span[0]}–{span[-1]}" for span in found]
 
 
 def main(chosen: list[str]) -> int:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.check_own_coverage import spans
+
 ROOT = Path(__file__).parents[2]
 
 MODULE = """\
@@ -75,3 +77,8 @@ def test_a_failing_test_fails_the_gate(project: Path) -> None:
 
     assert code == 1
     assert "test_wrong" in output
+
+
+def test_neighbouring_lines_are_named_as_one() -> None:
+    assert spans([3, 7, 8, 9, 12]) == ["3", "7–9", "12"]
+    assert spans([]) == []
