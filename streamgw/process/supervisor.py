@@ -27,14 +27,14 @@ import trio
 from streamgw.config.settings import Settings, load_settings
 from streamgw.control.admin.app import serve_admin
 from streamgw.control.admin.control import build_status_app
-from streamgw.control.reloader import ReloadStatus, changes
+from streamgw.control.reloader import ReloadStatus
 from streamgw.core.errors import ConfigError, Problem, StoreError
 from streamgw.core.model import Address
 from streamgw.process import systemd
 from streamgw.process.log import configure_logging
 from streamgw.process.sockets import BindError, Sockets
 from streamgw.process.status import StatusBoard
-from streamgw.process.worker import Worker
+from streamgw.process.worker import Worker, watch
 
 EX_OK, EX_IOERR, EX_CONFIG = 0, 74, 78
 """Exit codes of sysexits.h."""
@@ -158,15 +158,9 @@ class Supervisor:
         self.worker.drain(trio.current_time() + timeout_s)
 
     async def _watch_settings(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        reload = self.worker.settings.reload
-        async with contextlib.aclosing(
-            changes(
-                self.config,
-                settle_ms=reload.settle_ms,
-                relook_s=reload.relook_s,
-                force_polling=reload.force_polling,
-            )
-        ) as looks:
+        async with contextlib.aclosing(watch(self.config, self.worker.settings.reload)) as looks:
+            await anext(looks)
+            await self._reload_settings()  # it may have changed between the start and the watcher
             task_status.started()
             async for _ in looks:
                 await self._reload_settings()

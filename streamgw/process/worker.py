@@ -19,16 +19,17 @@ import os
 import random
 import time
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from pathlib import Path
 
 import structlog
 import trio
 
 from streamgw.config.compile import Loader
-from streamgw.config.settings import Settings
+from streamgw.config.settings import ReloadSettings, Settings
 from streamgw.config.store import Store
 from streamgw.control.reloader import Reloader
+from streamgw.control.watch import changes
 from streamgw.core.access_log import compile_format
 from streamgw.core.errors import Fault
 from streamgw.core.model import Listener, Outcome
@@ -66,7 +67,10 @@ class Worker:
         self.ended = trio.Event()
         """`run` has returned."""
         self._log = structlog.get_logger()
-        self.pump = SocketPump(on_trouble=lambda trouble: self._log.error("accepting", trouble=trouble))
+        self.pump = SocketPump(
+            on_trouble=lambda trouble: self._log.error("accepting", trouble=trouble),
+            on_bug=lambda error: self._log.error("bug", phase="relay", traceback=_traceback(error)),
+        )
         resolver = settings.resolver
         self.resolver = Resolver(
             DNSLookup(
@@ -86,10 +90,7 @@ class Worker:
             Loader(Store(routes), environ=os.environ),
             lambda: self.settings.listeners,
             self._on_swap,
-            settle_ms=settings.reload.settle_ms,
-            relook_s=settings.reload.relook_s,
-            force_polling=settings.reload.force_polling,
-            path=routes,
+            watch=lambda: watch(routes, settings.reload),
         )
         self.sessions = Sessions(
             pump=self.pump,
@@ -189,12 +190,19 @@ class Worker:
             "bug",
             session=session.id,
             phase=session.phase,
-            traceback="".join(traceback.format_exception(error)),
+            traceback=_traceback(error),
         )
 
     def _formatter(self, settings: Settings) -> Callable[[Outcome], str] | None:
         access_log = settings.access_log
         return compile_format(access_log.format, access_log.escape) if access_log.enabled else None
+
+
+def watch(path: Path, reload: ReloadSettings) -> AsyncGenerator[None]:
+    """ "Look again", for a file or a directory, as the settings say."""
+    return changes(
+        path, settle_ms=reload.settle_ms, relook_s=reload.relook_s, force_polling=reload.force_polling
+    )
 
 
 def _policy(settings: Settings) -> Policy:
@@ -207,3 +215,7 @@ def _policy(settings: Settings) -> Policy:
         max_sessions=limits.max_sessions or math.inf,
         max_sessions_per_listener=limits.max_sessions_per_listener or math.inf,
     )
+
+
+def _traceback(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))

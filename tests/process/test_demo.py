@@ -1,0 +1,67 @@
+"""The demo's upstreams: enough for nc and for curl."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import trio
+
+from streamgw.process.demo import LINE_LIMIT, serve_upstreams
+
+
+@asynccontextmanager
+async def upstream() -> AsyncIterator[trio.SocketStream]:
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(serve_upstreams, (0,)))
+        async with await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1]) as client:
+            yield client
+        nursery.cancel_scope.cancel()
+
+
+def port_of(client: trio.SocketStream) -> int:
+    return client.socket.getpeername()[1]
+
+
+async def read_all(client: trio.SocketStream) -> bytes:
+    with trio.fail_after(5):
+        return b"".join([chunk async for chunk in client])
+
+
+async def test_lines_come_back_with_the_port_in_front() -> None:
+    async with upstream() as client:
+        port = port_of(client)
+        await client.send_all(b"one\r\ntw")
+        await client.send_all(b"o\n")
+        await client.send_eof()
+
+        assert await read_all(client) == b"upstream %d: one\nupstream %d: two\n" % (port, port)
+
+
+async def test_http_is_answered_as_http_once_its_head_is_whole() -> None:
+    async with upstream() as client:
+        await client.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        await client.send_all(b"Accept: */*\r\n\r\n")
+
+        answer = await read_all(client)
+
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(b"\r\n\r\nhello from the upstream on port %d\n" % port_of_answer(answer))
+
+
+def port_of_answer(answer: bytes) -> int:
+    return int(answer.split()[-1])
+
+
+async def test_an_endless_line_ends_the_connection() -> None:
+    async with upstream() as client:
+        await client.send_all(b"x" * (LINE_LIMIT + 1))
+
+        assert await read_all(client) == b""
+
+
+async def test_a_client_that_resets_costs_nothing() -> None:
+    async with upstream() as client:
+        client.socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        await client.send_all(b"half a line")

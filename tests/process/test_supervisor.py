@@ -1,0 +1,236 @@
+"""The gateway as a process: how it starts, follows its settings, obeys signals, and ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.child import wait_until
+from tests.support.gateway import STREAMGW, Gateway, stream_route
+from tests.support.ports import Ports
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def ports() -> Iterator[Ports]:
+    with Ports() as ports:
+        yield ports
+
+
+@pytest.fixture
+def echo() -> Iterator[int]:
+    """The port of an upstream that answers lines."""
+    program = (
+        "import trio, functools; from streamgw.process.demo import serve_upstreams as s; "
+        "trio.run(s, (int(__import__('sys').argv[1]),))"
+    )
+    with Ports() as ports:
+        port = ports.take()
+        child = subprocess.Popen([sys.executable, "-c", program, str(port)])
+        wait_until(lambda: reachable(port), what="the upstream answers")
+        yield port
+        child.terminate()
+        child.wait()
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, ports: Ports) -> Gateway:
+    return Gateway(tmp_path / "gw", ports)
+
+
+def reachable(port: int, host: str = "127.0.0.1") -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex((host, port)) == 0
+
+
+def ask(port: int, line: bytes = b"hi\n") -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+        sock.sendall(line)
+        return sock.makefile("rb").readline()
+
+
+def start_and_fail(gateway: Gateway) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*STREAMGW, "run"], cwd=gateway.directory, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def test_a_broken_route_at_the_start_exits_78_and_says_where(gateway: Gateway, ports: Ports) -> None:
+    gateway.write_settings([ports.take()])
+    (gateway.routes / "mysql.yaml").write_text("stream_routes:\n  - id: 1\n    server_port: '80'\n")
+
+    done = start_and_fail(gateway)
+
+    assert done.returncode == 78
+    assert (
+        "routes.d/mysql.yaml:3:18 stream_routes[0].server_port: expected an integer 1–65535, got '80'"
+        in done.stderr
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_a_broken_config_at_the_start_exits_78(gateway: Gateway) -> None:
+    gateway.config.write_text("apisix:\n  stream_proxi:\n    tcp: [9100]\n")
+
+    done = start_and_fail(gateway)
+
+    assert done.returncode == 78
+    assert "conf/config.yaml:2:3" in done.stderr
+    assert "stream_proxy" in done.stderr
+
+
+def test_a_taken_port_at_the_start_exits_78(gateway: Gateway) -> None:
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        port = stranger.getsockname()[1]
+        gateway.write_settings([f"127.0.0.1:{port}"])
+
+        done = start_and_fail(gateway)
+
+    assert done.returncode == 78
+    assert f"cannot listen on tcp 127.0.0.1:{port}: address already in use" in done.stderr
+
+
+def test_a_taken_status_port_exits_78(gateway: Gateway, ports: Ports) -> None:
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        gateway.status_port = stranger.getsockname()[1]
+        gateway.write_settings([ports.take()])
+
+        done = start_and_fail(gateway)
+
+    assert done.returncode == 78
+    assert "apisix.status: cannot listen on" in done.stderr
+
+
+def test_listeners_follow_the_file_and_a_bad_file_changes_nothing(
+    gateway: Gateway, ports: Ports, echo: int
+) -> None:
+    first, second = ports.take(), ports.take()
+    gateway.write_settings([first])
+    gateway.write_routes("echo.yaml", stream_route("echo", echo))
+    with gateway.running() as child:
+        assert ask(first).startswith(b"upstream")
+
+        gateway.write_settings([second])
+        child.wait_until(lambda: reachable(second), what="the new listener")
+        assert ask(second).startswith(b"upstream")
+        child.wait_until(lambda: not reachable(first), what="the old listener is closed")
+
+        gateway.write_settings(["127.0.0.1:99999"])
+        status = gateway.wait_for_status(lambda s: s["settings"]["state"] == "rejected", what="rejected")
+        assert "99999" in str(status["settings"]["problems"])
+        assert ask(second).startswith(b"upstream")
+
+        with socket.socket() as stranger:
+            stranger.bind(("127.0.0.1", 0))
+            stranger.listen()
+            taken = stranger.getsockname()[1]
+            gateway.write_settings([first, f"127.0.0.1:{taken}"])
+            gateway.wait_for_status(
+                lambda s: any("address already in use" in p["message"] for p in s["settings"]["problems"]),
+                what="told",
+            )
+            assert not reachable(first), "nothing partial is applied"
+
+        gateway.write_settings([second])
+        gateway.wait_for_status(lambda s: s["settings"]["state"] == "applied", what="taken back")
+
+
+def test_what_needs_a_restart_is_said(gateway: Gateway, ports: Ports) -> None:
+    gateway.write_settings([ports.take()])
+    with gateway.running():
+        gateway.write_settings([ports.take()], streamgw={"resolver": {"min_ttl": 7}})
+
+        status = gateway.wait_for_status(lambda s: s["settings"]["reloads"] == 1, what="applied")
+
+    assert [w["pointer"] for w in status["settings"]["warnings"] if "next start" in w["message"]] == [
+        "streamgw.resolver"
+    ]
+
+
+def test_term_drains_and_a_second_one_ends_at_once(gateway: Gateway, ports: Ports, echo: int) -> None:
+    port = ports.take()
+    gateway.write_settings([port])
+    gateway.write_routes("echo.yaml", stream_route("echo", echo))
+    with gateway.running() as child, socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(b"hi\n")
+        reader = client.makefile("rb")
+        assert reader.readline().startswith(b"upstream")
+
+        child.send_signal(signal.SIGTERM)
+        child.wait_until(lambda: not reachable(port), what="accepting has stopped")
+        client.sendall(b"still here\n")
+        assert reader.readline().endswith(b"still here\n")
+
+        child.send_signal(signal.SIGTERM)
+        assert child.wait() == 0
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+    assert [line["reason"] for line in gateway.access_lines()] == ["drain"]
+
+
+def test_a_drain_without_sessions_is_over_at_once(gateway: Gateway, ports: Ports) -> None:
+    gateway.write_settings([ports.take()])
+    with gateway.running() as child:
+        child.send_signal(signal.SIGINT)
+
+        assert child.wait() == 0
+
+
+def test_hup_looks_again_and_usr1_reopens_the_access_log(gateway: Gateway, ports: Ports, echo: int) -> None:
+    port = ports.take()
+    gateway.write_settings([port])
+    gateway.write_routes("echo.yaml", stream_route("echo", echo))
+    with gateway.running() as child:
+        ask(port)
+        gateway.wait_for_access_line(lambda _: True, what="the first")
+
+        gateway.access_log.rename(gateway.access_log.with_suffix(".1"))
+        child.send_signal(signal.SIGUSR1)
+        child.wait_until(gateway.access_log.exists, what="a new access log")
+        ask(port)
+        gateway.wait_for_access_line(lambda _: True, what="the second")
+
+        child.send_signal(signal.SIGHUP)
+        ask(port)
+
+
+def test_a_service_manager_is_told_and_its_sockets_are_used(
+    gateway: Gateway, tmp_path: Path, echo: int
+) -> None:
+    with socket.socket() as given, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        given.bind(("127.0.0.1", 0))
+        given.listen()
+        port = given.getsockname()[1]
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(30)
+        gateway.write_settings([f"127.0.0.1:{port}"])
+        gateway.write_routes("echo.yaml", stream_route("echo", echo))
+        shell = f'exec 3<&{given.fileno()}; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
+        child = subprocess.Popen(
+            ["bash", "-c", shell, "-", *STREAMGW, "run"],
+            cwd=gateway.directory,
+            env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")},
+            pass_fds=(given.fileno(),),
+        )
+        try:
+            assert manager.recv(100) == b"READY=1"
+            assert ask(port).startswith(b"upstream")
+            child.terminate()
+            assert manager.recv(100) == b"STOPPING=1"
+            assert child.wait(10) == 0
+        finally:
+            child.kill()
+            child.wait()

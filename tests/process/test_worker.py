@@ -1,0 +1,138 @@
+"""The data plane and the reloader, wired together, on real sockets and real files in one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+
+from streamgw.config.settings import AccessLogSettings, LimitSettings, Settings
+from streamgw.core.errors import ConfigError
+from streamgw.core.model import Listener
+from streamgw.process.sockets import BindError, Sockets
+from streamgw.process.worker import Worker
+from tests.support.worker import says, worker_on
+
+
+async def test_a_line_goes_there_and_back(tmp_path: Path) -> None:
+    async with worker_on(tmp_path) as scene:
+        async with await scene.connect() as client:
+            assert await says(client) == b"upstream %d: hi" % scene.upstream_ports[0]
+        await scene.until(lambda: scene.worker.sessions.totals.sessions == 1)
+
+    (line,) = map(json.loads, scene.access_log.read_text().splitlines())
+    assert (line["reason"], line["route"]) == ("closed", "echo")
+    assert (line["bytes_up"], line["bytes_down"]) == (3, len("upstream 12345: hi\n"))
+
+
+async def test_an_edit_moves_new_connections_and_leaves_old_ones(tmp_path: Path) -> None:
+    async with worker_on(tmp_path) as scene, await scene.connect() as old:
+        first, second = scene.upstream_ports
+        assert await says(old) == b"upstream %d: hi" % first
+
+        scene.write_route(second)
+        await scene.until(lambda: scene.worker.reloader.status.reloads == 1)
+
+        async with await scene.connect() as new:
+            assert await says(new) == b"upstream %d: hi" % second
+        assert await says(old) == b"upstream %d: hi" % first
+
+
+async def test_a_broken_edit_changes_nothing_and_is_told(tmp_path: Path) -> None:
+    async with worker_on(tmp_path) as scene:
+        (scene.routes / "broken.yaml").write_text("stream_routes:\n  - id: 1\n    server_port: '80'\n")
+        await scene.until(lambda: scene.worker.reloader.status.state == "rejected")
+
+        assert any("broken.yaml:3" in str(problem) for problem in scene.worker.reloader.status.problems)
+        async with await scene.connect() as client:
+            assert (await says(client)).startswith(b"upstream")
+
+
+async def test_listeners_open_and_close_live(tmp_path: Path) -> None:
+    async with worker_on(tmp_path) as scene, await scene.connect() as old:
+        await says(old)
+        (first,) = scene.worker.settings.listeners
+        other = Listener("tcp", "127.0.0.2", 0)
+
+        scene.worker.apply(attrs.evolve(scene.worker.settings, listeners=(other,)))
+
+        (bound,) = scene.worker.sockets.bound()
+        async with await trio.open_tcp_stream("127.0.0.2", bound.port) as new:
+            assert (await says(new)).startswith(b"upstream")
+        assert (await says(old)).startswith(b"upstream"), "sessions of a closed listener live on"
+        assert first not in scene.worker.sockets.bound()
+
+
+async def test_an_address_that_cannot_be_had_keeps_everything(tmp_path: Path) -> None:
+    async with worker_on(tmp_path) as scene:
+        before = scene.worker.settings
+
+        with pytest.raises(BindError):
+            scene.worker.apply(attrs.evolve(before, listeners=(Listener("tcp", "192.0.2.1", 1),)))
+
+        assert scene.worker.settings is before
+        async with await scene.connect() as client:
+            assert (await says(client)).startswith(b"upstream")
+
+
+async def test_a_narrow_listener_becomes_a_wide_one_on_the_same_port(tmp_path: Path) -> None:
+    async with worker_on(tmp_path) as scene, await scene.connect() as old:
+        await says(old)
+        port = scene.ports[0]
+        scene.worker.apply(
+            attrs.evolve(scene.worker.settings, listeners=(Listener("tcp", "127.0.0.1", port),))
+        )
+
+        scene.worker.apply(attrs.evolve(scene.worker.settings, listeners=(Listener("tcp", "0.0.0.0", port),)))
+
+        async with await trio.open_tcp_stream("127.0.0.9", port) as new:
+            assert (await says(new)).startswith(b"upstream")
+        assert (await says(old)).startswith(b"upstream")
+
+
+async def test_limits_change_live(tmp_path: Path) -> None:
+    async with (
+        worker_on(tmp_path, limits=LimitSettings(max_sessions=1)) as scene,
+        await scene.connect() as old,
+    ):
+        await says(old)
+        async with await scene.connect() as waiting:
+            await waiting.send_all(b"hi\n")
+            assert scene.worker.listeners.states() == {
+                next(iter(scene.worker.sockets.bound())).name: "paused"
+            }
+
+            scene.worker.apply(attrs.evolve(scene.worker.settings, limits=LimitSettings(max_sessions=2)))
+
+            with trio.fail_after(5):
+                assert (await waiting.receive_some()).startswith(b"upstream")
+
+
+async def test_a_drain_waits_for_sessions_and_writes_their_lines(tmp_path: Path) -> None:
+    async with worker_on(tmp_path) as scene:
+        client = await scene.connect()
+        await says(client)
+
+        scene.worker.drain(trio.current_time() + 60)
+        with pytest.raises(OSError, match="all attempts to connect"):
+            await scene.connect(scene.worker.settings.listeners[0].port or 1)
+        assert not scene.worker.ended.is_set()
+        await client.aclose()
+        with trio.fail_after(5):
+            await scene.worker.ended.wait()
+
+    assert json.loads(scene.access_log.read_text())["reason"] == "closed"
+
+
+async def test_a_broken_configuration_at_the_start_is_an_error(tmp_path: Path) -> None:
+    routes = tmp_path / "routes.d"
+    routes.mkdir()
+    (routes / "bad.yaml").write_text("stream_routes: 7\n")
+    worker = Worker(Settings(access_log=AccessLogSettings(path=str(tmp_path / "log"))), routes, Sockets())
+
+    with pytest.RaisesGroup(ConfigError, flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(worker.run)
