@@ -134,6 +134,11 @@ class Child:
                 self._process.stdin.close()
         return self._process.wait()
 
+    def kill(self) -> None:
+        """End it now, without a chance to clean up."""
+        self._process.kill()
+        self._process.wait()
+
     def tail(self) -> str:
         """The last lines it printed, for a person who looks at a failed test."""
         return "\n".join(self.output().splitlines()[-LOG_TAIL_LINES:])
