@@ -141,6 +141,11 @@ class SocketPump(Pump):
         """Pipes that are open, idle ones included."""
         return self._mover.pipes.open
 
+    @property
+    def idle_pipes(self) -> int:
+        """Pipes that no session holds."""
+        return self._mover.pipes.idle
+
     # The protocol
 
     @trio.lowlevel.enable_ki_protection  # an interrupt in the middle of a batch would leave a pair half handled

@@ -1,0 +1,274 @@
+"""A real pump between real sockets: every client of one port is relayed to one upstream port, endings are kept.
+
+`open_bridge` starts it; `Bridge.connect` gives the two outer sockets of one session. On leaving, whatever the test did,
+the pump must have given back every descriptor it ever took: that is checked here, once, for all tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import resource
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import attrs
+import trio
+
+from streamgw.core.errors import SessionError
+from streamgw.core.model import Address
+from streamgw.dataplane.pump import End, Ending, Limits, Meter
+from streamgw.dataplane.pump.loop import SocketPump
+
+TIMEOUT_S = 20.0
+HOST = "127.0.0.1"
+
+
+@attrs.define(eq=False)
+class RelayedSession:
+    """What the gateway's side of one session saw."""
+
+    end: Any  # the pump's own class: a test may look inside
+    client: Address
+    server: Address
+    meter: Meter = attrs.Factory(Meter)
+    limits: Limits = Limits()
+    scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
+    ended: trio.Event = attrs.Factory(trio.Event)
+    ending: Ending | None = None
+    error: SessionError | None = None
+    upstream: Any = None
+
+    async def wait_ended(self) -> Ending:
+        """How the relay ended. Fails when it ended in an error, or by cancellation."""
+        with trio.fail_after(TIMEOUT_S):
+            await self.ended.wait()
+        assert self.error is None, self.error
+        assert self.ending is not None, "cancelled"
+        return self.ending
+
+
+@attrs.define(eq=False)
+class Bridge:
+    """A pump, a listening socket in front of it and one behind."""
+
+    pump: SocketPump
+    pump_scope: trio.CancelScope
+    nursery: trio.Nursery
+    listening: socket.socket
+    origin: trio.socket.SocketType
+    node: Address
+    """Where sessions are relayed to: the origin, unless a test says otherwise."""
+    sessions: list[RelayedSession] = attrs.Factory(list)
+    preface: bytes = b""
+    limits: Limits = Limits()
+    connect_timeout_s: float = math.inf
+
+    def on_accept(self, end: End, client: Address, server: Address) -> None:
+        """Start a session's task, as the listener does."""
+        session = RelayedSession(end, client, server, limits=self.limits)
+        self.sessions.append(session)
+        self.nursery.start_soon(self._run, session)
+
+    async def _run(self, session: RelayedSession) -> None:
+        with session.scope:
+            try:
+                session.upstream = self.pump.dial(
+                    self.node, preface=self.preface, deadline=trio.current_time() + self.connect_timeout_s
+                )
+                session.ending = await self.pump.relay(
+                    session.end, session.upstream, session.meter, session.limits
+                )
+            except SessionError as error:
+                session.error = error
+                self.pump.close(session.end)
+            finally:
+                session.ended.set()
+
+    async def dial(self, *, receive_buffer: int = 0) -> trio.socket.SocketType:
+        """A client's connection."""
+        client = trio.socket.socket()
+        if receive_buffer:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with trio.fail_after(TIMEOUT_S):
+            await client.connect(self.listening.getsockname())
+        return client
+
+    async def connect(
+        self, *, receive_buffer: int = 0
+    ) -> tuple[trio.socket.SocketType, trio.socket.SocketType]:
+        """The outer ends of a new session: (client, upstream)."""
+        client = await self.dial(receive_buffer=receive_buffer)
+        with trio.fail_after(TIMEOUT_S):
+            upstream, _ = await self.origin.accept()
+        upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return client, upstream
+
+    async def only_session(self) -> RelayedSession:
+        """The one session there is, as soon as it is."""
+        await until(lambda: bool(self.sessions))
+        (session,) = self.sessions
+        return session
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+@contextlib.asynccontextmanager
+async def open_pump(
+    *,
+    splice_after: int | None = 4,
+    on_trouble: Callable[[str], None] = print,
+    on_bug: Callable[[Exception], None] = _raise,
+    scope: trio.CancelScope | None = None,
+) -> AsyncIterator[SocketPump]:
+    """A running pump that lets no bug pass; checks that it leaves no descriptor behind."""
+    before = open_descriptors()
+    pump = SocketPump(on_trouble=on_trouble, on_bug=on_bug, splice_after=splice_after)
+    async with trio.open_nursery() as nursery:
+
+        async def run(*, task_status: trio.TaskStatus[None]) -> None:
+            with scope or trio.CancelScope():
+                await pump.run(task_status=task_status)
+
+        await nursery.start(run)
+        yield pump
+        nursery.cancel_scope.cancel()
+    leaked = open_descriptors() - before
+    assert not leaked, f"descriptors left behind: {leaked}"
+
+
+@contextlib.asynccontextmanager
+async def open_bridge(
+    *,
+    splice_after: int | None = 4,
+    preface: bytes = b"",
+    limits: Limits = Limits(),
+    upstream_receive_buffer: int = 0,
+    on_trouble: Callable[[str], None] = print,
+    on_bug: Callable[[Exception], None] = _raise,
+) -> AsyncIterator[Bridge]:
+    """A pump with a listener and an origin. The test closes the sockets it got from `connect`."""
+    scope = trio.CancelScope()
+    with socket.socket() as listening, trio.socket.socket() as origin:
+        if upstream_receive_buffer:
+            origin.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, upstream_receive_buffer)
+        await origin.bind((HOST, 0))
+        origin.listen(1024)
+        listening.bind((HOST, 0))
+        listening.listen(1024)
+        async with (
+            open_pump(splice_after=splice_after, on_trouble=on_trouble, on_bug=on_bug, scope=scope) as pump,
+            trio.open_nursery() as nursery,
+        ):
+            node = Address(HOST, origin.getsockname()[1])
+            bridge = Bridge(pump, scope, nursery, listening, origin, node, preface=preface, limits=limits)
+            accepting = pump.listen(listening, bridge.on_accept)
+            yield bridge
+            accepting.close()
+            nursery.cancel_scope.cancel()
+
+
+Accepted: TypeAlias = tuple[End, Address, Address]
+
+
+@contextlib.asynccontextmanager
+async def accepted_by(
+    listening: socket.socket,
+) -> AsyncIterator[tuple[SocketPump, trio.MemoryReceiveChannel[Accepted]]]:
+    """A pump that accepts from a socket, and what it accepted, in order. The pump closes what the test does not."""
+    send, receive = trio.open_memory_channel[Accepted](64)
+    async with open_pump() as pump:
+        accepting = pump.listen(listening, lambda *accepted: send.send_nowait(accepted))
+        yield pump, receive
+        accepting.close()
+
+
+@contextlib.asynccontextmanager
+async def open_client() -> AsyncIterator[tuple[SocketPump, Any, trio.socket.SocketType]]:
+    """A pump, an end it has accepted, and the client at the other side of it."""
+    with socket.socket() as listening:
+        listening.bind((HOST, 0))
+        listening.listen()
+        async with accepted_by(listening) as (pump, accepted):
+            with trio.socket.socket() as client:
+                await client.connect(listening.getsockname())
+                end, _, _ = await accepted.receive()
+                yield pump, end, client
+
+
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """This process may open nothing more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(fd for fd, _ in open_descriptors())
+    with contextlib.ExitStack() as stack:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        with contextlib.suppress(OSError):  # EMFILE: the aim
+            while True:
+                stack.callback(os.close, os.dup(0))
+        yield
+
+
+@contextlib.contextmanager
+def full_backlog() -> Iterator[Address]:
+    """A node that does not answer: its accept queue is full, so the kernel drops every further SYN."""
+    with contextlib.ExitStack() as stack:
+        listening = stack.enter_context(socket.socket())
+        listening.bind((HOST, 0))
+        listening.listen(0)
+        for _ in range(3):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listening.getsockname())
+        yield Address(HOST, listening.getsockname()[1])
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a state of this process that nothing announces."""
+    with trio.fail_after(TIMEOUT_S):
+        while not condition():
+            await trio.sleep(0.002)
+
+
+async def send_all(sock: trio.socket.SocketType, data: bytes) -> None:
+    """Send everything."""
+    view = memoryview(data)
+    while view:
+        view = view[await sock.send(view) :]
+
+
+async def receive_exactly(sock: trio.socket.SocketType, count: int) -> bytes:
+    """So many bytes, or what came before EOF."""
+    data = bytearray()
+    with trio.fail_after(TIMEOUT_S):
+        while len(data) < count and (chunk := await sock.recv(min(1 << 20, count - len(data)))):
+            data += chunk
+    return bytes(data)
+
+
+async def receive_to_eof(sock: trio.socket.SocketType) -> bytes:
+    """Everything up to EOF. ConnectionResetError when it was cut."""
+    return await receive_exactly(sock, 1 << 62)
+
+
+def reset(sock: trio.socket.SocketType | socket.socket) -> None:
+    """Close by RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def open_descriptors() -> frozenset[tuple[int, str]]:
+    """Every descriptor of this process, with what it is."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.add((int(entry.name), str(entry.readlink())))
+    return frozenset(found)
