@@ -228,7 +228,7 @@ def _raise_descriptor_limit(settings: Settings) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    wanted = 2 * settings.limits.max_sessions + 64
+    wanted = 2 * settings.limits.max_sessions
     if hard != resource.RLIM_INFINITY and wanted > hard:
         structlog.get_logger().warning(
             "few_descriptors",

@@ -199,7 +199,7 @@ class Worker:
 
 
 def watch(path: Path, reload: ReloadSettings) -> AsyncGenerator[None]:
-    """ "Look again", for a file or a directory, as the settings say."""
+    """Say "look again" for a file or a directory, as the settings tell."""
     return changes(
         path, settle_ms=reload.settle_ms, relook_s=reload.relook_s, force_polling=reload.force_polling
     )
