@@ -142,7 +142,7 @@ def validate_object(collection: str, data: Mapping[str, object], *, file: str = 
     """
     kind = COLLECTIONS.get(collection)
     if kind is None:
-        message = f"unknown collection {shown(collection)}{nearest(collection, COLLECTIONS)}"
+        message = f"unknown collection {shown(collection)}{nearest(collection, tuple(COLLECTIONS))}"
         return (Problem(file, 0, 0, "", message),)
     try:
         structure(data, kind)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, TypeAlias
 
-from streamgw.config.strict import Fault, Rule, Wrong, shown
+from streamgw.config.strict import Fault, Rule, Wrong, described, shown
 from streamgw.core.model import Network, PortRange
 
 
@@ -90,7 +90,7 @@ _ID = re.compile(r"[a-zA-Z0-9\-_.]{1,64}")
 def mapping(value: object) -> Mapping[str, object]:
     """Any mapping; what is in it is somebody else's."""
     if not isinstance(value, Mapping):
-        raise Wrong(f"expected a mapping, got {shown(value)}")
+        raise Wrong(f"expected a mapping, got {described(value)}")
     return value
 
 

@@ -14,7 +14,8 @@ it is more often a slip than a wish.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 
 import attrs
@@ -80,13 +81,19 @@ def shown(value: object) -> str:
 _MAX_SHOWN = 60
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def described(value: object) -> str:
+    """What kind of value it is. For places where a secret may stand that was written one level too high."""
+    return "text" if isinstance(value, str) else shown(value)
+
+
+@functools.lru_cache(maxsize=1024)
+def nearest(name: str, known: tuple[str, ...]) -> str:
     """`, did you mean 'server_port'?`, or nothing."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     return f", did you mean '{found[0]}'?" if found else ""
 
 
-def unknown_field(name: str, known: Iterable[str]) -> Fault:
+def unknown_field(name: str, known: tuple[str, ...]) -> Fault:
     """A key that nobody reads."""
     return Fault((name,), f"unknown field '{name}'{nearest(name, known)}", at_key=True)
 
@@ -98,7 +105,7 @@ def each(rule: Rule[T], values: object) -> tuple[T, ...]:
       Wrong: not a list, or with the faults of every item.
     """
     if not isinstance(values, list):
-        raise Wrong(f"expected a list, got {shown(values)}")
+        raise Wrong(f"expected a list, got {described(values)}")
     done: list[T] = []
     faults: list[Fault] = []
     for position, value in enumerate(values):
@@ -122,8 +129,7 @@ def _faults_of(error: BaseException, path: Path) -> Iterator[Fault]:
         for cause in without:
             yield from _faults_of(cause, path)
     elif isinstance(error, ForbiddenExtraKeysError):
-        known = [field.name for field in attrs.fields(error.cl)]
-        known += getattr(error.cl, "also_known", ())
+        known = (*(field.name for field in attrs.fields(error.cl)), *getattr(error.cl, "also_known", ()))
         for name in sorted(error.extra_fields):
             yield unknown_field(name, known).under(path)
     elif isinstance(error, KeyError):
@@ -140,7 +146,7 @@ def _structure_class(kind: _Kind, converter: cattrs.Converter) -> _Hook:
 
     def structure_mapping(value: object, _: object) -> object:
         if not isinstance(value, Mapping):
-            raise Wrong(f"expected a mapping, got {shown(value)}")
+            raise Wrong(f"expected a mapping, got {described(value)}")
         made = fill(value, kind)
         if check is not None and (faults := tuple(check(made))):
             raise Wrong(*faults)
@@ -173,7 +179,7 @@ def _structure_literal(kind: _Kind) -> _Hook:
         # 1 == True: the type must be that of a choice, too.
         if any(value == choice and type(value) is type(choice) for choice in choices):
             return value
-        hint = nearest(value, map(str, choices)) if isinstance(value, str) else ""
+        hint = nearest(value, tuple(map(str, choices))) if isinstance(value, str) else ""
         raise Wrong(f"expected {' or '.join(map(shown, choices))}, got {shown(value)}{hint}")
 
     return structure_choice
