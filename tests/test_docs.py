@@ -1,7 +1,7 @@
 """README.md, CONTRIBUTING.md and docs/: what they tell people to type works, and what they list is what there is.
 
-docs/testing.md says how a page is read. Pages run in a scratch copy of the repository's conf/, routes.d/ and examples/,
-inside a private network, so that ports are those of the page.
+docs/testing.md says how a page is read. Pages run in a scratch copy of the repository's conf/ and routes.d/, inside a
+private network, so that ports are those of the page.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import attrs
 import pytest
 
+from streamgw.config.listen import Entry
 from streamgw.config.schema import ServiceSpec, SSLSpec, StreamRouteSpec, UpstreamSpec
+from streamgw.config.settings_schema import ConfigSpec
 from streamgw.core.errors import Fault, Reason
 from tests.support.child import find_program, run, running, wait_until
 from tests.support.namespace import private_network
+from tests.support.page import Step, is_like, steps_of
 from tests.support.servers import Prefix, mariadb
 
 ROOT = Path(__file__).parents[1]
@@ -34,49 +36,7 @@ ACTIVATE = ". .venv/bin/activate"
 STARTS_A_GATEWAY = ("streamgw run", "streamgw demo")
 
 
-@attrs.frozen
-class Step:
-    """One thing that a page says to do."""
-
-    page: str
-    line: int
-    kind: Literal["run", "write"]
-    what: str
-    """The command, or the path of the file to write."""
-    text: str = ""
-    """What the command prints, empty if the page does not say; or the content of the file."""
-
-    def __str__(self) -> str:
-        return f"{self.page}:{self.line}: {self.what}"
-
-
-_FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
-_FILE = re.compile(r"# ([\w./-]+\.(?:ya?ml|json))\n")
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
-
-
-def steps_of(page: str, text: str) -> Iterator[Step]:
-    """Everything that a page says to run or to write, in order."""
-    for fence in _FENCE.finditer(text):
-        line = text[: fence.start()].count("\n") + 2
-        body = fence["body"]
-        if fence["language"] == "console":
-            for chunk in re.split(r"^(?=\$ )", body, flags=re.MULTILINE)[1:]:
-                command, _, output = chunk.removeprefix("$ ").partition("\n")
-                yield Step(page, line, "run", command, output)
-                line += chunk.count("\n")
-        elif fence["language"] == "sh":
-            for number, command in enumerate(body.splitlines()):
-                if command and not command.startswith("#"):
-                    yield Step(page, line + number, "run", command)
-        elif fence["language"] == "yaml" and (file := _FILE.match(body)):
-            yield Step(page, line, "write", file[1], body)
-
-
-def is_like(printed: str, expected: str) -> bool:
-    """Whether a command printed what the page says; `…` stands for anything."""
-    pattern = ".*?".join(re.escape(part.strip(" ")) for part in expected.strip().split("…"))
-    return re.fullmatch(pattern, printed.strip(), re.DOTALL) is not None
 
 
 def test_a_page_is_read_as_documented() -> None:
@@ -109,8 +69,8 @@ class Reader:
         self._activated = False
         self._gateway = False
         self.directory.mkdir()
-        for name in ("conf", "routes.d", "examples"):
-            shutil.copytree(ROOT / name, self.directory / name, dirs_exist_ok=True)
+        for name in ("conf", "routes.d"):
+            shutil.copytree(ROOT / name, self.directory / name)
         (self.directory / ".venv").symlink_to(sys.prefix)
 
     def follow(self, step: Step) -> None:
@@ -193,7 +153,10 @@ TAKEN_FOR_GRANTED: dict[str, tuple[Callable[..., contextlib.AbstractContextManag
     "README.md": (mariadb, 3306),
 }
 
-EXECUTED = [page for page in PAGES if any(steps_of(page.name, page.read_text()))]
+# The examples run in their own directories: tests/e2e/test_examples.py.
+EXECUTED = [
+    page for page in PAGES if "examples" not in page.parts and any(steps_of(page.name, page.read_text()))
+]
 
 
 @pytest.mark.slow
@@ -302,3 +265,48 @@ def test_every_field_of_an_object_is_documented(heading: str, kind: type[attrs.A
     documented = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
 
     assert documented == {field.name for field in attrs.fields(kind)} - common
+
+
+def leaves(spec: attrs.AttrsInstance, path: str = "") -> Iterator[tuple[str, object]]:
+    """Every setting with its dotted name and its default: sections are walked, anything else is a setting."""
+    for field in attrs.fields(type(spec)):
+        value = getattr(spec, field.name)
+        name = f"{path}{field.name}"
+        if attrs.has(type(value)):
+            yield from leaves(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def shown(default: object) -> str:
+    """A default as the table shows it; empty for what needs words."""
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"{default:g}" if isinstance(default, int | float) and default < 1e5 else str(default or "")
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    text = (ROOT / "docs/configuration.md").read_text()
+    section = text.partition("### Settings")[2].partition("\n## ")[0]
+    rows = [row.split(" | ") for row in re.findall(r"^\| (`.*) \|$", section, re.MULTILINE)]
+
+    documented = {name: row[2].strip("`") for row in rows for name in re.findall(r"`([\w.]+)`", row[0])}
+
+    expected = dict(leaves(ConfigSpec()))
+    assert documented.keys() == expected.keys()
+    wrong = {
+        name: documented[name]
+        for name, default in expected.items()
+        if isinstance(default, bool | int | float) and documented[name] != shown(default)
+    }
+    assert wrong == {}, "defaults that are not the code's"
+
+
+def test_every_option_of_a_listener_is_documented() -> None:
+    text = (ROOT / "docs/configuration.md").read_text()
+    section = text.partition("### Listeners")[2].partition("### Settings")[0].partition("| option |")[2]
+    cells = re.findall(r"^\| (`[^|]+) \|", section, re.MULTILINE)
+
+    documented = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+
+    assert documented == {field.name for field in attrs.fields(Entry)}
