@@ -24,7 +24,8 @@ def parse_preface(buffer: bytes, mode: ProxyProtocolIn) -> Preface | NeedMore:
 
     With `optional`, a client whose first bytes are no PROXY signature is a plain one. Once the signature is there, the
     rest has to be right in every mode: a broken header passed on as data would let its sender choose what the upstream
-    takes for the client's address.
+    takes for the client's address. The specification (§ 2) forbids guessing because anybody could then name an address;
+    here a header is believed only from the listener's trusted peers, in this mode too.
 
     Returns:
       NeedMore: nothing can be decided yet; always asks for more than `buffer` holds.

@@ -1,28 +1,40 @@
 from __future__ import annotations
 
+import attrs
 import pytest
 
-from streamgw.core.model import UNIX_HOST, Address, Listener, Source
+from streamgw.core.model import (
+    UNIX_HOST,
+    Address,
+    Facts,
+    Listener,
+    Node,
+    PrereadPlan,
+    Source,
+    Timeouts,
+    Upstream,
+)
 
 
 @pytest.mark.parametrize(
     ("address", "text"),
     [
-        (Address("127.0.0.1", 80), "127.0.0.1:80"),
-        (Address("::1", 80), "[::1]:80"),
-        (Address(UNIX_HOST, 0), "unix::0"),
+        (Address("10.0.0.5", 3306), "10.0.0.5:3306"),
+        (Address("::1", 3306), "[::1]:3306"),
         (Address("db.example", 3306), "db.example:3306"),
     ],
 )
-def test_an_address_prints_as_people_write_it(address: Address, text: str) -> None:
+def test_an_address_prints_as_one_writes_it(address: Address, text: str) -> None:
     assert str(address) == text
 
 
-@pytest.mark.parametrize(
-    ("source", "text"), [(Source("a.yaml", 8), "a.yaml:8"), (Source("a.json", 0), "a.json")]
-)
-def test_a_source_prints_with_its_line_if_it_has_one(source: Source, text: str) -> None:
-    assert str(source) == text
+def test_a_unix_peer_prints_without_brackets() -> None:
+    assert str(Address(UNIX_HOST, 0)).startswith(UNIX_HOST)
+
+
+def test_a_source_prints_as_an_editor_opens_it() -> None:
+    assert str(Source("routes.d/mysql.yaml", 8)) == "routes.d/mysql.yaml:8"
+    assert str(Source("routes.d/mysql.json", 0)) == "routes.d/mysql.json"
 
 
 @pytest.mark.parametrize(
@@ -31,15 +43,33 @@ def test_a_source_prints_with_its_line_if_it_has_one(source: Source, text: str) 
         (Listener("tcp", "127.0.0.1", 9101), "tcp 127.0.0.1:9101"),
         (Listener("tcp", "::1", 9100), "tcp [::1]:9100"),
         (Listener("tcp", "::", 9100, dual_stack=True), "tcp *:9100"),
-        (Listener("tcp", UNIX_HOST, 0, path="/run/x"), "tcp unix:/run/x"),
+        (Listener("udp", "0.0.0.0", 9200), "udp 0.0.0.0:9200"),
+        (Listener("tcp", UNIX_HOST, 0, path="/run/streamgw.sock"), "tcp unix:/run/streamgw.sock"),
     ],
 )
-def test_a_listener_is_named_after_its_socket(listener: Listener, name: str) -> None:
+def test_a_listener_is_called_by_where_it_listens(listener: Listener, name: str) -> None:
     assert listener.name == name
 
 
-def test_options_of_a_listener_are_no_part_of_its_name() -> None:
+def test_what_may_change_live_is_not_part_of_a_listeners_name() -> None:
     plain = Listener("tcp", "127.0.0.1", 9101)
-    other = Listener("tcp", "127.0.0.1", 9101, proxy_protocol="required", max_sessions=5)
 
-    assert plain.name == other.name
+    assert attrs.evolve(plain, proxy_protocol="required", max_sessions=10).name == plain.name
+
+
+def test_values_are_frozen() -> None:
+    facts = Facts("tcp", "tcp *:9100", Address("10.1.2.3", 40000), Address("127.0.0.1", 9100))
+
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        facts.server_name = "db.example"  # type: ignore[misc]  # what must not work
+
+    assert attrs.evolve(facts, server_name="db.example").client == facts.client
+
+
+def test_defaults_are_those_of_apisix() -> None:
+    upstream = Upstream("upstreams/1", (Node("10.0.0.5", 3306),))
+
+    assert upstream.timeouts == Timeouts(connect_s=60.0, idle_s=600.0)
+    assert upstream.retries is None
+    assert upstream.nodes[0].weight == 1
+    assert not PrereadPlan.NONE

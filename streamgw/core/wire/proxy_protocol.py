@@ -1,7 +1,7 @@
 """The PROXY protocol, versions 1 and 2: who the client really is, told by the load balancer in front of us.
 
 Source:
-  https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt, § 2.1 (text) and § 2.2 (binary).
+  https://github.com/haproxy/haproxy/blob/master/doc/proxy-protocol.txt, § 2.1 (text) and § 2.2 (binary).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class ProxyHeader:
     transport: Transport | None
     """How the client connected there; None when unknown."""
     tlvs: tuple[tuple[int, bytes], ...] = ()
-    """Version 2 extensions, (type, value), in the order sent, uninterpreted: also the CRC32C is not verified, as in
-    nginx, because TCP has checked these bytes already."""
+    """Version 2 extensions, (type, value), in the order sent, uninterpreted. Checking the CRC32C is optional by § 2.2.3;
+    TCP has checked these bytes already."""
 
 
 def may_become_proxy_header(buffer: bytes) -> bool:
@@ -189,12 +189,13 @@ def _parse_v2(buffer: bytes) -> tuple[ProxyHeader, int] | NeedMore:
         # The family is to be ignored, and the block discarded unread: it may hold anything.
         return (ProxyHeader(2, "local", None, None, None), end) if len(buffer) >= end else NeedMore(end)
     family, transport = _v2_family(family_transport)
+    is_unspecified = family == _UNSPEC or transport is None
     address_length = _V2_ADDRESS_BYTES[family]
-    if length < address_length:
+    if length < address_length and not is_unspecified:
         raise ParseError(f"a PROXY v2 header of {length} bytes; its address family needs {address_length}")
     if len(buffer) < end:
         return NeedMore(end)
-    if family == _UNSPEC or transport is None:
+    if is_unspecified:
         return ProxyHeader(2, "proxy", None, None, None), end
     body = bytes(buffer[_FIXED_V2_BYTES:end])
     client, server = _v2_addresses(family, body)

@@ -171,6 +171,7 @@ def test_local_ignores_the_family_and_discards_its_block_unread(family: int) -> 
 @pytest.mark.parametrize("family", [0x00, 0x01, 0x02, 0x10, 0x20, 0x30])
 def test_an_unspecified_family_or_transport_names_nobody(family: int) -> None:
     assert parse_whole(v2(0x21, family, bytes(216))) == ProxyHeader(2, "proxy", None, None, None)
+    assert parse_whole(v2(0x21, family, b"")) == ProxyHeader(2, "proxy", None, None, None)
 
 
 @pytest.mark.parametrize(
