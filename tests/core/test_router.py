@@ -435,3 +435,14 @@ def test_a_shadowed_route_wins_nobody_and_a_copy_is_always_shadowed(
     # Only of routes with very long lists not every one is found.
     copies = [attrs.evolve(route, id=f"copy of {route.id}") for route in routes if not is_wide(route)]
     assert {route.id for route, _ in Router([*routes, *copies]).shadowed()} >= {route.id for route in copies}
+
+
+def test_a_match_costs_one_lookup_per_shape_however_many_routes_there_are() -> None:
+    networks_on_one_port = [
+        route(str(at), remote=f"10.{at // 256}.{at % 256}.0/24", ports="9100") for at in range(1000)
+    ]
+    on_other_ports = [route(str(at), ports=str(at)) for at in range(1000, 2000)]
+
+    index = Router([*networks_on_one_port, *on_other_ports])._plain
+
+    assert [len(shape.ranks) for shape in index._shapes] == [1000, 1000]
