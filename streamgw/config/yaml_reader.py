@@ -216,8 +216,7 @@ class _Reader:
         key = event.value
         if key in mapping:
             raise _DuplicateKeyError
-        if event.tag is not None:
-            self._check_node(event)
+        self._check_tag(event)
         if event.anchor is not None:
             self._anchors[event.anchor] = key, 1
         return key
@@ -225,9 +224,8 @@ class _Reader:
     def _scalar(self, event: ScalarEvent) -> object:
         self._count += 1
         text = event.value
-        if not event.implicit[0]:
-            if event.tag is not None:
-                self._check_node(event)
+        if not event.implicit[0] or event.tag is not None:
+            self._check_tag(event)
             return text
         if text in _WORDS:
             return _WORDS[text]
@@ -250,6 +248,9 @@ class _Reader:
 
     def _check_node(self, event: _Written) -> None:
         self._count += 1
+        self._check_tag(event)
+
+    def _check_tag(self, event: _Written) -> None:
         if event.tag not in _PLAIN_TAGS:
             self._refuse(event, f"unsupported tag '{event.tag}'")
 
@@ -324,21 +325,16 @@ class _Locator:
                 self._visit_entry(key, path)
 
     def _visit_entry(self, key: _Node, path: Path) -> None:
-        if isinstance(key, ScalarEvent):
-            path = (*path, key.value)
-            if path in self.places.keys:
-                line = self.places.keys[path][0]
-                self.duplicates.append(
-                    self._source.problem(
-                        _index(key),
-                        f"duplicate key, the first is at line {line}",
-                        pointer=pointer_of(path),
-                    )
-                )
-            else:
-                self.places.keys[path] = self._source.place(_index(key))
-        else:
+        if not isinstance(key, ScalarEvent):
             self._skip(key)
+            self._skip(self._next())
+            return
+        path = (*path, key.value)
+        if path in self.places.keys:
+            message = f"duplicate key, the first is at line {self.places.keys[path][0]}"
+            self.duplicates.append(self._source.problem(_index(key), message, pointer=pointer_of(path)))
+        else:
+            self.places.keys[path] = self._source.place(_index(key))
         self._visit(self._next(), path)
 
     def _skip(self, event: Event) -> None:
