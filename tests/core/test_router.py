@@ -25,6 +25,12 @@ from streamgw.core.router import Router, why_not
 LINES = itertools.count(1)
 
 
+@pytest.fixture(autouse=True)
+def nothing_remembered() -> None:
+    """Addresses parsed for another test must not be the reason why this one passes."""
+    router_module._parse_host.cache_clear()
+
+
 def route(
     name: str,
     *,
