@@ -1,0 +1,46 @@
+"""Tables for people, JSON and YAML for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+import click
+
+from streamgw.config.render import render_block
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table: with lines and colours on a terminal, plain columns for a pipe. Nothing at all without rows."""
+    if not rows:
+        return
+    if sys.stdout.isatty():
+        _print_rich(headings, rows)
+        return
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    for row in (headings, *rows):
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+def print_data(data: object, output: str) -> None:
+    """Plain data as `json` or `yaml`."""
+    if output == "json":
+        click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+        return
+    click.echo(render_block(data, indent=0))
+
+
+def _print_rich(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    # 50 ms that a pipe need not pay.
+    from rich.box import SIMPLE_HEAD  # noqa: PLC0415  # see above
+    from rich.console import Console  # noqa: PLC0415  # see above
+    from rich.table import Table  # noqa: PLC0415  # see above
+    from rich.text import Text  # noqa: PLC0415  # see above
+
+    table = Table(*headings, box=SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        # Text, so that what stands in a file is never taken for markup.
+        table.add_row(*map(Text, row))
+    Console().print(table)

@@ -1,0 +1,209 @@
+"""`streamgw route`: routes, one at a time, in the files where they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from streamgw.cli.objects import (
+    Target,
+    add_object,
+    change_object,
+    complete_id,
+    get_object,
+    list_objects,
+    remove_object,
+    slugs,
+    with_wait,
+)
+from streamgw.cli.options import with_output, with_paths
+from streamgw.cli.upstream import (
+    build_description,
+    build_upstream,
+    show_nodes,
+    with_description,
+    with_upstream,
+    without_none,
+)
+
+_COLLECTION = "stream_routes"
+
+
+@click.group()
+def route() -> None:
+    """Add, list, change and remove routes."""
+
+
+@route.command()
+@with_paths
+@click.argument("positional_id", metavar="[ID]", required=False)
+@click.option(*("--id", "id_"), help="The same as ID.  [default: made from what the route matches]")
+@click.option("--sni", multiple=True, help="TLS server name. May be repeated.")
+@click.option(
+    "--server-port", multiple=True, metavar="PORT[-PORT]", help="Port of the gateway. May be repeated."
+)
+@click.option("--server-addr", help="Address of the gateway, or a CIDR.")
+@click.option("--remote-addr", multiple=True, help="Address of the client, or a CIDR. May be repeated.")
+@with_upstream
+@click.option("--upstream-id", help="Go to this upstream.")
+@click.option("--service-id", help="Go where this service goes.")
+@click.option("--priority", type=int, help="Higher is asked first.  [default: 0]")
+@with_description
+@with_wait
+def add(  # noqa: PLR0913, PLR0917  # one parameter per option
+    config: Path,
+    routes: Path,
+    positional_id: str | None,
+    id_: str | None,
+    sni: tuple[str, ...],
+    server_port: tuple[str, ...],
+    server_addr: str | None,
+    remote_addr: tuple[str, ...],
+    node: tuple[str, ...],
+    balancer: str | None,
+    retries: int | None,
+    upstream_id: str | None,
+    service_id: str | None,
+    priority: int | None,
+    name: str | None,
+    desc: str | None,
+    label: tuple[str, ...],
+    wait: bool,
+    timeout_s: float,
+    url: str | None,
+) -> None:
+    """Add a route in a file of its own, routes.d/stream_routes/ID.yaml, and print that file.
+
+    The directory is checked with the route in it first; if anything is wrong, nothing is written.
+
+    \b
+    streamgw route add --server-port 9101 --node 127.0.0.1:3306
+    streamgw route add mysql --server-port 9101 --node 10.0.0.5:3306=3 --node 10.0.0.6:3306 --wait
+    """  # noqa: D301  # \b is Click's mark for lines that stay as they are
+    if positional_id and id_ and positional_id != id_:
+        raise click.UsageError(f"two ids: {positional_id} and {id_}")
+    if not (node or upstream_id or service_id):
+        raise click.UsageError("where to? Give a --node, an --upstream-id or a --service-id")
+    if node and upstream_id:
+        raise click.UsageError("--node and --upstream-id exclude each other")
+    if not node and (balancer or retries is not None):
+        raise click.UsageError("--type and --retries belong to --node")
+    data = {
+        **build_description(name, desc, label),
+        **_one_or_many("sni", "snis", sni),
+        **_one_or_many("remote_addr", "remote_addrs", remote_addr),
+        **_one_or_many("server_port", "server_ports", [_port(text) for text in server_port]),
+        **without_none(
+            {
+                "priority": priority,
+                "server_addr": server_addr,
+                "upstream_id": upstream_id,
+                "service_id": service_id,
+            }
+        ),
+        **({"upstream": build_upstream(node, balancer, retries)} if node else {}),
+    }
+    wanted = positional_id or id_
+    ids = iter([wanted]) if wanted else slugs(_about(data), otherwise="default")
+    add_object(Target(config, routes, wait, timeout_s, url), _COLLECTION, ids, data)
+
+
+@route.command(name="list")
+@with_paths
+@with_output(default="table")
+def list_(config: Path, routes: Path, output: str) -> None:
+    """List the routes, by file."""
+    del config
+    columns = {
+        "MATCHES": _show_match,
+        "GOES TO": _show_upstream,
+        "PRIORITY": lambda data: str(data.get("priority", 0)),
+        "STATUS": lambda data: "disabled" if data.get("status", 1) == 0 else "enabled",
+    }
+    list_objects(routes, _COLLECTION, output, columns)
+
+
+@route.command()
+@with_paths
+@click.argument("id_", metavar="ID", shell_complete=complete_id(_COLLECTION))
+@with_output(default="yaml")
+def get(config: Path, routes: Path, id_: str, output: str) -> None:
+    """Print one route."""
+    del config
+    get_object(routes, (_COLLECTION, id_), output)
+
+
+@route.command()
+@with_paths
+@click.argument("id_", metavar="ID", shell_complete=complete_id(_COLLECTION))
+@with_wait
+def remove(config: Path, routes: Path, id_: str, wait: bool, timeout_s: float, url: str | None) -> None:
+    """Remove a route from the file it stands in. The rest of the file stays as it is."""
+    remove_object(Target(config, routes, wait, timeout_s, url), (_COLLECTION, id_))
+
+
+@route.command()
+@with_paths
+@click.argument("id_", metavar="ID", shell_complete=complete_id(_COLLECTION))
+@with_wait
+def enable(config: Path, routes: Path, id_: str, wait: bool, timeout_s: float, url: str | None) -> None:
+    """Let a route match again."""
+    target = Target(config, routes, wait, timeout_s, url)
+    change_object(
+        target, (_COLLECTION, id_), lambda data: {**data, "status": 1} if "status" in data else data
+    )
+
+
+@route.command()
+@with_paths
+@click.argument("id_", metavar="ID", shell_complete=complete_id(_COLLECTION))
+@with_wait
+def disable(config: Path, routes: Path, id_: str, wait: bool, timeout_s: float, url: str | None) -> None:
+    """Make a route match nothing. Only its status changes in the file."""
+    target = Target(config, routes, wait, timeout_s, url)
+    change_object(target, (_COLLECTION, id_), lambda data: {**data, "status": 0})
+
+
+def _port(text: str) -> int | str:
+    """A number where it is one; what else it may be (`9100-9200`) is the converter's to judge."""
+    return int(text) if text.isdecimal() else text
+
+
+def _one_or_many(one: str, many: str, values: Sequence[object]) -> dict[str, object]:
+    """`server_port: 3306`, or `server_ports: […]` when there are several or it is a range."""
+    if not values:
+        return {}
+    is_range = one == "server_port" and isinstance(values[0], str)
+    return {many: list(values)} if len(values) > 1 or is_range else {one: values[0]}
+
+
+def _about(data: Mapping[str, Any]) -> list[str]:
+    """What a route matches, as words for an id: `["sni-a.test.com", "port-9100"]`."""
+    names = [data["sni"]] if "sni" in data else data.get("snis", [])
+    ports = [data["server_port"]] if "server_port" in data else data.get("server_ports", [])
+    clients = [data["remote_addr"]] if "remote_addr" in data else data.get("remote_addrs", [])
+    servers = [data["server_addr"]] if "server_addr" in data else []
+    words = (("sni", names), ("port", ports), ("at", servers), ("from", clients))
+    # Two wildcards of one name, `*.a` and `*a`, share an id here; the second becomes `…-2`.
+    return [f"{word}-{str(values[0]).lower().replace('*', 'any')}" for word, values in words if values]
+
+
+def _show_match(data: Mapping[str, Any]) -> str:
+    names = ("sni", "snis", "remote_addr", "remote_addrs", "server_addr", "server_port", "server_ports")
+    shown = []
+    for name in names:
+        if name in data:
+            value = data[name]
+            shown.append(f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    return ", ".join(shown) or "everything"
+
+
+def _show_upstream(data: Mapping[str, Any]) -> str:
+    if "upstream_id" in data:
+        return f"upstream {data['upstream_id']}"
+    if "upstream" in data:
+        return show_nodes(data["upstream"])
+    return f"service {data['service_id']}" if "service_id" in data else "nowhere"

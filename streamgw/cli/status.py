@@ -1,0 +1,85 @@
+"""`streamgw status`: what a running gateway runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from streamgw.cli.client import fetch_status, status_url
+from streamgw.cli.options import with_output, with_paths
+from streamgw.cli.output import print_data, print_table
+from streamgw.core.errors import Problem
+
+_UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+@click.command()
+@with_paths
+@with_output(default="table")
+@click.option("--url", help="The status endpoint.  [default: from config.yaml]")
+def status(config: Path, routes: Path, output: str, url: str | None) -> None:
+    """Ask the running gateway what it runs.
+
+    Shows first whether the last change was applied, and why not. Exits with 69 when nobody answers.
+    """
+    del routes  # every command takes it; what runs is the gateway's to say
+    answer = fetch_status(url or status_url(config))
+    if output != "table":
+        print_data(answer, output)
+        return
+    for line in _headlines(answer):
+        click.echo(line)
+    rows = [
+        [str(listener["name"]), str(listener["state"]), str(listener["sessions"]), str(listener["accepted"])]
+        for listener in answer["listeners"]
+    ]
+    click.echo()
+    print_table(["LISTENER", "STATE", "SESSIONS", "ACCEPTED"], rows)
+
+
+def _headlines(answer: Mapping[str, Any]) -> Iterator[str]:
+    state = "draining" if answer["draining"] else "ready" if answer["ready"] else "not ready"
+    yield f"streamgw {answer['version']} (pid {answer['pid']}): {state}, up {_duration(answer['uptime_s'])}"
+    for title, reload in (("routes", answer["config"]), ("settings", answer["settings"])):
+        if reload["state"] == "rejected":
+            yield click.style(
+                f"{title}: REJECTED, revision {reload['revision'][:8]} still runs", fg="red", bold=True
+            )
+            for problem in reload["problems"]:
+                yield f"  {_place(problem)}"
+        else:
+            yield f"{title}: revision {reload['revision'][:8]} applied at {reload['applied_at']}"
+        for warning in reload["warnings"]:
+            yield f"  warning: {_place(warning)}"
+    counts = {name: len(objects) for name, objects in answer["objects"].items()}
+    yield "objects: " + (", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none")
+    sessions = answer["sessions"]
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sessions["by_reason"].items() if count)
+    yield (
+        f"sessions: {sessions['active']} active, {sessions['total']} in all{f' ({reasons})' if reasons else ''}, "
+        f"{_size(sessions['bytes_up'])} up, {_size(sessions['bytes_down'])} down"
+    )
+
+
+def _place(problem: Mapping[str, Any]) -> str:
+    names = ("file", "line", "column", "pointer", "message")
+    return str(Problem(**{name: problem[name] for name in names}))
+
+
+def _duration(seconds: float) -> str:
+    for unit_s, unit in _UNITS:
+        if seconds >= unit_s:
+            return f"{int(seconds // unit_s)} {unit}"
+    return "0 s"
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
