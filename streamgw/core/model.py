@@ -31,11 +31,9 @@ class Address:
     port: int
 
     def __str__(self) -> str:
-        return (
-            f"[{self.host}]:{self.port}"
-            if ":" in self.host and self.host != UNIX_HOST
-            else f"{self.host}:{self.port}"
-        )
+        if self.host == UNIX_HOST:
+            return UNIX_HOST
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @attrs.frozen

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import socket
 import time
 import traceback
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
@@ -195,7 +196,9 @@ class Worker:
 
     def _formatter(self, settings: Settings) -> Callable[[Outcome], str] | None:
         access_log = settings.access_log
-        return compile_format(access_log.format, access_log.escape) if access_log.enabled else None
+        if not access_log.enabled:
+            return None
+        return compile_format(access_log.format, access_log.escape, hostname=socket.gethostname())
 
 
 def watch(path: Path, reload: ReloadSettings) -> AsyncGenerator[None]:

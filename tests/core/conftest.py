@@ -5,12 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-import hypothesis
 import pytest
-
-# How long one example takes is a fact about the machine and its other guests, not about the code under test.
-hypothesis.settings.register_profile("no-deadline", deadline=None)
-hypothesis.settings.load_profile("no-deadline")
 
 _guard = {"on": False}
 
