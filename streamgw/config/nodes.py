@@ -53,7 +53,7 @@ class NodeSpec:
     host: Annotated[str, _host]
     port: Port
     weight: Count
-    priority: Annotated[int, integer(-(2**31), 2**31)] = 0
+    priority: Annotated[int, integer(-(2**31), 2**31 - 1)] = 0
     metadata: AnyMapping | None = None
 
 

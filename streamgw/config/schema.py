@@ -118,8 +118,8 @@ class ChecksSpec:
 class UpstreamTLSSpec:
     """Client certificate towards the upstream: read, not used."""
 
-    client_cert: Annotated[str, secret(128, 65536)] | None = None
-    client_key: Annotated[str, secret(64, 65536)] | None = None
+    client_cert: Annotated[str, secret(128, 65536)] | None = attrs.field(default=None, repr=False)
+    client_key: Annotated[str, secret(64, 65536)] | None = attrs.field(default=None, repr=False)
     client_cert_id: Id | None = None
     verify: bool = False
 
@@ -231,7 +231,7 @@ class StreamRouteSpec:
     labels: Labels | None = None
     create_time: Time | None = None
     update_time: Time | None = None
-    priority: Annotated[int, integer(-(2**31), 2**31)] = 0
+    priority: Annotated[int, integer(-(2**31), 2**31 - 1)] = 0
     status: Literal[0, 1] = 1
     remote_addr: Net | None = None
     remote_addrs: tuple[Net, ...] | None = None
