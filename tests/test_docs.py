@@ -7,11 +7,8 @@ private network, so that ports are those of the page.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import re
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,21 +16,20 @@ from pathlib import Path
 import attrs
 import pytest
 
+from streamgw.cli import COMMANDS
+from streamgw.cli.failure import EXIT_CODES
 from streamgw.config.listen import Entry
 from streamgw.config.schema import ServiceSpec, SSLSpec, StreamRouteSpec, UpstreamSpec
 from streamgw.config.settings_schema import ConfigSpec
 from streamgw.core.errors import Fault, Reason
-from tests.support.child import find_program, run, running, wait_until
+from tests.support.child import run
 from tests.support.namespace import private_network
-from tests.support.page import Step, is_like, steps_of
+from tests.support.page import Reader, Step, is_like, steps_of
 from tests.support.servers import Prefix, mariadb
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("README.md")])
-STATUS_URL = "http://127.0.0.1:7085/streamgw/v1/status"
-
 ACTIVATE = ". .venv/bin/activate"
-STARTS_A_GATEWAY = ("streamgw run", "streamgw demo")
 
 
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\((?P<target>[^)\s]+)\)")
@@ -58,88 +54,31 @@ def test_an_ellipsis_stands_for_anything() -> None:
     assert not is_like("applied in 84 s\n", "applied in … ms")
 
 
-class Reader:
-    """Somebody who follows a page word for word, in a checkout of their own."""
+class Newcomer(Reader):
+    """Somebody in a fresh checkout. `make` targets are looked up rather than run: `make test` runs this very test."""
 
     def __init__(self, directory: Path, prefix: Prefix, stack: contextlib.ExitStack) -> None:
-        self.directory = directory / "checkout"
-        self._logs = directory
-        self._prefix = prefix
-        self._stack = stack
-        self._activated = False
-        self._gateway = False
-        self.directory.mkdir()
+        checkout = directory / "checkout"
         for name in ("conf", "routes.d"):
-            shutil.copytree(ROOT / name, self.directory / name)
-        (self.directory / ".venv").symlink_to(sys.prefix)
+            shutil.copytree(ROOT / name, checkout / name)
+        (checkout / ".venv").symlink_to(sys.prefix)
+        super().__init__(checkout, logs=directory, prefix=prefix, stack=stack)
+        # Until the page has activated it, the virtual environment that runs this test is out of reach.
+        self.path = [part for part in self.path if not part.startswith(sys.prefix)]
 
     def follow(self, step: Step) -> None:
-        """Do one step; what it changes has taken effect when this returns."""
-        before = self._reloads() if self._gateway else 0
-        files = self._files()
-        if step.kind == "write":
-            path = self.directory / step.what
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(step.text)
-        elif step.what == ACTIVATE:
+        """As a reader does, with what only a newcomer has to do."""
+        if step.what == ACTIVATE:
             assert (self.directory / ".venv/bin/activate").exists(), step
-            self._activated = True
+            self.path = [str(self.directory / ".venv/bin"), *self.path]
         elif step.what.split()[0] == "make":
-            self._make(step)
-        elif step.what.startswith(STARTS_A_GATEWAY):
-            self._start(step.what)
+            target = step.what.split()[1:] or ["help"]
+            commands = run(["make", "--no-print-directory", "-n", *target], cwd=ROOT).stdout.splitlines()
+            if target == ["run"]:
+                assert commands[-1].endswith(".venv/bin/streamgw demo"), step
+                self.start([str(self.directory / ".venv/bin/streamgw"), "demo"])
         else:
-            self._type(step)
-        if self._gateway and self._files() != files:
-            wait_until(lambda: self._reloads() > before, what=f"effect of {step}", timeout_s=5)
-
-    def _make(self, step: Step) -> None:
-        # Not run: `make test` is what runs this very test, and `make run` is `streamgw demo` once all is installed.
-        target = step.what.split()[1:] or ["help"]
-        dry = run(["make", "--no-print-directory", "-n", *target], cwd=ROOT).stdout
-        if target == ["run"]:
-            assert dry.rstrip().endswith("/streamgw demo"), step
-            self._start("streamgw demo", program=str(self.directory / ".venv/bin/streamgw"))
-
-    def _start(self, command: str, *, program: str = "") -> None:
-        words = command.split()
-        words[0] = program or find_program("streamgw", package="…", directory=self._path())
-        gateway = running(
-            [*self._prefix, *words], log=self._logs / "gateway.log", name="gateway", cwd=self.directory
-        )
-        child = self._stack.enter_context(gateway)
-        child.wait_until(self._answers, what="answers on its status endpoint")
-        self._gateway = True
-        self._stack.callback(child.send_signal, signal.SIGKILL)  # no drain: clients of the page are gone
-
-    def _type(self, step: Step) -> None:
-        done = run(
-            [*self._prefix, "bash", "-c", f"exec 2>&1; {step.what}"],
-            cwd=self.directory,
-            env={"PATH": self._path(), "COLUMNS": "100", "LC_ALL": "C.UTF-8", "VIRTUAL_ENV": ""},
-            check=False,
-        )
-        assert done.returncode == 0, f"{step}\nexit {done.returncode}\n{done.stdout}"
-        if step.text:
-            assert is_like(done.stdout, step.text), f"{step}\nprinted\n{done.stdout}\ninstead of\n{step.text}"
-
-    def _path(self) -> str:
-        """PATH without our own virtual environment, until the page has activated it."""
-        outside = [part for part in os.environ["PATH"].split(os.pathsep) if not part.startswith(sys.prefix)]
-        return os.pathsep.join([str(self.directory / ".venv/bin")] * self._activated + outside)
-
-    def _files(self) -> dict[str, bytes]:
-        watched = [*self.directory.glob("conf/*"), *self.directory.glob("routes.d/**/*.*")]
-        return {str(path): path.read_bytes() for path in watched if path.is_file()}
-
-    def _answers(self) -> bool:
-        return run([*self._prefix, "curl", "-sf", STATUS_URL], check=False).returncode == 0
-
-    def _reloads(self) -> int:
-        """How many changes were applied or rejected so far."""
-        status = json.loads(run([*self._prefix, "curl", "-sf", STATUS_URL]).stdout)
-        parts = (status["config"], status["settings"])
-        return sum(part["reloads"] + part["rejected"] for part in parts)
+            super().follow(step)
 
 
 @contextlib.contextmanager
@@ -169,7 +108,7 @@ def test_a_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         prefix = stack.enter_context(private_network(tmp_path))
         stack.enter_context(server(tmp_path, port, prefix=prefix))
-        reader = Reader(tmp_path, prefix, stack)
+        reader = Newcomer(tmp_path, prefix, stack)
         for step in steps_of(name, page.read_text()):
             reader.follow(step)
 
@@ -206,14 +145,13 @@ def test_the_tree_in_the_architecture_names_every_module() -> None:
 
 
 def _paths_of(lines: list[str]) -> Iterator[str]:
-    """`├── core/` and `│   ├── wire/cursor.py` below it → `streamgw/core/wire/cursor.py`."""
+    """`├── core/` and `│   ├── wire/cursor.py  what for` below it → `streamgw/core/wire/cursor.py`."""
     directory = ""
     for line in lines[1:]:
-        name = re.sub(r"^[│├└─ ]+", "", line).split()[0]
+        names = [name.strip(",") for name in re.sub(r"^[│├└─ ]+", "", line).split()]
         if not line.startswith(("│   ", "    ")):
-            directory = name if name.endswith("/") else ""
-        if name.endswith(".py"):
-            yield f"streamgw/{directory}{name}"
+            directory = names[0] if names[0].endswith("/") else ""
+        yield from (f"streamgw/{directory}{name}" for name in names if name.endswith(".py"))
 
 
 @pytest.mark.parametrize("page", ["docs/glossary.md", "docs/life-of-a-connection.md"])
@@ -310,3 +248,12 @@ def test_every_option_of_a_listener_is_documented() -> None:
     documented = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
 
     assert documented == {field.name for field in attrs.fields(Entry)}
+
+
+def test_the_command_line_page_lists_every_command_and_exit_code() -> None:
+    text = (ROOT / "docs/command-line.md").read_text()
+    commands = set(re.findall(r"^\| `streamgw (\w+)` \|", text, re.MULTILINE))
+    codes = re.findall(r"^\| (\d+) \| (.*) \|$", text, re.MULTILINE)
+
+    assert commands == set(COMMANDS)
+    assert {int(code): meaning.replace("`", "") for code, meaning in codes} == EXIT_CODES
