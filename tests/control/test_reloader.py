@@ -2,8 +2,9 @@
 
 import gc
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import attrs
 import pytest
@@ -11,8 +12,10 @@ import structlog
 import trio
 import trio.testing
 
-from streamgw.config.compile import Compilation
-from streamgw.control.reloader import MAX_LOGGED, Reloader, ReloadStatus
+from streamgw.config.compile import Compilation, Loader
+from streamgw.config.store import Store
+from streamgw.control.reloader import FREEZE_FROM, MAX_LOGGED, Reloader, ReloadStatus
+from streamgw.control.watch import changes
 from streamgw.core.errors import ConfigError, StoreError
 from streamgw.core.model import Listener
 from streamgw.core.snapshot import Snapshot
@@ -77,7 +80,7 @@ async def test_the_first_load_is_done_when_it_has_started() -> None:
 async def test_the_watcher_stands_before_the_first_load_reads() -> None:
     order: list[str] = []
 
-    class Loader(FakeLoader):
+    class Counting(FakeLoader):
         def load(self, listeners: Sequence[Listener]) -> Compilation:
             order.append("load")
             return super().load(listeners)
@@ -88,7 +91,7 @@ async def test_the_watcher_stands_before_the_first_load_reads() -> None:
             async for _ in super().__call__():
                 yield
 
-    reloader = Reloader(Loader(compilation("r1")), tuple, lambda _: None, watch=Watch())
+    reloader = Reloader(Counting(compilation("r1")), tuple, lambda _: None, watch=Watch())
     async with trio.open_nursery() as nursery:
         await nursery.start(reloader.run)
         nursery.cancel_scope.cancel()
@@ -331,15 +334,98 @@ async def test_cancelled_during_a_load_it_waits_for_the_thread_and_drops_the_res
 async def test_a_load_leaves_the_interpreter_as_it_found_it() -> None:
     seen: list[tuple[float, bool]] = []
 
-    class Loader(FakeLoader):
+    class Counting(FakeLoader):
         def load(self, listeners: Sequence[Listener]) -> Compilation:
             seen.append((sys.getswitchinterval(), gc.isenabled()))
             return super().load(listeners)
 
     before = (sys.getswitchinterval(), gc.isenabled())
-    stage = scene(Loader(BROKEN))
+    stage = scene(Counting(BROKEN))
     with pytest.raises(ConfigError):
         await stage.reloader.run()
 
     assert seen == [(pytest.approx(0.0005), False)]
     assert (sys.getswitchinterval(), gc.isenabled()) == before
+
+
+@pytest.fixture
+def thawed() -> Iterator[None]:
+    """What a test freezes is thawed after it."""
+    yield
+    gc.unfreeze()
+
+
+async def test_during_a_big_load_and_after_it_the_garbage_collector_stalls_nobody(thawed: None) -> None:
+    collections: list[int] = []
+
+    class Counting(FakeLoader):
+        def load(self, listeners: Sequence[Listener]) -> Compilation:
+            gc.callbacks.append(count)
+            self.many = [[number] for number in range(2 * FREEZE_FROM)]
+            gc.callbacks.remove(count)
+            return super().load(listeners)
+
+    def count(phase: str, info: dict[str, int]) -> None:
+        collections.append(info["generation"])
+
+    loader = Counting(compilation("r1"))
+    async with running(loader):
+        assert gc.get_freeze_count() >= len(loader.many)
+
+    assert collections == []
+
+
+async def test_a_small_load_freezes_nothing() -> None:
+    before = gc.get_freeze_count()
+
+    async with running(FakeLoader(compilation("r1"))):
+        assert gc.get_freeze_count() == before
+
+
+ROUTE = """
+stream_routes:
+  - id: mysql
+    server_port: 3306
+    upstream: {{type: roundrobin, nodes: {{"127.0.0.1:{port}": 1}}}}
+"""
+
+
+def edit(file: Path, text: str) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+
+
+@pytest.mark.slow
+async def test_an_edit_of_a_real_directory_reaches_the_data_plane(tmp_path: Path) -> None:
+    file = tmp_path / "routes.d" / "mysql.yaml"
+    edit(file, ROUTE.format(port=3307))
+    swaps, swapped = trio.open_memory_channel[Snapshot](10)
+    reloader = Reloader(
+        Loader(Store(file.parent), environ={}),
+        lambda: (Listener("tcp", "127.0.0.1", 3306),),
+        swaps.send_nowait,
+        watch=lambda: changes(file.parent, settle_ms=50, relook_s=3600),
+    )
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(reloader.run)
+            first = await swapped.receive()
+
+            edit(file, ROUTE.format(port=3308))
+            began_at = trio.current_time()
+            second = await swapped.receive()
+            print(f"applied after {(trio.current_time() - began_at) * 1000:.0f} ms")  # noqa: T201  pytest -rP shows it
+
+            edit(file, ROUTE.format(port="no-port"))
+            while reloader.status.state == "applied":
+                await trio.sleep(0.005)
+            assert reloader.current is second
+            assert "mysql.yaml" in reloader.status.problems[0].file
+
+            edit(file, ROUTE.format(port=3307))
+            third = await swapped.receive()
+            nursery.cancel_scope.cancel()
+
+    assert [route.id for route in second.router.routes] == ["mysql"]
+    assert first.revision == third.revision != second.revision
