@@ -268,19 +268,17 @@ def _remove_field(text: str, node: Node, index: int) -> list[Splice]:
     start, end = node.spans()[index]
     if _is_line_start(text, start):
         return [(_line_start(text, start), _next_line(text, end), "")]
-    if index + 1 == len(node.pairs()):
-        raise _Awkward
+    assert index + 1 < len(node.pairs()), "the field behind a dash is not alone: the id stays"
     return [(start, node.spans()[index + 1][0], "")]
 
 
 def _remove_from_block(text: str, collection: Node, index: int) -> list[Splice]:
     """One item of a block sequence: its lines, its dash included."""
-    start, end = collection.spans()[index]
+    end = collection.spans()[index][1]
     before = collection.spans()[index - 1][1] if index else collection.start
     dash = _after_gap(text, before)
     if text[dash] != "-" or not _is_line_start(text, dash):
         raise _Awkward  # an anchor or a tag before the list
-    del start
     return [(_line_start(text, dash), _next_line(text, end), "")]
 
 

@@ -128,7 +128,8 @@ def _unmasked(value: object) -> object:
 
 def _root(events: Iterator[yaml.Event], text: str) -> Node:
     open_nodes: list[Node] = []
-    for event in events:
+    while True:  # the mapping that read_yaml found ends somewhere
+        event = next(events)
         if isinstance(event, yaml.CollectionEndEvent):
             node = open_nodes.pop()
             assert event.end_mark is not None, "a parser sets the marks"
@@ -143,7 +144,6 @@ def _root(events: Iterator[yaml.Event], text: str) -> Node:
                 node.flow |= open_nodes[-1].flow
             if isinstance(event, yaml.CollectionStartEvent):
                 open_nodes.append(node)
-    raise AssertionError("read_yaml found a mapping at the top")
 
 
 def _node(event: yaml.NodeEvent, text: str) -> Node:
