@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from streamgw.config.listen import Defaults, Endpoint, Listeners, TCPEntries, UDPEntries, build_listeners
+from streamgw.config.strict import Wrong, structure
+from streamgw.config.yaml_reader import pointer_of
+from streamgw.core.model import Listener
+
+PLAIN = Defaults(is_ipv6_on=True, proxy_protocol="off", proxy_protocol_to_upstream="off", max_sessions=0)
+
+
+@attrs.frozen
+class Lists:
+    tcp: TCPEntries = ()
+    udp: UDPEntries = ()
+
+
+def listen(*tcp: object, defaults: Defaults = PLAIN) -> Listeners:
+    return build_listeners(structure({"tcp": list(tcp)}, Lists).tcp, defaults)
+
+
+def served(*tcp: object, defaults: Defaults = PLAIN) -> list[str]:
+    return [listener.name for listener in listen(*tcp, defaults=defaults).served]
+
+
+def refusals(**lists: object) -> list[str]:
+    with pytest.raises(Wrong) as caught:
+        structure(lists, Lists)
+    return [f"{pointer_of(fault.path)}: {fault.message}" for fault in caught.value.faults]
+
+
+@pytest.mark.parametrize(
+    ("entry", "names"),
+    [
+        (9100, ["tcp *:9100"]),
+        ("9100", ["tcp *:9100"]),
+        ("127.0.0.1:9101", ["tcp 127.0.0.1:9101"]),
+        ("[::1]:9100", ["tcp [::1]:9100"]),
+        ("[0:0::1]:9100", ["tcp [::1]:9100"]),
+        ("[::]:9100", ["tcp [::]:9100"]),
+        ("0.0.0.0:9100", ["tcp 0.0.0.0:9100"]),
+        ("*:9100", ["tcp 0.0.0.0:9100"]),
+        ("2000-2002", ["tcp *:2000", "tcp *:2001", "tcp *:2002"]),
+        ("127.0.0.1:4000-4001", ["tcp 127.0.0.1:4000", "tcp 127.0.0.1:4001"]),
+        ("unix:/run/x.sock", ["tcp unix:/run/x.sock"]),
+        ({"addr": 9100}, ["tcp *:9100"]),
+        ({"addr": "unix:/run/x"}, ["tcp unix:/run/x"]),
+    ],
+)
+def test_every_form_of_an_address(entry: object, names: list[str]) -> None:
+    assert served(entry) == names
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (0, "port out of range (1-65535): 0"),
+        (65536, "port out of range (1-65535): 65536"),
+        (-1, "port out of range (1-65535): -1"),
+        ("127.0.0.1:0", "port out of range (1-65535): 127.0.0.1:0"),
+        ("1-65536", "port out of range (1-65535): 1-65536"),
+        (80.5, "port must be an integer, got: 80.5"),
+        ("10-5", "invalid port range (start > end): 10-5"),
+        ("127.0.0.1:", "missing port: 127.0.0.1:"),
+        ("", "missing port: "),
+        ("80.5", "invalid port format: 80.5"),
+        ("1e3", "invalid port format: 1e3"),
+        ("unix:relative", "invalid port format: unix:relative"),
+        ("[::1]", "invalid port format: [::1]"),
+        (True, "invalid port value type: boolean"),
+        (None, "invalid port value type: nil"),
+        ([9100], "invalid port value type: table"),
+        ("localhost:80", "expected an IP address, got 'localhost'"),
+        (":80", "expected an IP address, got ''"),
+        ("[::g]:80", "expected an IP address, got '[::g]'"),
+        ("::1:80", "IPv6 address must be enclosed with '[' and ']', got '::1'"),
+    ],
+)
+def test_what_is_no_address_is_said_in_apisix_words(entry: object, said: str) -> None:
+    assert refusals(tcp=[9100, entry]) == [f"tcp[1]: invalid stream_proxy.tcp entry: {said}"]
+
+
+def test_udp_has_no_objects_and_no_paths() -> None:
+    assert structure({"udp": [9200, "127.0.0.1:9211"]}, Lists).udp == (
+        Endpoint("", 9200, 9200),
+        Endpoint("127.0.0.1", 9211, 9211),
+    )
+    assert refusals(udp=[{"addr": 1}, "unix:/x", 0]) == [
+        "udp[0]: invalid stream_proxy.udp entry: invalid port value type: table",
+        "udp[1]: invalid stream_proxy.udp entry: invalid port format: unix:/x",
+        "udp[2]: invalid stream_proxy.udp entry: port out of range (1-65535): 0",
+    ]
+
+
+def test_an_object_has_no_other_fields() -> None:
+    assert sorted(refusals(tcp=[{"addr": "x", "prox_protocol": 1}, {}])) == [
+        "tcp[0].addr: invalid stream_proxy.tcp entry: invalid port format: x",
+        "tcp[0].prox_protocol: unknown field 'prox_protocol', did you mean 'proxy_protocol'?",
+        "tcp[1].addr: is required",
+    ]
+
+
+def test_a_bare_port_is_one_socket_for_both_families() -> None:
+    (listener,) = listen(9100).served
+
+    assert listener == Listener("tcp", "::", 9100, dual_stack=True)
+
+
+def test_a_bare_port_is_ipv4_where_ipv6_is_off() -> None:
+    assert served(9100, "[::1]:9100", defaults=attrs.evolve(PLAIN, is_ipv6_on=False)) == [
+        "tcp 0.0.0.0:9100",
+        "tcp [::1]:9100",
+    ]
+
+
+def test_a_bare_port_is_ipv4_where_ipv6_is_listed_as_apisix_users_do() -> None:
+    assert served(9100, "[::]:9100", 9101) == ["tcp 0.0.0.0:9100", "tcp [::]:9100", "tcp *:9101"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ((9100, "9100"), "*:9100 is listed twice, first as tcp[0]"),
+        (("127.0.0.1:1", "127.0.0.1:1-5"), "127.0.0.1:1 is listed twice, first as tcp[0]"),
+        (("0.0.0.0:9100", 9100), "0.0.0.0:9100 is listed twice, first as tcp[0]"),
+        (("unix:/x", {"addr": "unix:/x"}), "unix:/x is listed twice, first as tcp[0]"),
+        ((9100, {"addr": 9100, "tls": True}), "*:9100 is listed twice, first as tcp[0]"),
+    ],
+)
+def test_nothing_is_listened_on_twice(entries: tuple[object, ...], said: str) -> None:
+    (fault,) = listen(*entries).faults
+
+    assert fault.message == said
+    assert pointer_of(fault.path) == "apisix.stream_proxy.tcp[1]"
+
+
+@pytest.mark.parametrize(
+    ("written", "mode"),
+    [(True, "required"), (False, "off"), ("optional", "optional"), ("required", "required"), ("off", "off")],
+)
+def test_a_listener_may_expect_a_proxy_header(written: object, mode: str) -> None:
+    (listener,) = listen({"addr": 9100, "proxy_protocol": written}).served
+
+    assert listener.proxy_protocol == mode
+
+
+@pytest.mark.parametrize(
+    ("written", "mode"), [(True, "v1"), (False, "off"), ("v1", "v1"), ("v2", "v2"), ("off", "off")]
+)
+def test_a_listener_may_have_one_sent_on(written: object, mode: str) -> None:
+    (listener,) = listen({"addr": 9100, "proxy_protocol_to_upstream": written}).served
+
+    assert listener.proxy_protocol_to_upstream == mode
+
+
+@pytest.mark.parametrize("written", [1, "on", None, ["v1"]])
+def test_what_is_no_proxy_protocol_mode(written: object) -> None:
+    said = refusals(tcp=[{"addr": 1, "proxy_protocol": written, "proxy_protocol_to_upstream": written}])
+
+    assert said[0].startswith("tcp[0].proxy_protocol: expected true, false, 'optional' or 'required', got ")
+    assert said[1].startswith("tcp[0].proxy_protocol_to_upstream: expected true, false, 'v1' or 'v2', got ")
+
+
+def test_what_an_entry_does_not_say_the_defaults_do() -> None:
+    defaults = Defaults(
+        is_ipv6_on=True, proxy_protocol="required", proxy_protocol_to_upstream="v1", max_sessions=9
+    )
+
+    plain, own = listen(
+        9100,
+        {"addr": 9101, "proxy_protocol": False, "proxy_protocol_to_upstream": False, "max_sessions": 0},
+        defaults=defaults,
+    ).served
+
+    assert (plain.proxy_protocol, plain.proxy_protocol_to_upstream, plain.max_sessions) == (
+        "required",
+        "v1",
+        9,
+    )
+    assert (own.proxy_protocol, own.proxy_protocol_to_upstream, own.max_sessions) == ("off", "off", 0)
+
+
+def test_tls_listeners_are_left_out_and_named() -> None:
+    found = listen(
+        {"addr": 9100, "tls": True}, {"addr": 9101, "tls_passthrough": True}, {"addr": 9102, "tls": False}
+    )
+
+    assert [listener.port for listener in found.served] == [9102]
+    assert [pointer_of(fault.path) for fault in found.warnings] == [
+        "apisix.stream_proxy.tcp[0].tls",
+        "apisix.stream_proxy.tcp[1].tls_passthrough",
+    ]
