@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import stat
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -38,7 +37,7 @@ class Scene:
 
     directory: Path
     logs: Path
-    """Also where the programs of the shell that differ from ours are: see `_ssh`."""
+    """Also the first directory of the page's PATH: see `_put_in_path`."""
     prefix: Prefix
 
 
@@ -60,10 +59,15 @@ def _ssh(scene: Scene) -> Iterator[object]:
     with servers.sshd(scene.logs, 22, prefix=scene.prefix) as server:
         words = server.client(port=0)
         options = " ".join(words[1 : words.index("-p")] + words[words.index("-p") + 2 : -1])
-        program = scene.logs / "ssh"
-        program.write_text(f'#!/bin/sh\nexec {words[0]} {options} -o LogLevel=INFO "$@"\n')
-        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        _put_in_path(scene.logs, "ssh", f"{words[0]} {options} -o LogLevel=INFO")
         yield server
+
+
+def _put_in_path(directory: Path, name: str, command: str) -> None:
+    """A program of that name for the page's shell."""
+    program = directory / name
+    program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
 
 
 @contextlib.contextmanager
@@ -101,6 +105,7 @@ SCENES: Mapping[str, Callable[[Scene], contextlib.AbstractContextManager[object]
 def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
     directory = tmp_path / "example"
     shutil.copytree(EXAMPLES / request.param, directory)
+    _put_in_path(tmp_path, "streamgw", " ".join(STREAMGW))
     with private_network(tmp_path) as prefix, SCENES[request.param](Scene(directory, tmp_path, prefix)):
         yield Scene(directory, tmp_path, prefix)
 
@@ -164,7 +169,7 @@ def _wait_for_port(child: Child, port: int, scene: Scene) -> None:
 def _type(scene: Scene, step: Step) -> None:
     """Run one command as the reader would; an edit has taken effect when this returns."""
     before, files = _status(scene), _files(scene)
-    path = os.pathsep.join([str(scene.logs), str(Path(sys.executable).parent), os.environ["PATH"]])
+    path = os.pathsep.join([str(scene.logs), os.environ["PATH"]])
     env = {**PLAIN, "PATH": path, "COLUMNS": "100", "LC_ALL": "C.UTF-8"}
     done = run(
         [*scene.prefix, "bash", "-c", f"exec 2>&1; {step.what}"], cwd=scene.directory, env=env, check=False
