@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import math
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -30,6 +31,8 @@ MAX_LOGGED = 100
 """Problems or warnings of one look that are logged; `streamgw status` and `streamgw check` show all."""
 FREEZE_FROM = 20_000
 """Objects that a load leaves behind: fewer take the garbage collector a few milliseconds at most."""
+RETRY_S = 2.0
+"""Time between looks while the directory cannot be read."""
 SWITCH_INTERVAL_S = 0.0005
 """How long the loading thread may keep the interpreter to itself when the event loop wants it (CPython's default: 5 ms)."""
 
@@ -106,6 +109,7 @@ class Reloader:
         self._swapped = trio.Event()
         self._poked = trio.Event()
         self._log = structlog.get_logger()
+        self._retry_s = math.inf
         self.status = ReloadStatus()
 
     @property
@@ -144,7 +148,8 @@ class Reloader:
                 nursery.start_soon(self._poke_for_each, looks)
                 task_status.started()
                 while True:
-                    await self._poked.wait()
+                    with trio.move_on_after(self._retry_s):
+                        await self._poked.wait()
                     self._poked = trio.Event()
                     await self._look()
         raise AssertionError("only cancellation ends this")
@@ -154,11 +159,14 @@ class Reloader:
             self.poke()
 
     async def _look(self) -> None:
+        self._retry_s = math.inf
         try:
             found = await self._load()
         except ConfigError as error:
             self._reject(error.problems)
         except StoreError as error:
+            # It may be over without any file changing: no descriptor left, a directory that is being replaced.
+            self._retry_s = RETRY_S
             self._reject((Problem("the routes", 0, 0, "", str(error)),))
         except Exception as error:  # noqa: BLE001  a bug in reading files must not cost the sessions that run
             self._log.exception("reload_bug")

@@ -220,6 +220,9 @@ class DNSLookup:
         if listed := self._listed(name.lower().removesuffix(".")):
             await trio.lowlevel.checkpoint()
             return Answer(listed, 0.0)
+        if self._stub is None:
+            # In a thread, because importing takes long and the first name may well arrive with a reload, among sessions.
+            await trio.to_thread.run_sync(_import_dnspython)
         found: list[Answer] = []
         failures: list[str] = []
         async with trio.open_nursery() as nursery:
@@ -236,8 +239,8 @@ class DNSLookup:
         self, name: str, kind: Literal["A", "AAAA"], found: list[Answer], failures: list[str]
     ) -> None:
         """One family. Its failure matters only if the other one has no address either: many servers break on AAAA."""
-        import dns.exception  # noqa: PLC0415  106 ms: only a gateway with names pays for it
-        import dns.resolver  # noqa: PLC0415  as above
+        import dns.exception  # noqa: PLC0415  see _import_dnspython
+        import dns.resolver  # noqa: PLC0415  see _import_dnspython
 
         try:
             answer = await self._configured_stub().resolve(
@@ -269,9 +272,9 @@ class DNSLookup:
         return self._stub
 
     def _build_stub(self) -> StubResolver:
-        import dns.asyncresolver  # noqa: PLC0415  see _ask
-        import dns.nameserver  # noqa: PLC0415  see _ask
-        import dns.resolver  # noqa: PLC0415  see _ask
+        import dns.asyncresolver  # noqa: PLC0415  see _import_dnspython
+        import dns.nameserver  # noqa: PLC0415  see _import_dnspython
+        import dns.resolver  # noqa: PLC0415  see _import_dnspython
 
         stub = dns.asyncresolver.Resolver(configure=False)
         try:
@@ -293,6 +296,13 @@ class DNSLookup:
         if name == "localhost" or name.endswith(".localhost"):
             return self._hosts.get(name) or LOCALHOST  # RFC 6761 § 6.3: never ask a server for it
         return self._hosts.get(name, ())
+
+
+def _import_dnspython() -> None:
+    import dns.asyncbackend  # noqa: PLC0415  106 ms: only a gateway with names pays for it
+    import dns.asyncresolver  # noqa: PLC0415  as above
+
+    dns.asyncbackend.get_backend("trio")
 
 
 def _read_hosts(path: Path) -> dict[str, tuple[str, ...]]:

@@ -14,7 +14,7 @@ import trio.testing
 
 from streamgw.config.compile import Compilation, Loader
 from streamgw.config.store import Store
-from streamgw.control.reloader import FREEZE_FROM, MAX_LOGGED, Reloader, ReloadStatus
+from streamgw.control.reloader import FREEZE_FROM, MAX_LOGGED, RETRY_S, Reloader, ReloadStatus
 from streamgw.control.watch import changes
 from streamgw.core.errors import ConfigError, StoreError
 from streamgw.core.model import Listener
@@ -242,6 +242,21 @@ async def test_whatever_a_later_load_raises_the_gateway_goes_on(error: Exception
         stage.loader.content = compilation("r2")
         await stage.look()
         assert stage.reloader.current.revision == "r2"
+
+
+async def test_a_directory_that_could_not_be_read_is_tried_again_without_being_told_to(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Out of descriptors, for example: nothing in the directory changes when that is over."""
+    async with running(FakeLoader(compilation("r1"))) as stage:
+        stage.loader.content = StoreError("cannot read routes.d: too many open files")
+        await stage.look()
+        stage.loader.content = compilation("r2", mysql="d1")
+        await stage.reloader.wait_applied(MYSQL, "d1")
+
+        loads = stage.loader.loads
+        await trio.sleep(100 * RETRY_S)
+        assert stage.loader.loads == loads
 
 
 async def test_a_flood_of_problems_does_not_flood_the_log() -> None:
