@@ -7,6 +7,7 @@ private network, so that ports are those of the page.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shutil
 import sys
@@ -21,7 +22,9 @@ from streamgw.cli.failure import EXIT_CODES
 from streamgw.config.listen import Entry
 from streamgw.config.schema import ServiceSpec, SSLSpec, StreamRouteSpec, UpstreamSpec
 from streamgw.config.settings_schema import ConfigSpec
+from streamgw.core import access_log
 from streamgw.core.errors import Fault, Reason
+from streamgw.core.model import Address, Attempt, Facts, Outcome
 from tests.support.child import run
 from tests.support.namespace import private_network
 from tests.support.page import Reader, Step, is_like, steps_of
@@ -29,6 +32,22 @@ from tests.support.servers import Prefix, mariadb
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("README.md")])
+# A session with everything that a log line can tell.
+OUTCOME = Outcome(
+    session_id="1",
+    facts=Facts("tcp", "tcp *:9100", Address("192.0.2.7", 1), Address("127.0.0.1", 9100)),
+    peer=Address("192.0.2.1", 2),
+    reason=Reason.CONNECT_FAILED,
+    fault=Fault.UPSTREAM,
+    phase="connect",
+    started_at=0.0,
+    duration_s=1.0,
+    connect_s=None,
+    bytes_up=0,
+    bytes_down=0,
+    attempts=(Attempt(Address("127.0.0.1", 1995), 0.1, "connection refused"),),
+)
+
 ACTIVATE = ". .venv/bin/activate"
 
 
@@ -257,3 +276,18 @@ def test_the_command_line_page_lists_every_command_and_exit_code() -> None:
 
     assert commands == set(COMMANDS)
     assert {int(code): meaning.replace("`", "") for code, meaning in codes} == EXIT_CODES
+
+
+def test_the_access_log_page_lists_every_key_variable_and_status() -> None:
+    text = (ROOT / "docs/access-log.md").read_text()
+    in_json, _, formats = text.partition("## Your own format")
+    cells = re.findall(r"^\| (`[^|]+) \|", in_json, re.MULTILINE)
+    statuses = re.findall(r"^\| (\d+) \| (.*) \|$", formats, re.MULTILINE)
+
+    assert [name for cell in cells for name in re.findall(r"`(\w+)`", cell)] == list(
+        json.loads(access_log.format_json(OUTCOME))
+    )
+    assert set(re.findall(r"`\$(\w+)`", formats)) == {*access_log._VARIABLES, "hostname"}
+    assert {
+        reason: int(status) for status, reasons in statuses for reason in re.findall(r"`(\w+)`", reasons)
+    } == {str(reason): status for reason, status in access_log.STATUS_BY_REASON.items()}
