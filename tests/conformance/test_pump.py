@@ -230,6 +230,20 @@ async def test_a_preface_larger_than_the_send_buffer_is_sent_whole_before_the_cl
             assert session.meter.bytes_up == len(data)
 
 
+async def test_a_side_that_is_sent_more_than_it_takes_is_still_heard() -> None:
+    """One event says both that there is room again (less than needed) and that there is something to read."""
+    async with open_bridge(preface=bytes(30 * MB), upstream_receive_buffer=8192) as bridge:
+        client, upstream = await bridge.connect()
+        with client, upstream:
+            session = await bridge.only_session()
+            await until(lambda: session.end.stuck)
+            for _ in range(5):
+                await receive_exactly(upstream, 400_000)
+                await upstream.send(b"x")
+                assert await receive_exactly(client, 1) == b"x"
+                assert session.end.stuck
+
+
 # Back-pressure and fairness
 
 
@@ -367,6 +381,19 @@ async def test_a_reset_after_a_fin_is_a_reset_all_the_same(side: str) -> None:
             assert await session.wait_ended() == Ending(Reason.RESET, side, "connection reset by peer")
             with pytest.raises(ConnectionError):
                 await send_all(other, bytes(40 * MB))
+
+
+async def test_a_fin_and_a_reset_found_together_are_a_reset() -> None:
+    async with open_bridge() as bridge:
+        client, upstream = await bridge.connect()
+        with client, upstream:
+            session = await bridge.only_session()
+            await until(lambda: session.meter.connected_at is not None)
+
+            # Without an await in between the pump finds both at once, and the read says EOF.
+            client.shutdown(socket.SHUT_WR)
+            reset(client)
+            assert (await session.wait_ended()).reason is Reason.RESET
 
 
 async def test_a_stream_cut_by_the_upstream_looks_cut_to_the_client(splice_after: int | None) -> None:

@@ -53,7 +53,6 @@ MAX_EVENTS = 512
 
 _DIAL_TYPE = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _UNDER_WAY = (0, errno.EINPROGRESS)
-_STOPPED = Ending(Reason.DRAIN, None, "the gateway stopped")
 _CANCELLED = Ending(Reason.DRAIN, None, "cancelled")
 _ABORTED: dict[Reason, type[SessionError]] = {Reason.DRAIN: Drained, Reason.KILLED: Killed}
 
@@ -463,8 +462,6 @@ class SocketPump(Pump):
     def _stop(self) -> None:
         """The pump is cancelled: nothing of it stays open, and nobody stays parked."""
         self._stopped = True
-        for relay in tuple(self._relays):
-            self._finish(relay, _STOPPED)
         for end in tuple(self._table.values()):
             self.abort(end, Reason.DRAIN)
         for acceptor in tuple(self._acceptors.values()):

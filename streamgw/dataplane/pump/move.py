@@ -226,8 +226,6 @@ class Mover:
         if end.short >= COPY_AFTER:
             end.full = 0
             self._leave_bulk(end)
-            # Copying believes that a short read has drained the socket; a splice proves nothing of the kind.
-            end.thorough = True
         return True
 
     def _not_spliced(self, end: Socket, error: OSError) -> bool:
@@ -274,7 +272,7 @@ class Mover:
         end.refresh()
 
     def _flush(self, end: Socket) -> bool:
-        """The peer has room again: hand on what is stuck. True: the direction flows, or has ended well."""
+        """The peer has room again: hand on what is stuck. True: the direction flows again."""
         if end.pipe is not None:
             if not self._empty_pipe(end):
                 return False
@@ -282,8 +280,6 @@ class Mover:
             return False
         end.stuck = False
         end.refresh()
-        if end.eof:
-            return self._half_close(end)
         if end.ready and not end.queued:
             # Not pulled at once: whoever flushed may still have a turn of its own to do.
             end.queued = True
@@ -326,8 +322,8 @@ class Mover:
         if not end.broken or self._check(end):
             self._half_close(end)
 
-    def _half_close(self, end: Socket) -> bool:
-        """Pass an EOF on. True: the pair lives on."""
+    def _half_close(self, end: Socket) -> None:
+        """Pass an EOF on; the second one closes the pair."""
         peer, relay = end.peer, end.relay
         assert peer is not None
         assert relay is not None
@@ -335,10 +331,8 @@ class Mover:
         if peer.done:
             # close(2) sends this FIN: one system call less than shutdown(2) and close.
             self._finish(relay, _CLOSED)
-            return False
+            return
         try:
             peer.sock.shutdown(socket.SHUT_WR)
         except OSError as error:
             self.reset(peer, error)
-            return False
-        return True

@@ -1,0 +1,67 @@
+"""Ten thousand sessions of every kind at once: each byte of each is the right one, and each end is the right end."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+
+import pytest
+import trio
+
+from streamgw.core.errors import Reason
+from streamgw.core.model import Address
+from streamgw.dataplane.pump import End, Limits, Meter
+from tests.support.bridge import open_pump
+from tests.support.peers import plan_for
+
+pytestmark = pytest.mark.slow
+
+CONNECTIONS = 10_000
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("concurrent", "splice_after"), [(64, 1), (256, 4)])
+async def test_ten_thousand_sessions_move_every_byte_and_end_as_their_peers_ended_them(
+    concurrent: int, splice_after: int
+) -> None:
+    seed = int(os.environ.get("STREAMGW_SEED", "0")) or random.randrange(1 << 31)
+    print(f"STREAMGW_SEED={seed}")  # noqa: T201  shown by pytest when the test fails, to replay it
+    reasons: collections.Counter[str] = collections.Counter()
+    connections = CONNECTIONS // 2
+
+    async with open_pump(splice_after=splice_after) as pump, trio.open_nursery() as nursery:
+        command = [sys.executable, "-m", "tests.support.peers", str(seed), str(connections), str(concurrent)]
+        peers = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert peers.stdin is not None
+        assert peers.stdout is not None
+        node = Address("127.0.0.1", int(await peers.stdout.receive_some()))
+
+        async def session(client: End) -> None:
+            upstream = pump.dial(node, preface=b"", deadline=trio.current_time() + 10)
+            ending = await pump.relay(client, upstream, Meter(), Limits())
+            reasons[f"{ending.reason} {ending.side}"] += 1
+
+        with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
+            accepting = pump.listen(listening, lambda end, _c, _s: nursery.start_soon(session, end))
+            await peers.stdin.send_all(f"{listening.getsockname()[1]}\n".encode())
+            result = json.loads(b"".join([chunk async for chunk in peers.stdout]))
+            await peers.wait()
+            await peers.stdin.aclose()
+            await peers.stdout.aclose()
+            accepting.close()
+
+    assert result["failures"] == []
+    planned = collections.Counter(plan_for(seed, number).kind for number in range(connections))
+    assert result["well"] == planned
+    resets = {side: planned[f"{side} resets"] for side in ("client", "upstream")}
+    assert result["nameless"] <= resets["client"]
+    assert reasons == {
+        f"{Reason.CLOSED} None": connections - sum(resets.values()),
+        **{f"{Reason.RESET} {side}": count for side, count in resets.items()},
+    }
+    assert pump.splices > 0
