@@ -1,0 +1,76 @@
+"""The system calls of the store, one by one."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from streamgw.config.disk import Disk
+
+
+def test_a_file_is_created_once_only(tmp_path: Path) -> None:
+    disk, path = Disk(), tmp_path / "a"
+
+    fd = disk.create(path, 0o600)
+    assert disk.write(fd, b"hello") == 5
+    disk.sync(fd)
+    disk.close(fd)
+
+    assert disk.read(path) == b"hello"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(FileExistsError):
+        disk.create(path, 0o600)
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_a_file_takes_the_mode_and_where_it_may_the_owner_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int
+) -> None:
+    if user == 0 and os.geteuid() != 0:
+        pytest.skip("only root may give files away")
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    disk, model = Disk(), tmp_path / "model"
+    model.touch()
+    model.chmod(0o640)
+    fd = disk.create(tmp_path / "a", 0o600)
+
+    disk.adopt(fd, model.stat())
+    disk.close(fd)
+
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+    assert (tmp_path / "a").owner() == model.owner()
+
+
+def test_a_link_does_not_replace_and_a_rename_does(tmp_path: Path) -> None:
+    disk = Disk()
+    (tmp_path / "new").write_bytes(b"new")
+    (tmp_path / "old").write_bytes(b"old")
+
+    with pytest.raises(FileExistsError):
+        disk.link(tmp_path / "new", tmp_path / "old")
+    disk.link(tmp_path / "new", tmp_path / "second")
+    disk.rename(tmp_path / "new", tmp_path / "old")
+    disk.unlink(tmp_path / "second")
+    disk.make_directory(tmp_path / "d")
+    disk.make_directory(tmp_path / "d")
+    disk.sync_directory(tmp_path)
+
+    assert [entry.name for entry in disk.scan(tmp_path)] == ["d", "old"]
+    assert (tmp_path / "old").read_bytes() == b"new"
+
+
+def test_a_lock_is_held_by_one_until_it_is_closed(tmp_path: Path) -> None:
+    disk, path = Disk(), tmp_path / "lock"
+
+    held = disk.lock(path)
+    assert held is not None
+    assert disk.lock(path) is None
+    disk.close(held)
+    disk.pause(0)
+
+    again = disk.lock(path)
+    assert again is not None
+    disk.close(again)
