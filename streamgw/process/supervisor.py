@@ -13,6 +13,7 @@ trio.run
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import signal
@@ -110,6 +111,9 @@ class Supervisor:
             self.sockets.close_all()
 
     def _announce(self, settings: Settings) -> None:
+        # What is loaded by now stays. A full collection that had to look at it took 10 to 26 ms, at any odd moment.
+        gc.collect()
+        gc.freeze()
         for warning in settings.warnings:
             self._log.warning("settings_warning", problem=str(warning))
         self._log.info(

@@ -154,9 +154,14 @@ class Worker:
         self.listeners.sync(self.sockets.bound())
 
     def drain(self, deadline: float) -> None:
-        """Accept no more; `run` returns when the last session has ended, at the latest at `deadline`."""
+        """Accept no more; `run` returns when the last session has ended, at the latest at `deadline`.
+
+        The listening sockets are closed at once: a client that comes now is refused, and can go elsewhere, rather than
+        wait in the backlog of a gateway that will never look. (A service manager keeps its own copy open.)
+        """
         self.draining = True
         self.listeners.drain(deadline)
+        self.sockets.close_all()
 
     async def _serve(
         self, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

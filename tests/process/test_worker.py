@@ -113,12 +113,12 @@ async def test_limits_change_live(tmp_path: Path) -> None:
 
 async def test_a_drain_waits_for_sessions_and_writes_their_lines(tmp_path: Path) -> None:
     async with worker_on(tmp_path) as scene:
-        client = await scene.connect()
+        client, port = await scene.connect(), scene.ports[0]
         await says(client)
 
         scene.worker.drain(trio.current_time() + 60)
         with pytest.raises(OSError, match="all attempts to connect"):
-            await scene.connect(scene.worker.settings.listeners[0].port or 1)
+            await scene.connect(port)
         assert not scene.worker.ended.is_set()
         await client.aclose()
         with trio.fail_after(5):
