@@ -104,7 +104,7 @@ def build_tree(directory: Path, contents: Mapping[str, bytes]) -> Tree:
     for name, content in sorted(contents.items()):
         digest = hashlib.sha256(content).hexdigest()
         revision.update(f"{digest} {name}\0".encode("utf-8", "surrogateescape"))
-        files.append(SourceFile(name=str(directory / name), text=content, digest=digest))
+        files.append(SourceFile(name=str(directory / name), text=content, digest=digest, path=name))
     return Tree(tuple(files), Revision(revision.hexdigest()[:32]))
 
 
