@@ -7,8 +7,6 @@ block marked `text` is for people (how to get the server it needs), and stands f
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -18,17 +16,16 @@ import attrs
 import pytest
 
 from tests.support import servers
-from tests.support.child import Child, find_program, run, running, wait_until
+from tests.support.child import Child, find_program, running
 from tests.support.gateway import PLAIN, STREAMGW
 from tests.support.namespace import is_listening, private_network
+from tests.support.page import Reader, Step, steps_of
 from tests.support.servers import Prefix
-from tests.test_docs import Step, is_like, steps_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.servers]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = sorted(path.parent.name for path in EXAMPLES.glob("*/README.md"))
-STATUS_URL = "http://127.0.0.1:7085/streamgw/v1/status"
 
 
 @attrs.frozen
@@ -39,6 +36,14 @@ class Scene:
     logs: Path
     """Also the first directory of the page's PATH: see `_put_in_path`."""
     prefix: Prefix
+
+    def steps(self) -> Iterator[Step]:
+        return steps_of("README.md", (self.directory / "README.md").read_text())
+
+    def reader(self, stack: contextlib.ExitStack) -> Reader:
+        reader = Reader(self.directory, logs=self.logs, prefix=self.prefix, stack=stack)
+        reader.path.insert(0, str(self.logs))
+        return reader
 
 
 def _mysql(scene: Scene) -> contextlib.AbstractContextManager[object]:
@@ -105,7 +110,8 @@ SCENES: Mapping[str, Callable[[Scene], contextlib.AbstractContextManager[object]
 def scene(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Scene]:
     directory = tmp_path / "example"
     shutil.copytree(EXAMPLES / request.param, directory)
-    _put_in_path(tmp_path, "streamgw", " ".join(STREAMGW))
+    environment = " ".join(f"{name}={value}" for name, value in PLAIN.items())
+    _put_in_path(tmp_path, "streamgw", f"env {environment} {' '.join(STREAMGW)}")
     with private_network(tmp_path) as prefix, SCENES[request.param](Scene(directory, tmp_path, prefix)):
         yield Scene(directory, tmp_path, prefix)
 
@@ -119,37 +125,20 @@ def test_every_directory_has_a_scene_and_a_line_in_the_index() -> None:
 
 @pytest.mark.parametrize("scene", NAMES, indirect=True)
 def test_the_readme_does_what_it_says(scene: Scene) -> None:
-    page = scene.directory / "README.md"
-
     with contextlib.ExitStack() as stack:
-        for step in steps_of(page.name, page.read_text()):
-            if step.what == "streamgw run":
-                stack.enter_context(_streamgw(scene))
-            else:
-                _type(scene, step)
+        reader = scene.reader(stack)
+        for step in scene.steps():
+            reader.follow(step)
 
 
 @pytest.mark.parametrize("scene", ["from-nginx-stream"], indirect=True)
 def test_nginx_answers_what_the_gateway_answers(scene: Scene) -> None:
-    page = scene.directory / "README.md"
-
-    with _nginx(scene, "nginx.conf", 9101):
-        for step in steps_of(page.name, page.read_text()):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_nginx(scene, "nginx.conf", 9101))
+        reader = scene.reader(stack)
+        for step in scene.steps():
             if step.what.startswith(("for ", "curl ")):
-                _type(scene, step)
-
-
-@contextlib.contextmanager
-def _streamgw(scene: Scene) -> Iterator[None]:
-    command = [*scene.prefix, *STREAMGW, "run"]
-    with running(
-        command, log=scene.logs / "streamgw.log", cwd=scene.directory, env=PLAIN, name="streamgw"
-    ) as child:
-        child.wait_until(lambda: _status(scene), what="answers on its status endpoint")
-        try:
-            yield
-        finally:
-            child.kill()  # no drain: the page is over
+                reader.follow(step)
 
 
 @contextlib.contextmanager
@@ -164,33 +153,3 @@ def _nginx(scene: Scene, config: str, port: int) -> Iterator[None]:
 
 def _wait_for_port(child: Child, port: int, scene: Scene) -> None:
     child.wait_until(lambda: is_listening(port, prefix=scene.prefix), what=f"listens on port {port}")
-
-
-def _type(scene: Scene, step: Step) -> None:
-    """Run one command as the reader would; an edit has taken effect when this returns."""
-    before, files = _status(scene), _files(scene)
-    path = os.pathsep.join([str(scene.logs), os.environ["PATH"]])
-    env = {**PLAIN, "PATH": path, "COLUMNS": "100", "LC_ALL": "C.UTF-8"}
-    done = run(
-        [*scene.prefix, "bash", "-c", f"exec 2>&1; {step.what}"], cwd=scene.directory, env=env, check=False
-    )
-    assert done.returncode == 0, f"{step}\nexit {done.returncode}\n{done.stdout}"
-    if step.text:
-        assert is_like(done.stdout, step.text), f"{step}\nprinted\n{done.stdout}\ninstead of\n{step.text}"
-    if before and _files(scene) != files:
-        wait_until(lambda: _status(scene) != before, what=f"effect of {step}", timeout_s=5)
-
-
-def _status(scene: Scene) -> Mapping[str, int]:
-    """How often each half of the configuration was applied or rejected; empty while no gateway answers."""
-    curl = find_program("curl", package="curl")
-    done = run([*scene.prefix, curl, "--silent", "--fail", STATUS_URL], check=False)
-    if done.returncode != 0:
-        return {}
-    status = json.loads(done.stdout)
-    return {half: status[half]["reloads"] + status[half]["rejected"] for half in ("config", "settings")}
-
-
-def _files(scene: Scene) -> dict[Path, bytes]:
-    watched = [*scene.directory.glob("conf/*"), *scene.directory.glob("routes.d/**/*.yaml")]
-    return {path: path.read_bytes() for path in watched}
