@@ -1,7 +1,8 @@
 """Check that every module has its test file, and every test file its module.
 
 `streamgw/core/router.py` is tested by `tests/core/test_router.py`; a module with much to say may have more of them,
-`tests/core/test_router_index.py`. A package's `__init__.py` that holds code is tested by the files of its directory.
+`tests/core/test_router_index.py`. A package's `__init__.py` that holds code is tested by the files of its directory, where
+one may have the package's name: `tests/cli/test_cli.py`.
 
 Usage: python -m tools.check_test_mirror
 """
@@ -61,7 +62,8 @@ def module_of(test_file: str, among: list[str]) -> str | None:
     for module in among:
         path = Path(module)
         mirrored = path.parent if path.parts[0] == "tools" else path.parent.relative_to("streamgw")
-        if mirrored == directory and (name == path.stem or name.startswith(f"{path.stem}_")):
+        stem = mirrored.name if path.stem == "__init__" else path.stem
+        if mirrored == directory and (name == stem or name.startswith(f"{stem}_")):
             fitting.append(module)
     return max(fitting, key=len, default=None)
 

@@ -58,6 +58,7 @@ def test_a_test_file_without_a_module_is_named(tree: Path) -> None:
         ("tests/core/test_router_index_large.py", "streamgw/core/router_index.py"),
         ("tests/test_cli.py", "streamgw/cli.py"),
         ("tests/tools/test_measure.py", "tools/measure.py"),
+        ("tests/core/wire/test_wire.py", "streamgw/core/wire/__init__.py"),
         ("tests/core/test_routers.py", None),
         ("tests/config/test_router.py", None),
     ],
