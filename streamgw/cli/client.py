@@ -34,8 +34,8 @@ def fetch_status(url: str) -> Mapping[str, Any]:
     Raises:
       Failure: nobody answers there (exit code 69), or it is no streamgw.
     """
-    parts = urlsplit(url if "://" in url else f"http://{url}")
     try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
         try:

@@ -25,7 +25,7 @@ from streamgw.core.errors import ConfigError, StoreError
 from streamgw.core.model import Key, Listener
 
 _POLL_S: Final = 0.02
-_NOT_IN_AN_ID: Final = re.compile(r"[^A-Za-z0-9_.-]+")
+_NOT_IN_AN_ID: Final = re.compile(r"[^A-Za-z0-9_.]+")
 
 
 @attrs.frozen

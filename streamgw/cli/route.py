@@ -176,7 +176,7 @@ def _one_or_many(one: str, many: str, values: Sequence[object]) -> dict[str, obj
     """`server_port: 3306`, or `server_ports: […]` when there are several or it is a range."""
     if not values:
         return {}
-    is_range = one == "server_port" and isinstance(values[0], str)
+    is_range = one == "server_port" and "-" in str(values[0])
     return {many: list(values)} if len(values) > 1 or is_range else {one: values[0]}
 
 

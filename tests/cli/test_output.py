@@ -1,0 +1,38 @@
+"""Tables and data."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from streamgw.cli.output import print_data, print_table
+
+
+def test_a_pipe_gets_plain_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["ID", "TO"], [["a", "1.2.3.4:5"], ["long-name", ""]])
+
+    assert capsys.readouterr().out == "ID         TO\na          1.2.3.4:5\nlong-name\n"
+
+
+def test_nothing_is_printed_for_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["ID"], [])
+
+    assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_gets_a_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+
+    print_table(["ID", "TO"], [["a", "[red]1.2.3.4[/red]"]])
+
+    shown = capsys.readouterr().out
+    assert "[red]1.2.3.4[/red]" in shown, "what stands in a file is no markup"
+    assert "─" in shown
+
+
+def test_data_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    print_data([{"id": "ü", "port": 1}], "json")
+    print_data([{"port": 1, "id": "no"}], "yaml")
+
+    assert capsys.readouterr().out == '[\n  {\n    "id": "ü",\n    "port": 1\n  }\n]\n- id: "no"\n  port: 1\n'

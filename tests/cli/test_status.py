@@ -1,0 +1,69 @@
+"""streamgw status"""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import yaml
+
+from tests.cli.conftest import Desk
+from tests.support.status_endpoint import STATUS, serving
+
+
+def test_what_runs(desk: Desk) -> None:
+    with serving(lambda: STATUS) as url:
+        result = desk.run("status", "--url", url)
+
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "streamgw 0.1.0 (pid 4711): ready, up 2 h",
+        "routes: revision 3f2a9b0c applied at 2026-11-21T10:00:00+00:00",
+        "settings: revision 00112233 applied at 2026-11-21T10:00:00+00:00",
+        "objects: 1 stream_routes",
+        "sessions: 2 active, 10 in all (7 closed, 1 no_route), 512 B up, 3.0 TiB down",
+        "",
+        "LISTENER    STATE      SESSIONS  ACCEPTED",
+        "tcp *:9100  listening  2         10",
+    ]
+
+
+def test_a_rejected_change_comes_first_with_every_problem(desk: Desk) -> None:
+    answer = copy.deepcopy(dict(STATUS))
+    place = {"file": "routes.d/a.yaml", "line": 3, "column": 5, "pointer": "stream_routes[0].x"}
+    answer["config"] |= {"state": "rejected", "problems": [{**place, "message": "unknown field"}]}
+    answer["settings"] |= {"warnings": [{**place, "file": "conf/config.yaml", "message": "does nothing"}]}
+    answer |= {"ready": False, "uptime_s": 0.2, "objects": {}}
+    answer["sessions"] |= {"by_reason": {}, "bytes_down": 2048}
+
+    with serving(lambda: answer) as url:
+        lines = desk.run("status", "--url", url).stdout.splitlines()
+
+    assert lines[:6] == [
+        "streamgw 0.1.0 (pid 4711): not ready, up 0 s",
+        "routes: REJECTED, revision 3f2a9b0c still runs",
+        "  routes.d/a.yaml:3:5 stream_routes[0].x: unknown field",
+        "settings: revision 00112233 applied at 2026-11-21T10:00:00+00:00",
+        "  warning: conf/config.yaml:3:5 stream_routes[0].x: does nothing",
+        "objects: none",
+    ]
+    assert lines[6] == "sessions: 2 active, 10 in all, 512 B up, 2.0 KiB down"
+
+
+def test_a_gateway_that_drains(desk: Desk) -> None:
+    with serving(lambda: {**STATUS, "draining": True}) as url:
+        assert "(pid 4711): draining" in desk.run("status", "--url", url).stdout
+
+
+@pytest.mark.parametrize(("output", "parse"), [("json", json.loads), ("yaml", yaml.safe_load)])
+def test_for_programs(desk: Desk, output: str, parse: object) -> None:
+    assert callable(parse)
+    with serving(lambda: STATUS) as url:
+        result = desk.run("status", "--url", url, "-o", output)
+
+    assert parse(result.stdout) | {"config": None, "settings": None} == {
+        **STATUS,
+        "config": None,
+        "settings": None,
+    }
