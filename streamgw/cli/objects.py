@@ -130,7 +130,8 @@ def add_object(target: Target, collection: str, ids: Iterator[str], data: Mappin
         key = (collection, id_)
         try:
             _examine(store, store.preview_put(key, data, if_absent=True), listeners)
-            _report(target, key, store.put(key, data, if_absent=True))
+            started = time.perf_counter()
+            _report(target, key, store.put(key, data, if_absent=True), started)
         except AlreadyExists as error:
             taken = error
         else:
@@ -149,7 +150,8 @@ def change_object(
         raise NotFound(f"{target.routes}: no {key[0]} {key[1]}")
     data = change(found.data)
     _examine(store, store.preview_put(key, data), read_settings(target.config).listeners)
-    _report(target, key, store.put(key, data, if_match=found.digest))
+    started = time.perf_counter()
+    _report(target, key, store.put(key, data, if_match=found.digest), started)
 
 
 def remove_object(target: Target, key: Key) -> None:
@@ -184,8 +186,7 @@ def _examine(store: Store, tree: Tree, listeners: Sequence[Listener]) -> None:
         click.echo(line, err=True)
 
 
-def _report(target: Target, key: Key, written: Written) -> None:
-    started = time.perf_counter()
+def _report(target: Target, key: Key, written: Written, started: float) -> None:
     click.echo(str(written.path))
     if target.wait:
         _wait(target, key, written.digest, started)

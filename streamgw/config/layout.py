@@ -23,6 +23,13 @@ _UNMASK: Final = {mask: plain for plain, mask in _MASK.items()}
 """`${{NAME:=[1]}}` is filled in before YAML is read. Here it stays, what is special in it hidden from YAML in characters
 that nobody uses, one for one, so that offsets stay true."""
 
+_PAIR_ESCAPED: Final = re.compile(
+    r"(?<!\\)((?:\\\\)*\\u)[dD]([89abAB][0-9a-fA-F]{2}\\u)[dD]([c-fC-F][0-9a-fA-F]{2})"
+)
+_PAIR: Final = re.compile("[\ue800-\uebff][\uec00-\uefff]")
+"""json.dumps writes characters beyond the BMP as two escapes, which YAML refuses. They too are moved to where nobody
+lives, `\\ud83d` to `\\ue83d`, and are one character again in `Layout.data`."""
+
 _BLANK_LINES: Final = re.compile(r"(?:[ \t]*(?:\r\n|\n|\r))+[ \t]*\Z")
 
 
@@ -94,6 +101,7 @@ def read_layout(text: str) -> Layout:
       NotYAML: it is broken (as `yaml_reader` sees it), or the top is not a mapping.
     """
     masked = _VARIABLE.sub(lambda variable: variable[0].translate(_MASK), text)
+    masked = _PAIR_ESCAPED.sub(r"\1e\2e\3", masked)
     try:
         data = read_yaml(SourceText("", masked, masked)).data
     except ConfigError as error:
@@ -118,12 +126,17 @@ def is_same(one: object, other: object) -> bool:
 
 def _unmasked(value: object) -> object:
     if isinstance(value, str):
-        return value.translate(_UNMASK)
+        return _PAIR.sub(_joined, value.translate(_UNMASK))
     if isinstance(value, list):
         return [_unmasked(item) for item in value]
     if isinstance(value, dict):
         return {_unmasked(name): _unmasked(field) for name, field in value.items()}
     return value
+
+
+def _joined(pair: re.Match[str]) -> str:
+    high, low = map(ord, pair[0])
+    return chr(0x10000 + ((high - 0xE800) << 10) + (low - 0xEC00))
 
 
 def _root(events: Iterator[yaml.Event], text: str) -> Node:

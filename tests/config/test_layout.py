@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from streamgw.config.layout import NotYAML, is_same, read_layout
@@ -59,6 +61,16 @@ def test_variables_stay_and_do_not_move_anything() -> None:
     assert layout.data == {"a": '${{A:=[1, "x"]}}', "b": {"c": "${{C}}", "d": "${{D}}s"}}
     c = layout.root.field("b")[1].field("c")[1]
     assert text[c.start : c.end] == c.value == "${{C}}"
+
+
+def test_characters_that_json_writes_in_two_halves_are_whole() -> None:
+    text = json.dumps({"a": "\U0001f600 \\ud83d", "b": "\U0010ffff"})
+
+    layout = read_layout(text)
+
+    assert layout.data == {"a": "\U0001f600 \\ud83d", "b": "\U0010ffff"}
+    b = layout.root.field("b")[1]
+    assert text[b.start : b.end] == r'"\udbff\udfff"'
 
 
 def test_an_empty_text_has_no_fields() -> None:
