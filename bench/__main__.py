@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
-import resource
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import attrs
 import click
 
 from bench.load import SCENARIOS, Sample, Scenario, build, measure
-from bench.network import enter_private_network
+from bench.network import enter_private_network, raise_descriptor_limit
 from bench.peers import STARTERS, Peer, running_origin
 from bench.report import median, ratios, table
 
@@ -39,10 +38,10 @@ def main(
     Runs in a network namespace of its own. Peers take turns within a round, so that a machine that is busy for a
     while is busy for all of them. Differences below 20 % are noise on a shared machine: look at the CPU columns.
     """
-    congestion = enter_private_network()
+    congestion = enter_private_network("bench")
     scenarios = _chosen(only)
     program = build()
-    _raise_descriptor_limit()
+    raise_descriptor_limit()
     with tempfile.TemporaryDirectory(prefix="streamgw-bench-") as directory, contextlib.ExitStack() as stack:
         running = _start(peers.split(","), program, Path(directory), stack)
         samples = _measure_all(program, scenarios, running, rounds, seconds)
@@ -105,12 +104,6 @@ def _measure_all(
                 sample = measure(program, scenario, peer, warmup_s=WARMUP_S, seconds=seconds)
                 samples[scenario.name][peer.name].append(sample)
     return samples
-
-
-def _raise_descriptor_limit() -> None:
-    """256 connections are 512 descriptors in a proxy; TIME_WAIT of our side costs none."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _write(path: Path, document: object) -> None:

@@ -8,7 +8,7 @@
  * (this byte too), 'D' send without end, 'U' receive without end.
  *
  * A client prints "start" when the warm-up is over and then
- * "stop COUNT SECONDS P50_US P99_US ERRORS": COUNT is round trips, connections or bytes within the SECONDS that
+ * "stop COUNT SECONDS P50_US P99_US MAX_US ERRORS": COUNT is round trips, connections or bytes within the SECONDS that
  * really passed. The harness samples CPU time at these two lines.
  */
 #define _GNU_SOURCE
@@ -121,13 +121,14 @@ static void origin(int port) {
 /* Latency: buckets that double, each cut in 128, so that a percentile is exact to 1 % */
 
 enum { CUTS = 256 };
-static uint64_t histogram[64 * CUTS], samples;
+static uint64_t histogram[64 * CUTS], samples, longest;
 
 static void record(uint64_t ns) {
   unsigned exponent = ns < CUTS ? 0 : 63u - (unsigned)__builtin_clzll(ns) - 7u;
   uint64_t cut = ns >> exponent; /* 128..255 once the exponent counts */
   histogram[exponent * CUTS + cut]++;
   samples++;
+  if (ns > longest) longest = ns;
 }
 
 static double percentile_us(double share) {
@@ -241,8 +242,8 @@ static void client(int connections, double warmup_s, double seconds) {
         exchange(fd);
     }
   }
-  printf("stop %llu %.6f %.1f %.1f %llu\n", (unsigned long long)count, (double)(now - start) / 1e9,
-         percentile_us(0.50), percentile_us(0.99), (unsigned long long)errors);
+  printf("stop %llu %.6f %.1f %.1f %.1f %llu\n", (unsigned long long)count, (double)(now - start) / 1e9,
+         percentile_us(0.50), percentile_us(0.99), (double)longest / 1e3, (unsigned long long)errors);
 }
 
 int main(int argc, char **argv) {

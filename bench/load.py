@@ -58,7 +58,8 @@ class Sample:
     """Units a second."""
     p50_us: float
     p99_us: float
-    """Both 0 for bulk."""
+    max_us: float
+    """All 0 for bulk."""
     errors: int
     """Connections that failed and were opened again."""
     proxy_us: float
@@ -94,7 +95,7 @@ def measure(program: Path, scenario: Scenario, peer: Peer, *, warmup_s: float, s
         result = _read(process, "stop", peer)
         after = look(peer.pid)
         process.wait(_GRACE_S)
-    count, real_s, p50_us, p99_us, errors = map(float, result)
+    count, real_s, p50_us, p99_us, max_us, errors = map(float, result)
     units = count / scenario.scale
     if units == 0:
         sys.exit(f"bench: {peer.name} moved nothing in {scenario.name}")
@@ -103,6 +104,7 @@ def measure(program: Path, scenario: Scenario, peer: Peer, *, warmup_s: float, s
         rate=units / real_s,
         p50_us=p50_us,
         p99_us=p99_us,
+        max_us=max_us,
         errors=int(errors),
         proxy_us=used.proxy_s * 1e6 / units,
         kernel_threads_us=used.kernel_threads_s * 1e6 / units,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,11 @@ _MARK = "STREAMGW_BENCH_IN_NAMESPACE"
 _SYSCTL = Path("/proc/sys/net/ipv4")
 
 
-def enter_private_network() -> str:
+def enter_private_network(module: str) -> str:
     """Run this program again in a fresh network namespace, unless it is that run already.
+
+    Args:
+      module: what `python -m` runs: `bench`.
 
     Returns:
       The congestion control in effect there. `reno`: BBR paces even loopback, which hides every difference between
@@ -24,9 +28,15 @@ def enter_private_network() -> str:
         if unshare is None:
             sys.exit("bench: unshare is not installed: apt-get install util-linux")
         flags = ["--net"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--net"]
-        command = [unshare, *flags, "--kill-child", "--", sys.executable, "-m", "bench", *sys.argv[1:]]
+        command = [unshare, *flags, "--kill-child", "--", sys.executable, "-m", module, *sys.argv[1:]]
         os.execve(unshare, command, {**os.environ, _MARK: "1"})
     return _set_up()
+
+
+def raise_descriptor_limit() -> None:
+    """256 connections are 512 descriptors in a proxy; TIME_WAIT of our side costs none."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _set_up() -> str:
