@@ -29,7 +29,6 @@ PLAIN = select.EPOLLIN | select.EPOLLOUT
 """The event of a socket with bytes to read, room to write, and nothing else to say."""
 READABLE = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 PECULIAR = select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-GONE = select.EPOLLHUP | select.EPOLLERR
 
 EXHAUSTED_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """The machine or the process is short of something; it will pass."""
@@ -96,7 +95,7 @@ class Socket:
         """A short read does not mean drained: read on to EOF or EAGAIN. A FIN, an error or an urgent mark may stand
         behind the bytes, or the edge that announced them was consumed earlier."""
         self.broken = False
-        """EPOLLERR or EPOLLHUP was seen."""
+        """EPOLLERR was seen: SO_ERROR says what happened. EPOLLHUP alone is two FINs."""
         self.eof = False
         self.done = False
         """EOF was read, everything before it delivered, and the peer told (or about to be, by close)."""
@@ -132,7 +131,7 @@ class Socket:
             self.ready = True
             if flags & PECULIAR:
                 self.thorough = True
-                if flags & GONE:
+                if flags & select.EPOLLERR:
                     self.broken = True
                 if flags & select.EPOLLPRI:
                     # splice(2) stops at an urgent mark with EAGAIN, bytes behind it or not; recv(2) steps over it.
