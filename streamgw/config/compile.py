@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import attrs
 
-from streamgw.config.documents import Document, ParsedFile, SourceFile, parse_file
-from streamgw.config.schema import ServiceSpec, Spec, StreamRouteSpec, UpstreamSpec
+from streamgw.config.documents import Document, ParsedFile, SourceFile, id_of, parse_file
+from streamgw.config.schema import ServiceSpec, StreamRouteSpec, UpstreamSpec
 from streamgw.config.strict import Fault, nearest
 from streamgw.core.errors import ConfigError, Problem
 from streamgw.core.model import Key, Listener, Match, Network, PortRange, Revision, Route, Upstream
@@ -187,7 +187,7 @@ class _Resolution:
         dangling = [
             (document, field, key)
             for document in self.documents
-            for field, key in _references(document.spec)
+            for field, key in _references(document)
             if key not in self._by_key
         ]
         for number, (document, field, (collection, name)) in enumerate(dangling):
@@ -235,13 +235,17 @@ class _Resolution:
         return self._upstreams[key]
 
 
-def _references(spec: Spec | None) -> list[tuple[str, Key]]:
-    found: list[tuple[str, Key]] = []
-    if isinstance(spec, StreamRouteSpec | ServiceSpec) and spec.upstream_id is not None:
-        found.append(("upstream_id", ("upstreams", spec.upstream_id)))
-    if isinstance(spec, StreamRouteSpec) and spec.service_id is not None:
-        found.append(("service_id", ("services", spec.service_id)))
-    return found
+def _references(document: Document) -> Iterator[tuple[str, Key]]:
+    """What an object refers to. Read from what is written: an object with other problems has no spec."""
+    for field, target in _REFERENCES.get(document.key[0], {}).items():
+        if name := id_of(document.data.get(field)):
+            yield field, (target, name)
+
+
+_REFERENCES: Mapping[str, Mapping[str, str]] = {
+    "stream_routes": {"upstream_id": "upstreams", "service_id": "services"},
+    "services": {"upstream_id": "upstreams"},
+}
 
 
 class _Reach:

@@ -135,6 +135,14 @@ def parse_file(file: SourceFile, environ: Mapping[str, str]) -> ParsedFile:
     return ParsedFile(locations, tuple(documents), locations.problems(faults), locations.problems(warnings))
 
 
+def id_of(value: object) -> str:
+    """An id as the text it stands for; empty if it is none."""
+    try:
+        return identifier(value)
+    except Wrong:
+        return ""
+
+
 def validate_object(collection: str, data: Mapping[str, object], *, file: str = "") -> tuple[Problem, ...]:
     """Check one object before it is written. Problems have a pointer inside the object and no line.
 
@@ -204,7 +212,10 @@ def _make_document(file: SourceFile, source: Source, path: tuple[str, int], item
     if not isinstance(item, dict):
         return _Made(None, faults)
     document = Document(
-        key=(collection, _id_of(item) or _derived_id(file.path or file.name.rpartition("/")[2], position)),
+        key=(
+            collection,
+            id_of(item.get("id")) or _derived_id(file.path or file.name.rpartition("/")[2], position),
+        ),
         source=source,
         position=position,
         data=item,
@@ -212,13 +223,6 @@ def _make_document(file: SourceFile, source: Source, path: tuple[str, int], item
         spec=spec,
     )
     return _Made(document, faults, warnings)
-
-
-def _id_of(item: Mapping[str, object]) -> str:
-    try:
-        return identifier(item.get("id"))
-    except Wrong:
-        return ""
 
 
 def _derived_id(path: str, position: int) -> str:
