@@ -34,8 +34,8 @@ class SourceFile:
     digest: str
     """Of the bytes: equal digests parse equally."""
     path: str = ""
-    """Below the directory, with slashes: `mysql.yaml`. Objects without an id are called after it; empty: the last
-    part of the name."""
+    """Below the directory, with slashes: `mysql.yaml`. Objects without an id are called after it; empty: after
+    the name."""
 
 
 @attrs.frozen
@@ -211,11 +211,9 @@ def _make_document(file: SourceFile, source: Source, path: tuple[str, int], item
         faults = tuple(fault.under(path) for fault in wrong.faults)
     if not isinstance(item, dict):
         return _Made(None, faults)
+    name = id_of(item.get("id")) or _derived_id(file.path or file.name, position)
     document = Document(
-        key=(
-            collection,
-            id_of(item.get("id")) or _derived_id(file.path or file.name.rpartition("/")[2], position),
-        ),
+        key=(collection, name),
         source=source,
         position=position,
         data=item,

@@ -192,9 +192,14 @@ def test_a_path_that_is_no_id_is_told_apart_by_its_digest(path: str, readable: s
 
 
 def test_a_file_without_a_path_is_called_after_its_name() -> None:
-    parsed = parse_file(SourceFile("/etc/streamgw/routes.d/a.yaml", b"stream_routes: [{}]", ""), {})
+    found = [
+        parse_file(SourceFile(name, b"stream_routes: [{}]", ""), {}).documents[0].key[1]
+        for name in ("a.yaml", "routes.d/x/a.yaml", "routes.d/y/a.yaml")
+    ]
 
-    assert parsed.documents[0].key == ("stream_routes", "a.yaml-1")
+    assert found[0] == "a.yaml-1"
+    assert re.fullmatch("routes.d_x_a.yaml-[0-9a-f]{8}-1", found[1])
+    assert re.fullmatch("routes.d_y_a.yaml-[0-9a-f]{8}-1", found[2])
 
 
 def test_the_digest_is_of_the_content() -> None:
