@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 
+import attrs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamgw.config import documents
@@ -16,7 +18,7 @@ from streamgw.config.documents import (
     parse_file,
     validate_object,
 )
-from streamgw.config.schema import StreamRouteSpec, UpstreamSpec
+from streamgw.config.schema import COLLECTIONS, StreamRouteSpec, UpstreamSpec
 from streamgw.config.strict import Fault
 
 
@@ -248,3 +250,29 @@ def test_places_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "locate", locate_again)
 
     assert [str(problem) for problem in locations.problems(faults)] == expected
+
+
+FIELDS = sorted({field.name for kind in COLLECTIONS.values() for field in attrs.fields(kind)})
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.sampled_from(["tcp", "::1", "a:1", "1-2", "*"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.sampled_from([*FIELDS, "host", "port", "weight", "a:1", "_meta", "connect"]), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from([*COLLECTIONS, "routes", "plugins", "x"]), st.lists(ANYTHING, max_size=3) | ANYTHING
+    )
+)
+def test_whatever_a_file_says_it_is_read_or_refused_with_places(data: dict[str, object]) -> None:
+    """Nothing that a person can write makes the gateway look broken instead of the file."""
+    parsed = parse(json.dumps(data, indent=1), path="a.json")
+
+    for problem in (*parsed.problems, *parsed.warnings):
+        assert problem.line >= 1
+        assert problem.column >= 1
+    for document in parsed.documents:
+        assert document.spec is not None or parsed.problems
