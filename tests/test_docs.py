@@ -17,7 +17,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from streamgw.cli import COMMANDS
+from streamgw.cli.commands import COMMANDS
 from streamgw.cli.failure import EXIT_CODES
 from streamgw.config.listen import Entry
 from streamgw.config.schema import ServiceSpec, SSLSpec, StreamRouteSpec, UpstreamSpec
