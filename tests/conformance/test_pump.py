@@ -345,6 +345,25 @@ async def test_bulk_flows_do_not_starve_a_ping_pong(splice_after: int | None) ->
     assert moved < 100 * 4 * 2 * 4 * PIPE_BYTES
 
 
+async def test_small_talk_after_bulk_is_copied_again() -> None:
+    """Three system calls per message instead of two would be the price of a bulk phase that never ends."""
+    async with open_bridge(splice_after=1) as bridge:
+        client, upstream = await bridge.connect()
+        with client, upstream:
+            session = await bridge.only_session()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send_all, client, bytes(5 * MB))
+                await receive_exactly(upstream, 5 * MB)
+            assert session.end.bulk
+
+            for number in range(10):
+                line = b"%d\n" % number
+                await client.send(line)
+                assert await receive_exactly(upstream, 2) == line
+            assert not session.end.bulk
+            assert session.end.fast
+
+
 # Resets
 
 
@@ -411,6 +430,24 @@ async def test_a_stream_cut_by_the_upstream_looks_cut_to_the_client(splice_after
             with pytest.raises(ConnectionResetError):
                 await receive_to_eof(client)
         assert bridge.pump.pipes == 0, "the dirty pipe was closed"
+
+
+async def test_a_reader_that_resets_with_bytes_on_their_way_ends_the_writer_by_reset(
+    splice_after: int | None,
+) -> None:
+    async with open_bridge(splice_after=splice_after) as bridge:
+        client, upstream = await bridge.connect(receive_buffer=16 * 1024)
+        with client, upstream:
+            session = await bridge.only_session()
+            with trio.move_on_after(0.3):
+                await send_all(upstream, bytes(40 * MB))
+            assert session.upstream.stuck
+
+            reset(client)
+            assert (await session.wait_ended()).side == "client"
+            with pytest.raises(ConnectionError):
+                await send_all(upstream, bytes(40 * MB))
+        assert bridge.pump.pipes == 0
 
 
 async def test_what_the_upstream_said_before_its_reset_is_passed_on() -> None:

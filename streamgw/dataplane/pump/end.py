@@ -8,7 +8,6 @@ says it twice.
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import select
 import socket
@@ -218,23 +217,3 @@ def address_of(sockaddr: object) -> Address:
         if host.startswith("::ffff:") and "." in host:
             host = host[7:]
     return Address(host, port)
-
-
-@functools.lru_cache(maxsize=4096)
-def sockaddr_for(
-    host: str, port: int
-) -> tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]:
-    """Family and sockaddr for connect(2). The host is an IP literal, a scoped `fe80::1%eth0` included.
-
-    Checked here, because connect() of anything else would look it up, blocking the whole process.
-
-    Raises:
-      OSError: not an IP literal, or no such interface.
-    """
-    if ":" not in host:
-        socket.inet_pton(socket.AF_INET, host)
-        return socket.AF_INET, (host, port)
-    literal, _, scope = host.partition("%")
-    socket.inet_pton(socket.AF_INET6, literal)
-    index = 0 if not scope else int(scope) if scope.isdigit() else socket.if_nametoindex(scope)
-    return socket.AF_INET6, (literal, port, 0, index)

@@ -10,6 +10,9 @@ again within a batch would receive the event of its predecessor. Event flags are
 
 Sessions park once, in `relay`; nothing else about them is known to Trio: no timer, no scope, no task below theirs. Time
 is the sweep comparing timestamps a few times a second.
+
+Longer than other files: it is the whole `Pump` protocol, with the tables that its methods share. What needs none of them
+lives beside it: `accept`, `dial`, `peek`, `move`, `bulk`, `sweep`.
 """
 
 from __future__ import annotations
@@ -18,43 +21,36 @@ import errno
 import logging
 import select
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from socket import SocketType
 from typing import NoReturn
 
 import trio
 
-from streamgw.core.errors import ConnectFailed, Drained, Exhausted, Killed, PeerReset, Reason, SessionError
+from streamgw.core.errors import ConnectFailed, Reason
 from streamgw.core.model import Address
 from streamgw.dataplane.pump import Accepting, End, Ending, Limits, Meter, OnAccept, Pump
 from streamgw.dataplane.pump.accept import PAUSE_S, Acceptor
+from streamgw.dataplane.pump.dial import start_connect
 from streamgw.dataplane.pump.end import (
     EVENTS,
-    EXHAUSTED_ERRNOS,
     PLAIN,
     Relay,
     Socket,
     close,
-    sockaddr_for,
     words_for,
 )
 from streamgw.dataplane.pump.move import SPLICE_AFTER, Mover
+from streamgw.dataplane.pump.peek import Peeks
+from streamgw.dataplane.pump.sweep import Sweep
 
 HOT_WAIT_S = 0.001
 """The longest that Trio waits for a pump with nothing to do before the pump lets go of the thread."""
 SERVE_EVERY_S = 0.002
 """How often Trio's other tasks run while the pump is busy."""
-TICK_S = 0.25
-"""How often time is looked at: what a deadline or a timeout may be late by."""
-SLICE = 512
-"""Relays looked at before Trio and the pump get a turn."""
-PEEK_BYTES = 16 * 1024
 MAX_EVENTS = 512
 
-_DIAL_TYPE = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-_UNDER_WAY = (0, errno.EINPROGRESS)
 _CANCELLED = Ending(Reason.DRAIN, None, "cancelled")
-_ABORTED: dict[Reason, type[SessionError]] = {Reason.DRAIN: Drained, Reason.KILLED: Killed}
 
 _log = logging.getLogger(__name__)
 
@@ -97,8 +93,8 @@ class SocketPump(Pump):
         """Every open end by descriptor."""
         self._acceptors: dict[int, Acceptor] = {}
         self._relays: dict[Relay, None] = {}
-        self._peeking: dict[Socket, float] = {}
-        """Ends that a task is parked on in `peek`, and until when."""
+        self._peeks = Peeks(on_park=self._watch, on_wake=self._kick_trio)
+        self._sweep = Sweep(self._relays, self._peeks, finish=self._finish, fail=self._fail)
         self._moved_up = self._moved_down = 0
         """By relays that are over."""
         self._closing: list[tuple[SocketType, bool]] = []
@@ -106,7 +102,6 @@ class SocketPump(Pump):
         self._in_batch = False
         self._kick = False
         """A task was started or woken: let Trio run at the end of this batch."""
-        self._something_to_watch = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._stopped = False
 
@@ -153,7 +148,7 @@ class SocketPump(Pump):
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self._sweep)
+                nursery.start_soon(self._sweep.run)
                 task_status.started()
                 await self._drive()
         finally:
@@ -172,19 +167,13 @@ class SocketPump(Pump):
         return acceptor
 
     async def peek(self, end: End, at_least: int, *, deadline: float) -> bytes:
-        """See `Pump.peek`. The deadline may be met up to `TICK_S` late.
+        """See `Pump.peek`. The deadline may be met up to `sweep.TICK_S` late.
 
         Raises:
           Killed, Drained: `abort` was called; the end is closed.
         """
         assert isinstance(end, Socket)
-        assert end.waiter is None, "one task peeks at a time"
-        await trio.lowlevel.checkpoint()
-        while True:
-            seen, enough = _look(end, min(at_least, PEEK_BYTES))
-            if enough or trio.current_time() >= deadline:
-                return seen
-            await self._next_edge(end, deadline)
+        return await self._peeks.peek(end, at_least, deadline)
 
     def consume(self, end: End, count: int) -> None:
         """See `Pump.consume`."""
@@ -196,23 +185,7 @@ class SocketPump(Pump):
         """See `Pump.dial`. The node's host is an IP literal; anything else is a `ConnectFailed`, never a look-up."""
         if self._stopped:
             raise ConnectFailed("the gateway stops")
-        try:
-            family, sockaddr = sockaddr_for(node.host, node.port)
-            sock = SocketType(family, _DIAL_TYPE, 0)
-        except OSError as error:
-            raise _dial_failed(error.errno or 0) from None
-        end = Socket(sock, is_client=False)
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-            number = sock.connect_ex(sockaddr)
-            if number in _UNDER_WAY:
-                self.adopt(end)
-        except OSError as error:
-            number = error.errno or errno.EIO
-        if number not in _UNDER_WAY:
-            close(sock, reset=True)
-            raise _dial_failed(number)
+        end = start_connect(node, self.adopt)
         end.preface = preface
         end.dialed_at = trio.current_time()
         end.deadline = deadline
@@ -255,7 +228,7 @@ class SocketPump(Pump):
         assert end.relay is None, "relay() closes both ends"
         if end.fd >= 0:
             self._release(end, reset=reset)
-            self._wake_peeker(end)
+            self._peeks.wake(end)
 
     # What the parts ask of the pump
 
@@ -361,7 +334,7 @@ class SocketPump(Pump):
         end.note(flags)
         relay = end.relay
         if relay is None:
-            self._wake_peeker(end)
+            self._peeks.wake(end)
         elif not relay.connecting:
             self._mover.handle(end, flags)
         elif not end.is_client:
@@ -378,6 +351,12 @@ class SocketPump(Pump):
             relay.meter.connected_at = relay.active_at = trio.current_time()
             self._mover.start(relay)
 
+    def _kick_trio(self) -> None:
+        self._kick = True
+
+    def _watch(self) -> None:
+        self._sweep.watch()
+
     # Beginnings and ends
 
     def _begin(self, relay: Relay) -> None:
@@ -391,7 +370,7 @@ class SocketPump(Pump):
         client.peer, upstream.peer = upstream, client
         client.relay = upstream.relay = relay
         self._relays[relay] = None
-        self._something_to_watch.set()
+        self._sweep.watch()
         if client.broken:
             self._finish(relay, _reset_by(client))
         elif upstream.writable or upstream.broken:
@@ -439,26 +418,6 @@ class SocketPump(Pump):
         else:
             close(end.sock, reset=reset)
 
-    async def _next_edge(self, end: Socket, deadline: float) -> None:
-        """Park until the end has something new to say, is closed, or (by the sweep) the deadline has passed."""
-
-        def abort_fn(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-            end.waiter = None
-            self._peeking.pop(end)
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        end.waiter = trio.lowlevel.current_task()
-        self._peeking[end] = deadline
-        self._something_to_watch.set()
-        await trio.lowlevel.wait_task_rescheduled(abort_fn)
-
-    def _wake_peeker(self, end: Socket) -> None:
-        task, end.waiter = end.waiter, None
-        if task is not None:
-            del self._peeking[end]
-            trio.lowlevel.reschedule(task)
-            self._kick = True
-
     def _stop(self) -> None:
         """The pump is cancelled: nothing of it stays open, and nobody stays parked."""
         self._stopped = True
@@ -469,69 +428,9 @@ class SocketPump(Pump):
         self._mover.pipes.shrink()
         self._epoll.close()
 
-    # Time
-
-    async def _sweep(self) -> NoReturn:
-        """Compare timestamps a few times a second, while there is something to compare."""
-        while True:
-            if not (self._relays or self._peeking):
-                self._something_to_watch = trio.Event()
-                await self._something_to_watch.wait()
-            await trio.sleep(TICK_S)
-            for relays in _slices(tuple(self._relays)):
-                now = trio.current_time()
-                for relay in relays:
-                    self._check_time(relay, now)
-                await trio.lowlevel.checkpoint()
-            now = trio.current_time()
-            for end in [end for end, deadline in self._peeking.items() if now >= deadline]:
-                self._wake_peeker(end)
-
-    def _check_time(self, relay: Relay, now: float) -> None:
-        if relay.over:
-            return
-        if now >= relay.limits.ends_at:
-            self._finish(relay, Ending(Reason.MAX_DURATION))
-        elif relay.connecting:
-            upstream = relay.upstream
-            if now >= upstream.deadline:
-                self._fail(relay, f"timed out after {upstream.deadline - upstream.dialed_at:.1f} s")
-        else:
-            moved = relay.meter.bytes_up + relay.meter.bytes_down
-            if moved != relay.moved:
-                relay.moved = moved
-                relay.active_at = now
-            elif now - relay.active_at >= relay.limits.idle_s:
-                self._finish(relay, Ending(Reason.IDLE_TIMEOUT))
-
-
-def _look(end: Socket, at_least: int) -> tuple[bytes, bool]:
-    """What waits in the receive buffer, and whether that is all one can wait for."""
-    if end.aborted is not None:
-        raise _ABORTED.get(end.aborted, Killed)(f"ended before the relay: {end.aborted}")
-    if end.broken:
-        raise PeerReset(words_for(end.error() or errno.ECONNRESET))
-    try:
-        seen = end.sock.recv(PEEK_BYTES, socket.MSG_PEEK)
-    except BlockingIOError:
-        return b"", False
-    except OSError as error:
-        raise PeerReset(words_for(error.errno or 0)) from None
-    # RDHUP was noted: the FIN stands behind what was seen, so no more will come.
-    return seen, len(seen) >= at_least or not seen or end.thorough
-
-
-def _dial_failed(number: int) -> SessionError:
-    return (Exhausted if number in EXHAUSTED_ERRNOS else ConnectFailed)(words_for(number))
-
 
 def _reset_by(end: Socket) -> Ending:
     return Ending(Reason.RESET, end.side, words_for(end.error() or errno.ECONNRESET))
-
-
-def _slices(relays: tuple[Relay, ...]) -> Iterator[tuple[Relay, ...]]:
-    for start in range(0, len(relays), SLICE):
-        yield relays[start : start + SLICE]
 
 
 async def _wake_after_rest(acceptor: Acceptor) -> None:

@@ -15,7 +15,6 @@ from streamgw.dataplane.pump.end import (
     Socket,
     address_of,
     close,
-    sockaddr_for,
     words_for,
 )
 from tests.support.scripted_socket import ScriptedSocket, joined
@@ -39,25 +38,6 @@ IN, OUT, RDHUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLRDHUP
 )
 def test_what_the_kernel_calls_an_address(sockaddr: object, address: Address) -> None:
     assert address_of(sockaddr) == address
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        ("192.0.2.1", (socket.AF_INET, ("192.0.2.1", 80))),
-        ("2001:db8::1", (socket.AF_INET6, ("2001:db8::1", 80, 0, 0))),
-        ("fe80::1%7", (socket.AF_INET6, ("fe80::1", 80, 0, 7))),
-        ("fe80::1%lo", (socket.AF_INET6, ("fe80::1", 80, 0, socket.if_nametoindex("lo")))),
-    ],
-)
-def test_where_to_connect_to(host: str, expected: object) -> None:
-    assert sockaddr_for(host, 80) == expected
-
-
-@pytest.mark.parametrize("host", ["localhost", "192.0.2", "1", "", "::x", "fe80::1%no-such-interface"])
-def test_what_is_no_literal_is_not_looked_up(host: str) -> None:
-    with pytest.raises(OSError, match=r".*"):
-        sockaddr_for(host, 80)
 
 
 @pytest.mark.parametrize(

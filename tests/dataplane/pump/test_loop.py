@@ -8,14 +8,12 @@ import socket
 import pytest
 import trio
 
-from streamgw.core.errors import ConnectFailed, Reason
+from streamgw.core.errors import ConnectFailed
 from streamgw.core.model import Address
-from streamgw.dataplane.pump import Limits
-from streamgw.dataplane.pump.loop import SLICE, SocketPump, _slices
+from streamgw.dataplane.pump.loop import SocketPump
 from tests.support.bridge import (
     HOST,
     open_bridge,
-    open_pump,
     receive_exactly,
     receive_to_eof,
     until,
@@ -67,26 +65,6 @@ async def test_other_tasks_run_while_bytes_flow() -> None:
                 nursery.cancel_scope.cancel()
 
 
-def test_big_tables_are_looked_at_in_slices() -> None:
-    relays = tuple(range(10_000))
-    slices = list(_slices(relays))
-    assert max(map(len, slices)) == SLICE
-    assert sum(slices, ()) == relays
-
-
-@pytest.mark.parametrize("count", [1, SLICE + 10])
-async def test_every_relay_of_a_table_is_looked_at(count: int) -> None:
-    async with open_bridge(limits=Limits(ends_at=0.0)) as bridge:
-        sockets = []
-        for _ in range(count):
-            sockets += await bridge.connect()
-        await until(lambda: len(bridge.sessions) == count)
-        for session in bridge.sessions:
-            assert (await session.wait_ended()).reason is Reason.MAX_DURATION
-        for sock in sockets:
-            sock.close()
-
-
 async def test_a_pump_that_has_ended_takes_nothing_more() -> None:
     pump = SocketPump()
     with socket.create_server((HOST, 0)) as listening:
@@ -99,12 +77,6 @@ async def test_a_pump_that_has_ended_takes_nothing_more() -> None:
             pump.dial(Address(HOST, 1), preface=b"", deadline=math.inf)
         accepting.resume()
         accepting.close()
-
-
-async def test_a_scoped_address_that_leads_nowhere_is_a_failed_connect() -> None:
-    async with open_pump() as pump:
-        with pytest.raises(ConnectFailed):
-            pump.dial(Address("fe80::1%no-such-interface", 80), preface=b"", deadline=math.inf)
 
 
 async def test_an_end_is_relayed_by_one_relay_at_a_time_and_closed_by_it() -> None:

@@ -1,0 +1,81 @@
+"""Beginning a connection to a node, without waiting and without ever looking a name up."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from socket import SocketType
+
+from streamgw.core.errors import ConnectFailed, Exhausted, SessionError
+from streamgw.core.model import Address
+from streamgw.dataplane.pump.end import EXHAUSTED_ERRNOS, Socket, close, words_for
+
+_TYPE = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+_UNDER_WAY = (0, errno.EINPROGRESS)
+
+
+def start_connect(node: Address, adopt: Callable[[Socket], None]) -> Socket:
+    """Make a socket, begin to connect it, and have it watched.
+
+    Watched only after connect(2): a socket that is not connecting yet is reported as hung up.
+
+    Args:
+      node: an IP literal, scoped or not, and a port.
+      adopt: watches the new end; OSError when the kernel cannot.
+
+    Raises:
+      ConnectFailed: refused at once, or the node's host is not an IP literal.
+      Exhausted: no descriptor or memory left.
+    """
+    try:
+        family, sockaddr = sockaddr_for(node.host, node.port)
+        sock = SocketType(family, _TYPE, 0)
+    except ValueError as error:
+        raise ConnectFailed(str(error)) from None
+    except OSError as error:
+        raise _failure(error.errno or 0) from None
+    end = Socket(sock, is_client=False)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Else the kernel would take an urgent byte out of the stream; accepted sockets inherit it.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        number = sock.connect_ex(sockaddr)
+        if number in _UNDER_WAY:
+            adopt(end)
+    except OSError as error:
+        number = error.errno or errno.EIO
+    if number not in _UNDER_WAY:
+        close(sock, reset=True)
+        raise _failure(number)
+    return end
+
+
+def _failure(number: int) -> SessionError:
+    return (Exhausted if number in EXHAUSTED_ERRNOS else ConnectFailed)(words_for(number))
+
+
+def sockaddr_for(
+    host: str, port: int
+) -> tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]:
+    """Family and sockaddr for connect(2). The host is an IP literal, a scoped `fe80::1%eth0` included.
+
+    Checked here, because connect() of anything else would look it up, blocking the whole process.
+
+    Raises:
+      ValueError: not an IP literal, or no such interface.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    literal, _, scope = host.partition("%") if ":" in host else (host, "", "")
+    try:
+        socket.inet_pton(family, literal)
+    except OSError:
+        raise ValueError(f"not an IP address: {host!r}") from None
+    if family == socket.AF_INET:
+        return family, (host, port)
+    try:
+        # Looked up each time: an interface that was made anew has a new number.
+        index = 0 if not scope else int(scope) if scope.isdigit() else socket.if_nametoindex(scope)
+    except OSError:
+        raise ValueError(f"no such interface: {scope!r}") from None
+    return family, (literal, port, 0, index)
