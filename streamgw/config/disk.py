@@ -9,20 +9,25 @@ import fcntl
 import os
 import stat
 from pathlib import Path
-from time import sleep
+from time import sleep, time_ns
 
 
 class Disk:
     """The real one."""
 
-    def scan(self, path: Path) -> list[os.DirEntry[str]]:
+    def scan(self, path: str) -> list[os.DirEntry[str]]:
         """What a directory holds, in the order of the names."""
         with os.scandir(path) as entries:
             return sorted(entries, key=lambda entry: entry.name)
 
-    def read(self, path: Path) -> bytes:
+    def read(self, path: str) -> bytes:
         """A whole file, whose kind and size were looked at before."""
-        return path.read_bytes()
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123  # half the time of Path.read_bytes, 10,000 times
+            return file.read()
+
+    def now_ns(self) -> int:
+        """The time by which files are stamped."""
+        return time_ns()
 
     def create(self, path: Path, mode: int) -> int:
         """Create a file that must not exist and open it for writing."""

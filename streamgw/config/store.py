@@ -113,6 +113,8 @@ class Store:
         self.directory = directory
         """As the user wrote it: names in messages start with it."""
         self._disk = disk or Disk()
+        # Looking again every two seconds must cost next to nothing while nothing changes.
+        self._seen: tuple[State, Tree] | None = None
 
     def read(self) -> Tree:
         """Every `*.yaml`, `*.yml` and `*.json` below the directory.
@@ -124,7 +126,11 @@ class Store:
           StoreError: there is no such directory (never an empty tree: a directory that is just being replaced must
             not remove every route), a file cannot be read, or it all keeps changing.
         """
-        return build_tree(self.directory, read_state(self.directory, self._disk).contents)
+        seen = self._seen
+        state = read_state(self.directory, self._disk, seen[0] if seen else None)
+        if seen is None or state.contents is not seen[0].contents:
+            self._seen = seen = state, build_tree(self.directory, state.contents)
+        return seen[1]
 
     def find(self, key: Key) -> Located | None:
         """Where an object stands.
@@ -199,7 +205,7 @@ class Store:
     # Finding
 
     def _located(self, entry: Entry, content: bytes) -> list[Located]:
-        shown = str(entry.path)
+        shown = str(self.directory / entry.name)
         with _in_file(shown):
             return [
                 Located(item.key, shown, item.line, item.start, item.end, item.data, digest_of(item.data))
@@ -253,7 +259,7 @@ class Store:
         content = state.contents[entry.name]
         with _in_file(located.file):
             return _Change(
-                entry.path, _encode(edit.replace_item(_decode(content), key, data), content), entry
+                Path(entry.path), _encode(edit.replace_item(_decode(content), key, data), content), entry
             )
 
     def _plan_delete(self, key: Key, state: State, *, if_match: str | None) -> _Change:
@@ -268,7 +274,7 @@ class Store:
         with _in_file(located.file):
             rest = edit.remove_item(_decode(content), key)
             alone = entry.name in _own_names(key) and not edit.find_items(rest)
-        return _Change(entry.path, b"" if alone else _encode(rest, content), entry)
+        return _Change(Path(entry.path), b"" if alone else _encode(rest, content), entry)
 
     def _free_path(self, key: Key, state: State) -> Path:
         """`stream_routes/mysql.yaml`, or the next like it that is free: somebody may keep other objects there."""
@@ -309,10 +315,10 @@ class Store:
         finally:
             os.close(fd)
 
-    def _apply(self, change: _Change, strays: tuple[Path, ...]) -> None:
+    def _apply(self, change: _Change, strays: tuple[str, ...]) -> None:
         disk, directory = self._disk, change.path.parent
         for stray in strays:
-            disk.unlink(stray)
+            disk.unlink(Path(stray))
         if not change.content:
             self._check_unchanged(change)
             disk.unlink(change.path)
@@ -355,7 +361,7 @@ class Store:
     def _check_unchanged(self, change: _Change) -> None:
         """An editor takes no lock: this leaves it the microseconds until the rename."""
         assert change.replaces is not None, "asked of files that are there"
-        if look_at(change.path, change.replaces.name) != change.replaces:
+        if look_at(str(change.path), change.replaces.name) != change.replaces:
             raise Stale(f"{change.path}: changed meanwhile; nothing was written")
 
 

@@ -187,6 +187,28 @@ def test_a_hand_written_file_stays_even_when_it_is_empty(directory: Path) -> Non
         store.delete(REDIS)
 
 
+# Reading
+
+
+def test_a_state_that_has_not_changed_is_the_same_object(directory: Path) -> None:
+    (directory / "mine.yaml").write_text(HAND_WRITTEN)
+    os.utime(directory / "mine.yaml", ns=(0, 0))
+    store = Store(directory, disk=LateDisk())
+
+    tree = store.read()
+
+    assert store.read() is tree
+    store.put(MYSQL, {})
+    assert store.read() != tree
+
+
+class LateDisk(Disk):
+    """It is an hour later than the stamps of the files say."""
+
+    def now_ns(self) -> int:
+        return super().now_ns() + 3600 * 10**9
+
+
 # Finding
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from streamgw.config import tree
 from streamgw.config.disk import Disk
-from streamgw.config.tree import Tree, build_tree, explain, read_state
+from streamgw.config.tree import Tree, build_tree, explain, look_at, read_state
 from streamgw.core.errors import StoreError
 
 
@@ -20,7 +20,7 @@ class MeddlingDisk(Disk):
         self.deeds = list(deeds)
         self.pauses = 0
 
-    def read(self, path: Path) -> bytes:
+    def read(self, path: str) -> bytes:
         if self.deeds:
             deed = self.deeds.pop(0)
             assert callable(deed)
@@ -103,7 +103,7 @@ def test_files_that_a_writer_left_behind_are_named(tmp_path: Path) -> None:
 
     state = read_state(tmp_path, Disk())
 
-    assert (state.entries, state.strays) == ((), (tmp_path / ".a.yaml.streamgw-tmp",))
+    assert (state.entries, state.strays) == ((), (f"{tmp_path}/.a.yaml.streamgw-tmp",))
 
 
 # Meanwhile
@@ -155,6 +155,60 @@ def test_a_directory_that_keeps_changing_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(StoreError, match="keeps changing while it is read"):
         read(tmp_path, MeddlingDisk(*deeds))
+
+
+# Again
+
+
+class CountingDisk(Disk):
+    """Counts the files that are opened; the clock stands still."""
+
+    def __init__(self, now_ns: int) -> None:
+        self.opened: list[str] = []
+        self.now = now_ns
+
+    def read(self, path: str) -> bytes:
+        self.opened.append(Path(path).name)
+        return super().read(path)
+
+    def now_ns(self) -> int:
+        return self.now
+
+
+def test_what_has_not_changed_is_not_read_again(tmp_path: Path) -> None:
+    for name in ("a.yaml", "b.yaml"):
+        (tmp_path / name).write_text("old")
+    written_ns = (tmp_path / "b.yaml").stat().st_ctime_ns
+    disk = CountingDisk(written_ns + 10**10)
+    first = read_state(tmp_path, disk)
+
+    same = read_state(tmp_path, disk, first)
+    assert same.contents is first.contents
+    (tmp_path / "b.yaml").write_text("new")
+    changed = read_state(tmp_path, disk, first)
+
+    assert disk.opened == ["a.yaml", "b.yaml", "b.yaml"]
+    assert changed.contents == {"a.yaml": b"old", "b.yaml": b"new"}
+
+
+def test_one_file_looked_at_alone_is_what_the_listing_says(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("old")
+    (entry,) = read_state(tmp_path, Disk()).entries
+
+    assert look_at(entry.path, entry.name) == entry
+    (tmp_path / "a.yaml").write_text("changed")
+    assert look_at(entry.path, entry.name) != entry
+
+
+def test_what_changed_just_before_is_read_again(tmp_path: Path) -> None:
+    """Two changes within one tick of the file system's clock look alike when the size is the same."""
+    (tmp_path / "a.yaml").write_text("old")
+    disk = CountingDisk((tmp_path / "a.yaml").stat().st_ctime_ns + 10**9)
+    first = read_state(tmp_path, disk)
+
+    read_state(tmp_path, disk, first)
+
+    assert disk.opened == ["a.yaml", "a.yaml"]
 
 
 # Trouble
