@@ -50,8 +50,10 @@ def _headlines(answer: Mapping[str, Any]) -> Iterator[str]:
             )
             for problem in reload["problems"]:
                 yield f"  {_place(problem)}"
-        else:
+        elif reload["applied_at"]:
             yield f"{title}: revision {reload['revision'][:8]} applied at {reload['applied_at']}"
+        else:
+            yield f"{title}: as they were at the start"
         for warning in reload["warnings"]:
             yield f"  warning: {_place(warning)}"
     counts = {name: len(objects) for name, objects in answer["objects"].items()}

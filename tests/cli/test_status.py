@@ -33,7 +33,10 @@ def test_a_rejected_change_comes_first_with_every_problem(desk: Desk) -> None:
     answer = copy.deepcopy(dict(STATUS))
     place = {"file": "routes.d/a.yaml", "line": 3, "column": 5, "pointer": "stream_routes[0].x"}
     answer["config"] |= {"state": "rejected", "problems": [{**place, "message": "unknown field"}]}
-    answer["settings"] |= {"warnings": [{**place, "file": "conf/config.yaml", "message": "does nothing"}]}
+    answer["settings"] |= {
+        "applied_at": None,
+        "warnings": [{**place, "file": "conf/config.yaml", "message": "does nothing"}],
+    }
     answer |= {"ready": False, "uptime_s": 0.2, "objects": {}}
     answer["sessions"] |= {"by_reason": {}, "bytes_down": 2048}
 
@@ -44,7 +47,7 @@ def test_a_rejected_change_comes_first_with_every_problem(desk: Desk) -> None:
         "streamgw 0.1.0 (pid 4711): not ready, up 0 s",
         "routes: REJECTED, revision 3f2a9b0c still runs",
         "  routes.d/a.yaml:3:5 stream_routes[0].x: unknown field",
-        "settings: revision 00112233 applied at 2026-11-21T10:00:00+00:00",
+        "settings: as they were at the start",
         "  warning: conf/config.yaml:3:5 stream_routes[0].x: does nothing",
         "objects: none",
     ]
