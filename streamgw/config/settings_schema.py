@@ -10,7 +10,7 @@ Source:
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal
 
 import attrs
@@ -28,7 +28,7 @@ from streamgw.config.rules import (
     secret,
     text,
 )
-from streamgw.config.strict import Wrong, shown
+from streamgw.config.strict import Fault, Wrong, shown
 from streamgw.config.yaml_reader import Path
 from streamgw.core.model import Address
 
@@ -283,6 +283,13 @@ class ResolverSpec:
     min_ttl_s: Seconds = 1.0
     max_ttl_s: PositiveSeconds = 300.0
     stale_s: Seconds = 86_400.0
+
+    def check(self) -> Iterator[Fault]:
+        """What no field alone can say."""
+        if self.min_ttl_s > self.max_ttl_s:
+            yield Fault(
+                ("min_ttl_s",), f"expected at most max_ttl_s ({self.max_ttl_s:g}), got {self.min_ttl_s:g}"
+            )
 
 
 @attrs.frozen
