@@ -12,6 +12,7 @@ a comment behind that on the same line. Comments before it, after it, and betwee
 
 from __future__ import annotations
 
+import codecs
 import copy
 import re
 from collections.abc import Iterator, Mapping
@@ -55,6 +56,23 @@ class Item:
     """Offset after the last character of its last value."""
     data: Mapping[str, object]
     """As written: `${{NAME}}` is not filled in."""
+
+
+def decode(content: bytes) -> str:
+    """A file as text, without the byte order mark.
+
+    Raises:
+      NotEditable: it is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise NotEditable(f"not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def encode(text: str, old: bytes) -> bytes:
+    """Back to bytes, with a byte order mark if the old ones had it."""
+    return (codecs.BOM_UTF8 if old.startswith(codecs.BOM_UTF8) else b"") + text.encode()
 
 
 def find_items(text: str) -> tuple[Item, ...]:

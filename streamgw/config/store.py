@@ -17,7 +17,6 @@ Whatever step is the last one, a reader sees the old file or the new one. What a
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import os
 import re
@@ -170,7 +169,7 @@ class Store:
             change = self._plan_put(key, data, state, if_absent=if_absent, if_match=if_match)
             if change.content != state.contents.get(self._name(change.path)):
                 self._apply(change, state.strays)
-        written = next(item for item in edit.find_items(_decode(change.content)) if item.key == key)
+        written = next(item for item in edit.find_items(edit.decode(change.content)) if item.key == key)
         return Written(change.path, digest_of(written.data))
 
     def delete(self, key: Key, *, if_match: str | None = None) -> Path:
@@ -209,7 +208,7 @@ class Store:
         with _in_file(shown):
             return [
                 Located(item.key, shown, item.line, item.start, item.end, item.data, digest_of(item.data))
-                for item in edit.find_items(_decode(content))
+                for item in edit.find_items(edit.decode(content))
             ]
 
     def _find(self, key: Key, state: State) -> tuple[Entry, Located] | None:
@@ -259,7 +258,9 @@ class Store:
         content = state.contents[entry.name]
         with _in_file(located.file):
             return _Change(
-                Path(entry.path), _encode(edit.replace_item(_decode(content), key, data), content), entry
+                Path(entry.path),
+                edit.encode(edit.replace_item(edit.decode(content), key, data), content),
+                entry,
             )
 
     def _plan_delete(self, key: Key, state: State, *, if_match: str | None) -> _Change:
@@ -272,9 +273,9 @@ class Store:
         self._check_editable(entry)
         content = state.contents[entry.name]
         with _in_file(located.file):
-            rest = edit.remove_item(_decode(content), key)
+            rest = edit.remove_item(edit.decode(content), key)
             alone = entry.name in _own_names(key) and not edit.find_items(rest)
-        return _Change(Path(entry.path), b"" if alone else _encode(rest, content), entry)
+        return _Change(Path(entry.path), b"" if alone else edit.encode(rest, content), entry)
 
     def _free_path(self, key: Key, state: State) -> Path:
         """`stream_routes/mysql.yaml`, or the next like it that is free: somebody may keep other objects there."""
@@ -384,18 +385,6 @@ def _check_key(key: Key) -> None:
 def _check_match(key: Key, located: Located | None, if_match: str | None) -> None:
     if if_match is not None and (located is None or located.digest != if_match):
         raise Stale(f"{key[0]} {key[1]}: not the version that was expected; nothing was written")
-
-
-def _decode(content: bytes) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise NotEditable(f"not UTF-8: {error.reason} at byte {error.start}") from error
-
-
-def _encode(text: str, old: bytes) -> bytes:
-    """Back to bytes, with a byte order mark if there was one."""
-    return (codecs.BOM_UTF8 if old.startswith(codecs.BOM_UTF8) else b"") + text.encode()
 
 
 @contextlib.contextmanager

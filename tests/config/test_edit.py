@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamgw.config.edit import NotEditable, find_items, new_file, remove_item, replace_item
+from streamgw.config.edit import NotEditable, decode, encode, find_items, new_file, remove_item, replace_item
 from streamgw.config.layout import is_same, read_layout
 
 ROUTE = ("stream_routes", "mysql")
@@ -215,6 +215,13 @@ def test_values_that_yaml_cannot_hold_are_refused() -> None:
     assert new_file(("c", "x"), {"a": 1}) == "c:\n  - id: x\n    a: 1\n"
     with pytest.raises(NotEditable, match="cannot be written"):
         new_file(("c", "x"), {"a": float("inf")})
+
+
+def test_a_byte_order_mark_comes_back() -> None:
+    for content in (b"\xef\xbb\xbfa: 1", b"a: 1"):
+        assert encode(decode(content), content) == content
+    with pytest.raises(NotEditable, match="not UTF-8: .* at byte 1"):
+        decode(b"a\xff")
 
 
 # Removing
