@@ -220,7 +220,7 @@ def test_values_that_yaml_cannot_hold_are_refused() -> None:
 def test_a_byte_order_mark_comes_back() -> None:
     for content in (b"\xef\xbb\xbfa: 1", b"a: 1"):
         assert encode(decode(content), content) == content
-    with pytest.raises(NotEditable, match="not UTF-8: .* at byte 1"):
+    with pytest.raises(NotEditable, match=r"not UTF-8: .* at byte 1"):
         decode(b"a\xff")
 
 
