@@ -238,7 +238,7 @@ class _Resolution:
 def _references(document: Document) -> Iterator[tuple[str, Key]]:
     """What an object refers to. Read from what is written: an object with other problems has no spec."""
     for field, target in _REFERENCES.get(document.key[0], {}).items():
-        if name := id_of(document.data.get(field)):
+        if field in document.data and (name := id_of(document.data[field])):
             yield field, (target, name)
 
 
