@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,13 @@ import trio
 
 from streamgw.config.settings import LogSettings
 from streamgw.process.log import LIMIT_BYTES, AccessLog, configure_logging
+
+
+@pytest.fixture(autouse=True)
+def _logging_is_put_back() -> Iterator[None]:
+    """Configured once per process in life; here the next test would log to a stream that is closed."""
+    yield
+    structlog.reset_defaults()
 
 
 async def test_lines_arrive_whole_and_in_order(tmp_path: Path) -> None:
