@@ -18,7 +18,7 @@ run: $(VENV)/.runtime ## install what is needed, start the gateway with small up
 test: servers check ## everything, with the real servers installed first: what CI runs
 
 check: lint types arch own-coverage ## everything, with the servers that are there
-	$(BIN)/pytest
+	$(BIN)/pytest --cov=streamgw --cov-report= --cov-fail-under=95
 
 quick: $(VENV)/.dev ## the inner loop: no processes, no servers
 	$(BIN)/pytest -q -m "not slow and not servers" tests/core tests/config tests/dataplane tests/control
