@@ -20,11 +20,14 @@ def private_network(directory: Path) -> Iterator[tuple[str, ...]]:
     nsenter = find_program("nsenter", package="util-linux")
     ip = find_program("ip", package="iproute2")
     as_root = os.geteuid() == 0
-    new = ["--net"] if as_root else ["--user", "--map-root-user", "--net"]
+    new = ["--net"] if as_root else ["--user", "--map-current-user", "--keep-caps", "--net"]
     enter = [] if as_root else ["--user", "--preserve-credentials"]
 
+    # Ports below 1024 are for everybody in here: who is not root stays who they are, as servers look at that.
+    any_port = "echo 0 > /proc/sys/net/ipv4/ip_unprivileged_port_start"
     # One process keeps the namespace alive; it says so once the interface is up.
-    keeper = [unshare, *new, "sh", "-c", f"{ip} link set lo up && echo ready && exec sleep infinity"]
+    script = f"{ip} link set lo up && {any_port} && echo ready && exec sleep infinity"
+    keeper = [unshare, *new, "sh", "-c", script]
     with running(keeper, log=directory / "network.log", name="private network") as child:
         child.wait_for_line("ready")
         yield (nsenter, "--target", str(child.pid), *enter, "--net", "--")
