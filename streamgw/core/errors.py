@@ -42,6 +42,8 @@ class Reason(enum.StrEnum):
     CONNECT_FAILED = "connect_failed"
     BAD_PREFACE = "bad_preface"
     """The first bytes are not what the listener expects (PROXY header)."""
+    TLS_FAILED = "tls_failed"
+    """No certificate for the name, or the handshake failed; `side` says with whom."""
     PREREAD_TIMEOUT = "preread_timeout"
     PREREAD_LIMIT = "preread_limit"
     EXHAUSTED = "exhausted"
@@ -113,6 +115,19 @@ class ConnectFailed(SessionError):
     reason = Reason.CONNECT_FAILED
     fault = Fault.UPSTREAM
     retryable = True
+
+
+class TLSFailed(SessionError):
+    """The handshake with the client did not come about: no certificate, a bad one, no common version, too slow."""
+
+    reason = Reason.TLS_FAILED
+    fault = Fault.CLIENT
+
+
+class UpstreamTLSFailed(ConnectFailed):
+    """The handshake with a node failed. Nothing of the client's was sent: the next node may be tried."""
+
+    reason = Reason.TLS_FAILED
 
 
 class Exhausted(SessionError):

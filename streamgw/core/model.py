@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-from typing import Literal, NewType, TypeAlias
+from typing import TYPE_CHECKING, Literal, NewType, TypeAlias
 
 import attrs
+
+if TYPE_CHECKING:
+    import ssl
 
 Transport = Literal["tcp", "udp"]
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -48,6 +51,20 @@ class Source:
 
 
 @attrs.frozen
+class ClientCertificate:
+    """Who the client proved to be."""
+
+    subject: str
+    """RFC 4514: `CN=alice,O=Example`."""
+    sans: tuple[str, ...]
+    """`DNS:alice.example`, `IP:10.0.0.1`, `URI:spiffe://…`, `email:…`."""
+    fingerprint: str
+    """SHA-256 of the DER form, lower-case hex."""
+    serial: str
+    """Lower-case hex."""
+
+
+@attrs.frozen
 class Facts:
     """Everything known about a client before its route is chosen. Grows by attrs.evolve, never in place."""
 
@@ -61,16 +78,25 @@ class Facts:
     server_name: str | None = None
     """From the ClientHello, lower-cased, trailing dot removed. Always None on a plain listener."""
     alpn: tuple[str, ...] = ()
+    """What the client offers, in its order (RFC 7301)."""
+    client_certificate: ClientCertificate | None = None
+    """Verified in the handshake; None without TLS, without a certificate, or before the handshake."""
 
 
 class PrereadPlan(enum.Flag):
-    """Which facts are worth waiting for. Plain TCP routes need none; TLS and MQTT will be members."""
+    """Which facts are worth waiting for. Plain TCP routes need none; MQTT will be a member."""
 
     NONE = 0
+    TLS = enum.auto()
+    """The ClientHello: server name and ALPN."""
 
 
 ProxyProtocolIn = Literal["off", "optional", "required"]
 ProxyProtocolOut = Literal["off", "v1", "v2"]
+
+
+TLSIn = Literal["off", "required", "optional"]
+Passthrough = Literal["never", "always", "route"]
 
 
 @attrs.frozen
@@ -93,6 +119,12 @@ class Listener:
     proxy_protocol_to_upstream: ProxyProtocolOut = "off"
     max_sessions: int = 0
     """0: only the limit of the whole process counts."""
+    tls: TLSIn = "off"
+    """Required: the client owes a ClientHello. Optional: whoever does not begin with one is a plain client."""
+    passthrough: Passthrough = "never"
+    """What happens to TLS here: never = terminated, always = handed on untouched, route = `Route.tls_passthrough`."""
+    fallback_sni: str = ""
+    """The name of a client that sends none. The listener's own, else `apisix.ssl.fallback_sni`."""
 
     @property
     def name(self) -> str:
@@ -126,6 +158,17 @@ class Timeouts:
 
 
 @attrs.frozen
+class UpstreamTLS:
+    """How to speak TLS to the nodes of an upstream."""
+
+    context: ssl.SSLContext = attrs.field(repr=False)
+    """Client side, with verification, client certificate and ALPN set."""
+    server_name: str = ""
+    """Sent and verified. Empty: the client's server name, else `apisix_backend` (APISIX)."""
+    verify: bool = False
+
+
+@attrs.frozen
 class Upstream:
     """Where a route's sessions go."""
 
@@ -142,6 +185,8 @@ class Upstream:
     proxy_protocol: ProxyProtocolOut | None = None
     """None: what the listener says."""
     name: str = ""
+    tls: UpstreamTLS | None = None
+    """`scheme: tls`."""
 
 
 @attrs.frozen
@@ -161,6 +206,8 @@ class Match:
     server_ports: tuple[PortRange, ...] = ()
     server_names: tuple[str, ...] = ()
     """`db.example`, `*.example` (any depth), `*example`, `*`: lower case."""
+    alpn: tuple[str, ...] = ()
+    """Any of these must be among what the client offers. A plain client offers none."""
 
 
 @attrs.frozen
@@ -174,6 +221,27 @@ class Route:
     priority: int = 0
     name: str = ""
     service_id: str = ""
+    tls_passthrough: bool = False
+    """Counts on listeners with `passthrough: route` only."""
+
+
+@attrs.frozen(eq=False)
+class Certificate:
+    """A server certificate with its key, ready to serve the names it is configured for."""
+
+    id: str
+    source: Source
+    names: tuple[str, ...]
+    """`sni`/`snis`, lower case. `*.example` covers one label, unlike a route's."""
+    context: ssl.SSLContext = attrs.field(repr=False)
+    """Server side. Each object has a context, and so session-ticket keys, of its own: a session resumed under another
+    name would carry a client past that name's client-certificate rule."""
+    requires_client_certificate: bool
+    not_after_s: float
+    """Unix time."""
+    issuer: str
+    fingerprint: str
+    """SHA-256 of the first certificate, lower-case hex."""
 
 
 @attrs.frozen
@@ -220,3 +288,6 @@ class Outcome:
     detail: str = ""
     """For a person: `connection refused`, `not a PROXY header: 'GET'`."""
     revision: str = ""
+    tls_version: str = ""
+    """`TLSv1.3` when terminated here; `passthrough`; empty for a plain client."""
+    tls_cipher: str = ""

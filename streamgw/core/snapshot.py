@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import attrs
 
-from streamgw.core.model import Key, Revision, Upstream
+from streamgw.core.model import Certificate, Key, Revision, Upstream
 from streamgw.core.router import Router
+from streamgw.core.sni import SNIIndex
 
 
 @attrs.frozen
@@ -22,5 +23,7 @@ class Snapshot:
     router: Router
     upstreams: Mapping[str, Upstream]
     """`Upstream.key` → every upstream that a route can reach: what the pool keeps, resolves and balances."""
+    certificates: SNIIndex[Certificate]
+    """By server name, one label per wildcard. The first candidate is the one that is served."""
     sources: Mapping[Key, str]
     """(collection, id) → digest of that object as written: what `route add --wait` waits for."""

@@ -10,10 +10,13 @@ from __future__ import annotations
 import math
 import socket
 from collections.abc import Callable
-from typing import NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import attrs
 import trio
+
+if TYPE_CHECKING:
+    import ssl
 
 from streamgw.core.errors import Reason, Side
 from streamgw.core.model import Address
@@ -72,6 +75,20 @@ class Ending:
     detail: str = ""
 
 
+@attrs.frozen
+class TLSInfo:
+    """What a handshake agreed upon."""
+
+    version: str
+    """`TLSv1.3`."""
+    cipher: str
+    alpn: str
+    """Empty: none."""
+    resumed: bool
+    peer_certificate: bytes = attrs.field(repr=False)
+    """DER; empty: the peer sent none, or it was not asked for one."""
+
+
 class Pump(Protocol):
     """Moves the bytes of every TCP session in this process, from one Trio task.
 
@@ -82,6 +99,8 @@ class Pump(Protocol):
     * At most WINDOW_BYTES per direction are held in user space for a slow reader.
     * No session waits for another longer than a turn.
     * A peer's reset becomes a reset of the other side.
+    * A TLS side that ends without close_notify was cut off: the other side is reset, after all that came was delivered.
+      EOF towards a TLS side is a close_notify and ends the session.
     * Cancelled or aborted, a pair leaves no descriptor and no pipe behind.
 
     Resource handling:
@@ -116,6 +135,29 @@ class Pump(Protocol):
         Raises:
           ConnectFailed: the kernel refused at once (no route to host).
           Exhausted: no descriptor left.
+        """
+
+    async def connected(self, upstream: End) -> None:
+        """Park until the connect of `dial` has completed and its preface is sent: what precedes a TLS handshake.
+
+        Raises:
+          ConnectFailed: as `relay`; the upstream end is closed.
+        """
+
+    async def handshake(
+        self, end: End, context: ssl.SSLContext, *, server_side: bool, server_name: str = "", deadline: float
+    ) -> TLSInfo:
+        """Make an end a TLS end: what is relayed through it afterwards is plain text on the other side.
+
+        The context was chosen before OpenSSL sees a byte; nothing was consumed before. The CPU time of the handshake is
+        spent off the event loop, in a bounded number of threads.
+
+        Raises:
+          TLSFailed, UpstreamTLSFailed: by side; the alert, if OpenSSL has one, was sent. An upstream's end is closed.
+          PeerReset: the client reset the connection.
+
+        Cancellation:
+          The end is still the caller's to close; no thread touches it any more when Cancelled is raised.
         """
 
     async def relay(self, client: End, upstream: End, meter: Meter, limits: Limits) -> Ending:
