@@ -44,14 +44,15 @@ def _headlines(answer: Mapping[str, Any]) -> Iterator[str]:
     state = "draining" if answer["draining"] else "ready" if answer["ready"] else "not ready"
     yield f"streamgw {answer['version']} (pid {answer['pid']}): {state}, up {_duration(answer['uptime_s'])}"
     for title, reload in (("routes", answer["config"]), ("settings", answer["settings"])):
+        # The settings are one file, shown by its problems; only routes.d has a revision.
+        runs = f"revision {reload['revision'][:8]}" if reload["revision"] else "what ran before"
         if reload["state"] == "rejected":
-            yield click.style(
-                f"{title}: REJECTED, revision {reload['revision'][:8]} still runs", fg="red", bold=True
-            )
+            yield click.style(f"{title}: REJECTED, {runs} still runs", fg="red", bold=True)
             for problem in reload["problems"]:
                 yield f"  {_place(problem)}"
         elif reload["applied_at"]:
-            yield f"{title}: revision {reload['revision'][:8]} applied at {reload['applied_at']}"
+            what = f"{runs} applied" if reload["revision"] else "applied"
+            yield f"{title}: {what} at {reload['applied_at']}"
         else:
             yield f"{title}: as they were at the start"
         for warning in reload["warnings"]:

@@ -246,12 +246,12 @@ class Certificate:
 
 @attrs.frozen
 class Attempt:
-    """One try at one node."""
+    """One try at one node that failed."""
 
     node: Address
     seconds: float
     error: str
-    """Empty when it connected."""
+    """For a person: `connection refused`."""
 
 
 @attrs.frozen
@@ -283,6 +283,7 @@ class Outcome:
     """`Upstream.key`."""
     node: Address | None = None
     attempts: tuple[Attempt, ...] = ()
+    """Those that failed, in order; the one that succeeded is `node` and `connect_s`."""
     side: str = ""
     """Which side ended it, where that is known."""
     detail: str = ""

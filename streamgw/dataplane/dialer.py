@@ -74,7 +74,7 @@ class Dialer:
         if failure is not None:
             trail.node = trail.attempts[-1].node
             raise failure
-        raise NoNode(f"upstream {upstream.key} has no node to dial")
+        raise NoNode(f"upstream {upstream.key} has no node to dial: {self.pool.why_empty(upstream)}")
 
 
 def _allowed(candidates: Iterator[Address], upstream: Upstream) -> Iterator[Address]:

@@ -80,6 +80,13 @@ class UpstreamPool:
             balancer = self._balancer_of(upstream)
         return (Address(node.host, node.port) for node in balancer.order())
 
+    def why_empty(self, upstream: Upstream) -> str:
+        """Why there is no candidate, for a person."""
+        if not upstream.nodes:
+            return "it lists none"
+        names = sorted({node.host for node in upstream.nodes if _is_looked_up(node)})
+        return f"no address for {', '.join(names)}" if names else "every weight is 0"
+
     def _balancer_of(self, upstream: Upstream) -> RoundRobin:
         entry = self._entries.get(upstream.key)
         if entry is not None and entry.balancer.nodes and entry.upstream.nodes == upstream.nodes:

@@ -19,6 +19,7 @@ import resource
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import attrs
@@ -79,7 +80,7 @@ class Supervisor:
         self.config = config
         self.sockets = Sockets(systemd.inherited_sockets())
         self.worker = Worker(settings, routes, self.sockets)
-        self.settings_status = ReloadStatus(state="applied", warnings=settings.warnings)
+        self.settings_status = ReloadStatus(warnings=settings.warnings, applied_at=datetime.now(UTC))
         self.board = StatusBoard(self.worker, lambda: self.settings_status)
         self._log = structlog.get_logger()
 
@@ -191,6 +192,7 @@ class Supervisor:
                 state="applied",
                 problems=(),
                 warnings=settings.warnings + restart,
+                applied_at=datetime.now(UTC),
                 reloads=self.settings_status.reloads + 1,
             )
             self._log.info("settings_applied", listeners=[listener.name for listener in self.sockets.bound()])

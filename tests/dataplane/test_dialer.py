@@ -118,7 +118,7 @@ async def test_an_ending_after_the_connect_is_final(autojump_clock: trio.testing
 
 
 async def test_no_candidate_at_all_says_so() -> None:
-    with pytest.raises(NoNode, match="upstreams/1 has no node to dial"):
+    with pytest.raises(NoNode, match="upstreams/1 has no node to dial: it lists none"):
         await join(FakePump(), upstream(), Trail())
     with pytest.raises(NoNode):
         await join(FakePump(), upstream(retries=3), Trail())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from streamgw.core.model import Upstream
 from streamgw.dataplane.pool import UpstreamPool
 from tests.support.scenes import FakeNames, upstream
@@ -117,3 +119,17 @@ async def test_a_drained_node_is_neither_offered_nor_looked_up() -> None:
 
     assert await offered(pool, to) == []
     assert names.wanted == set()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "why"),
+    [
+        ((), "it lists none"),
+        (("10.0.0.1:1=0",), "every weight is 0"),
+        (("b.example:1", "a.example:1", "b.example:2"), "no address for a.example, b.example"),
+    ],
+)
+async def test_why_nothing_is_offered_can_be_told(nodes: tuple[str, ...], why: str) -> None:
+    to = upstream(*nodes)
+
+    assert pool_of(to).why_empty(to) == why
