@@ -14,9 +14,12 @@ import attrs
 import trio
 
 from streamgw.core.errors import ConnectFailed, NoNode
-from streamgw.core.model import Address, Attempt, Upstream
+from streamgw.core.model import Address, Attempt, Upstream, UpstreamTLS
 from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.pump import End, Ending, Limits, Meter, Pump
+
+DUMMY_SERVER_NAME = "apisix_backend"
+"""Sent to an upstream that speaks TLS when neither it nor the client has a name (APISIX)."""
 
 
 @attrs.define
@@ -31,6 +34,16 @@ class Trail:
 
 
 @attrs.frozen
+class Introduction:
+    """What a node is told about the client before the client's own bytes."""
+
+    preface: bytes = b""
+    """A PROXY header, or nothing. Goes before a TLS handshake (APISIX)."""
+    server_name: str = ""
+    """The client's, for an upstream that speaks TLS and has none of its own."""
+
+
+@attrs.frozen
 class Dialer:
     """Joins a client with a node of an upstream."""
 
@@ -39,7 +52,14 @@ class Dialer:
     now: Callable[[], float] = trio.current_time
 
     async def join(
-        self, client: End, upstream: Upstream, *, preface: bytes, trail: Trail, meter: Meter, limits: Limits
+        self,
+        client: End,
+        upstream: Upstream,
+        *,
+        introduction: Introduction,
+        trail: Trail,
+        meter: Meter,
+        limits: Limits,
     ) -> Ending:
         """Try nodes until one answers; returns when the relay has ended.
 
@@ -48,7 +68,8 @@ class Dialer:
         dials that one again (APISIX).
 
         Raises:
-          ConnectFailed: the last attempt's failure, when every allowed one failed. The client's end is still open.
+          ConnectFailed: the last attempt's failure, when every allowed one failed; UpstreamTLSFailed if it failed in
+            the handshake. The client's end is still open.
           NoNode: there was no candidate at all.
 
         Resource handling:
@@ -62,9 +83,10 @@ class Dialer:
             if failure is not None and 0 < upstream.retry_timeout_s <= trail.dialled_at - began_at:
                 break
             try:
-                end = self.pump.dial(
-                    node, preface=preface, deadline=trail.dialled_at + upstream.timeouts.connect_s
-                )
+                deadline = trail.dialled_at + upstream.timeouts.connect_s
+                end = self.pump.dial(node, preface=introduction.preface, deadline=deadline)
+                if upstream.tls is not None:
+                    await self._secure(end, upstream.tls, introduction.server_name, deadline)
                 ending = await self.pump.relay(client, end, meter, limits)
             except ConnectFailed as error:
                 failure = error
@@ -75,6 +97,21 @@ class Dialer:
             trail.node = trail.attempts[-1].node
             raise failure
         raise NoNode(f"upstream {upstream.key} has no node to dial: {self.pool.why_empty(upstream)}")
+
+    async def _secure(self, end: End, tls: UpstreamTLS, client_name: str, deadline: float) -> None:
+        """Connect and shake hands with a node; both share the connect timeout. Closes the end unless it succeeds."""
+        try:
+            await self.pump.connected(end)
+            await self.pump.handshake(
+                end,
+                tls.context,
+                server_side=False,
+                server_name=tls.server_name or client_name or DUMMY_SERVER_NAME,
+                deadline=deadline,
+            )
+        except BaseException:
+            self.pump.close(end, reset=True)
+            raise
 
 
 def _allowed(candidates: Iterator[Address], upstream: Upstream) -> Iterator[Address]:

@@ -1,4 +1,4 @@
-"""The life of a TCP session, read top to bottom: accept, preread, match, connect, relay, close.
+"""The life of a TCP or TLS session, read top to bottom: accept, preread, match, handshake, connect, relay, close.
 
 A session is one child task of its listener's nursery, and that task is its state machine. `run` is the only boundary: a
 `SessionError` is an outcome, any other exception is a bug of ours that costs this session and no other. Whatever
@@ -13,30 +13,34 @@ import ipaddress
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import attrs
 import trio
 
-from streamgw.core.errors import (
-    Fault,
-    NoRoute,
-    NoUpstream,
-    PrereadTimeout,
-    PrereadTooLong,
-    Reason,
-    SessionError,
+from streamgw.core.errors import Fault, NoRoute, NoUpstream, Reason, SessionError, TLSFailed
+from streamgw.core.model import (
+    UNIX_HOST,
+    Address,
+    ClientCertificate,
+    Facts,
+    Listener,
+    Network,
+    Outcome,
+    Route,
+    Upstream,
 )
-from streamgw.core.model import UNIX_HOST, Address, Facts, Listener, Network, Outcome, Route, Upstream
-from streamgw.core.preread import parse_preface
+from streamgw.core.preread import parse_hello, parse_preface
 from streamgw.core.snapshot import Snapshot
-from streamgw.core.wire import NeedMore
 from streamgw.core.wire.proxy_protocol import build_v1, build_v2
-from streamgw.dataplane.dialer import Dialer, Trail
+from streamgw.core.wire.tls import UNRECOGNIZED_NAME, ClientHello
+from streamgw.dataplane.dialer import Dialer, Introduction, Trail
+from streamgw.dataplane.preread import Bounds, look
 from streamgw.dataplane.pump import End, Ending, Limits, Meter, Pump
 
-Phase = Literal["accept", "preread", "match", "connect", "relay"]
+Phase = Literal["accept", "preread", "match", "handshake", "connect", "relay"]
 
 _FAULTS = {
     Reason.CLOSED: Fault.NONE,
@@ -57,6 +61,10 @@ class Policy:
     """Peers whose PROXY header names the client; the header of anybody else is read and thrown away."""
     preread_timeout_s: float = 3.0
     preread_limit_bytes: int = 16_384
+    handshake_timeout_s: float = 10.0
+    max_handshakes: float = 256
+    """Clients that may owe us their ClientHello or their part of the handshake at a time. One more cuts off the one that
+    has been owing longest: a flood of slow ones starves nobody who is quick."""
     max_duration_s: float = math.inf
     max_sessions: float = 10_000
     """Of the whole process. At the limit accepting pauses: the kernel's backlog is the queue."""
@@ -83,6 +91,8 @@ class Session:
     upstream: Upstream | None = None
     meter: Meter = attrs.Factory(Meter)
     trail: Trail = attrs.Factory(Trail)
+    tls_version: str = ""
+    tls_cipher: str = ""
 
 
 @attrs.define
@@ -110,6 +120,8 @@ class Sessions:
     """An exception that nobody expected; the session has been ended. Tests re-raise it."""
     wall_clock: Callable[[], float]
     """Unix time, for the log only; everything else runs on trio's monotonic clock."""
+    read_certificate: Callable[[bytes], ClientCertificate]
+    """From the DER form of a client's certificate that the handshake has verified."""
     id_prefix: str = ""
     policy: Policy = attrs.Factory(Policy)
     live: dict[str, Session] = attrs.Factory(dict)
@@ -119,6 +131,8 @@ class Sessions:
     """Told after a session has left the registry: room for another."""
     cut_reason: Reason = Reason.DRAIN
     """What a cancelled session says."""
+    _owing: dict[str, trio.CancelScope] = attrs.Factory(dict)
+    """Sessions whose client owes us TLS bytes, longest first."""
     _numbers: itertools.count[int] = attrs.Factory(lambda: itertools.count(1))
 
     def accept(self, listener: Listener, end: End, client: Address, server: Address) -> Session:
@@ -168,9 +182,14 @@ class Sessions:
         return session is not None
 
     async def _live(self, session: Session) -> Ending:
-        if session.listener.proxy_protocol != "off":
+        listener = session.listener
+        if listener.proxy_protocol != "off":
             session.phase = "preread"
             await self._read_proxy_header(session)
+        hello = None
+        if listener.tls != "off":
+            session.phase = "preread"
+            hello = await self._read_hello(session)
 
         session.phase = "match"
         route = session.route = session.snapshot.router.match(session.facts)
@@ -180,11 +199,18 @@ class Sessions:
         if upstream is None:
             raise NoUpstream(f"route {route.id} ({route.source}) names no upstream")
 
+        if hello is not None:
+            if passes_through(listener, route):
+                session.tls_version = "passthrough"
+            else:
+                session.phase = "handshake"
+                await self._terminate(session)
+
         session.phase = "connect"
         return await self.dialer.join(
             session.end,
             upstream,
-            preface=_proxy_header(session, upstream),
+            introduction=Introduction(_proxy_header(session, upstream), session.facts.server_name or ""),
             trail=session.trail,
             meter=session.meter,
             limits=Limits(upstream.timeouts.idle_s, session.started_at + session.policy.max_duration_s),
@@ -192,29 +218,87 @@ class Sessions:
 
     async def _read_proxy_header(self, session: Session) -> None:
         """Read and consume exactly the PROXY header, so that whoever is next finds an untouched stream."""
-        policy, mode = session.policy, session.listener.proxy_protocol
-        deadline = session.started_at + policy.preread_timeout_s
-        at_least = 1
-        while True:
-            buffer = await self.pump.peek(session.end, at_least, deadline=deadline)
-            found = parse_preface(buffer, mode)
-            if not isinstance(found, NeedMore):
-                break
-            if len(buffer) < at_least:
-                if mode == "optional":
-                    return  # it said nothing yet, or too little for a header: a plain client
-                if trio.current_time() < deadline:
-                    raise PrereadTimeout(f"the client closed after {len(buffer)} bytes of a PROXY header")
-                raise PrereadTimeout(f"no whole PROXY header within {policy.preread_timeout_s:g} s")
-            at_least = found.at_least
-            if at_least > policy.preread_limit_bytes:
-                raise PrereadTooLong(
-                    f"a PROXY header of {at_least} bytes; the limit is {policy.preread_limit_bytes}"
-                )
+        mode = session.listener.proxy_protocol
+        found = await look(
+            self.pump,
+            session.end,
+            lambda buffer: parse_preface(buffer, mode),
+            self._bounds(session),
+            what="a PROXY header",
+            owed=mode == "required",
+        )
+        if found is None:
+            return  # it said nothing yet, or too little for a header: a plain client
         self.pump.consume(session.end, found.consumed)
-        header = found.header
-        if header is not None and header.client is not None and _is_in(session.peer, policy.trusted_proxies):
+        header, trusted = found.header, session.policy.trusted_proxies
+        if header is not None and header.client is not None and _is_in(session.peer, trusted):
             session.facts = attrs.evolve(session.facts, client=header.client)
+
+    async def _read_hello(self, session: Session) -> ClientHello | None:
+        """Look at the ClientHello and note what it says. None: a plain client of a listener that takes both."""
+        mode = session.listener.tls
+        bounds = self._bounds(session)
+        with self._owes(session, math.inf, "a ClientHello"):
+            hello = await look(
+                self.pump,
+                session.end,
+                lambda buffer: parse_hello(buffer, mode),
+                bounds,
+                what="a ClientHello",
+                owed=mode == "required",
+            )
+        if isinstance(hello, ClientHello):
+            name = hello.server_name or session.listener.fallback_sni or None
+            session.facts = attrs.evolve(session.facts, server_name=name, alpn=hello.alpn)
+            return hello
+        return None
+
+    async def _terminate(self, session: Session) -> None:
+        """Shake hands under the certificate of the client's name; its own rule for client certificates applies.
+
+        The context is chosen before OpenSSL sees a byte. Swapping it inside OpenSSL's own callback would not apply the
+        new context's verify_mode: a client without a certificate would come in (verified on Python 3.11).
+        """
+        name = session.facts.server_name
+        certificate = next(session.snapshot.certificates.candidates(name), None) if name else None
+        if certificate is None:
+            self.pump.say_last(session.end, UNRECOGNIZED_NAME)
+            raise TLSFailed(f"no certificate for {name}" if name else "the client sent no server name")
+        timeout_s = session.policy.handshake_timeout_s
+        deadline = trio.current_time() + timeout_s
+        with self._owes(session, deadline, f"its part of the handshake within {timeout_s:g} s"):
+            info = await self.pump.handshake(
+                session.end, certificate.context, server_side=True, deadline=deadline
+            )
+        session.tls_version, session.tls_cipher = info.version, info.cipher
+        if certificate.requires_client_certificate:
+            assert info.peer_certificate, "OpenSSL lets nobody through without one"
+            client_certificate = self.read_certificate(info.peer_certificate)
+            session.facts = attrs.evolve(session.facts, client_certificate=client_certificate)
+
+    @contextmanager
+    def _owes(self, session: Session, deadline: float, what: str) -> Iterator[None]:
+        """While the client owes us TLS bytes; see `Policy.max_handshakes`."""
+        while len(self._owing) >= session.policy.max_handshakes:
+            longest = next(iter(self._owing))
+            self._owing.pop(longest).cancel()
+        scope = self._owing[session.id] = trio.CancelScope(deadline=deadline)
+        try:
+            with scope:
+                yield
+        finally:
+            self._owing.pop(session.id, None)
+        if scope.cancelled_caught:
+            if trio.current_time() >= deadline:
+                raise TLSFailed(f"the client did not send {what}")
+            raise TLSFailed(
+                f"made room for others: {session.policy.max_handshakes:g} clients owed their bytes"
+            )
+
+    def _bounds(self, session: Session) -> Bounds:
+        policy = session.policy
+        deadline = session.started_at + policy.preread_timeout_s
+        return Bounds(deadline, policy.preread_limit_bytes, policy.preread_timeout_s)
 
     def _leave(self, session: Session, ending: Ending, fault: Fault | None) -> None:
         del self.live[session.id]
@@ -253,7 +337,16 @@ def _outcome(session: Session, ending: Ending, fault: Fault | None) -> Outcome:
         side=ending.side or "",
         detail=ending.detail,
         revision=session.snapshot.revision,
+        tls_version=session.tls_version,
+        tls_cipher=session.tls_cipher,
     )
+
+
+def passes_through(listener: Listener, route: Route) -> bool:
+    """Whether a TLS client of this listener and route is handed on untouched. `streamgw explain` asks this too."""
+    if listener.passthrough == "route":
+        return route.tls_passthrough
+    return listener.passthrough == "always"
 
 
 def _proxy_header(session: Session, upstream: Upstream) -> bytes:

@@ -177,5 +177,11 @@ class Pump(Protocol):
         Both sockets get an RST. Does nothing to an end that is closed.
         """
 
+    def say_last(self, end: End, words: bytes) -> None:
+        """Send a few bytes as far as the socket takes them and see to it that `close` does not destroy them: a TLS alert.
+
+        What the client has sent is thrown away (closing over unread bytes would be an RST, which overtakes the words).
+        """
+
     def close(self, end: End, *, reset: bool = False) -> None:
         """Close an end that was never relayed: FIN (or RST, which `reset` forces). Closing twice is fine."""
