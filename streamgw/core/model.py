@@ -224,6 +224,12 @@ class Route:
     tls_passthrough: bool = False
     """Counts on listeners with `passthrough: route` only."""
 
+    def passes_through(self, listener: Listener) -> bool:
+        """Whether a TLS client of this listener and route is handed on untouched."""
+        if listener.passthrough == "route":
+            return self.tls_passthrough
+        return listener.passthrough == "always"
+
 
 @attrs.frozen(eq=False)
 class Certificate:

@@ -200,7 +200,7 @@ class Sessions:
             raise NoUpstream(f"route {route.id} ({route.source}) names no upstream")
 
         if hello is not None:
-            if passes_through(listener, route):
+            if route.passes_through(listener):
                 session.tls_version = "passthrough"
             else:
                 session.phase = "handshake"
@@ -340,13 +340,6 @@ def _outcome(session: Session, ending: Ending, fault: Fault | None) -> Outcome:
         tls_version=session.tls_version,
         tls_cipher=session.tls_cipher,
     )
-
-
-def passes_through(listener: Listener, route: Route) -> bool:
-    """Whether a TLS client of this listener and route is handed on untouched. `streamgw explain` asks this too."""
-    if listener.passthrough == "route":
-        return route.tls_passthrough
-    return listener.passthrough == "always"
 
 
 def _proxy_header(session: Session, upstream: Upstream) -> bytes:

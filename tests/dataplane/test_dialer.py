@@ -9,7 +9,7 @@ import trio
 
 from streamgw.core.errors import ConnectFailed, Exhausted, NoNode, Reason
 from streamgw.core.model import Timeouts, Upstream
-from streamgw.dataplane.dialer import Dialer, Trail
+from streamgw.dataplane.dialer import Dialer, Introduction, Trail
 from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.pump import Ending, Limits, Meter
 from tests.support.fake_pump import Dialled, FakeEnd, FakePump
@@ -17,13 +17,13 @@ from tests.support.scenes import FakeNames, upstream
 
 
 async def join(
-    pump: FakePump, to: Upstream, trail: Trail, *, preface: bytes = b"", client: FakeEnd | None = None
+    pump: FakePump, to: Upstream, trail: Trail, *, preface: bytes = b"", server_name: str = "", client: FakeEnd | None = None
 ) -> Ending:
     pool = UpstreamPool(FakeNames(), rng=random.Random(1))
     pool.sync({to.key: to})
     dialer = Dialer(pump, pool)
     return await dialer.join(
-        client or FakeEnd(), to, preface=preface, trail=trail, meter=Meter(), limits=Limits()
+        client or FakeEnd(), to, introduction=Introduction(preface, server_name), trail=trail, meter=Meter(), limits=Limits()
     )
 
 

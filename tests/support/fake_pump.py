@@ -9,9 +9,9 @@ from typing import NoReturn
 import attrs
 import trio
 
-from streamgw.core.errors import ConnectFailed, Exhausted, PeerReset, Reason
+from streamgw.core.errors import ConnectFailed, Exhausted, PeerReset, Reason, TLSFailed, UpstreamTLSFailed
 from streamgw.core.model import Address
-from streamgw.dataplane.pump import Ending, Limits, Meter, OnAccept
+from streamgw.dataplane.pump import Ending, Limits, Meter, OnAccept, TLSInfo
 
 
 @attrs.define(eq=False)
@@ -28,6 +28,16 @@ class FakeEnd:
     eof: bool = False
     resets: bool = False
     closed: str = ""
+    secured_by: object = None
+    """The context of the handshake."""
+    server_name: str = ""
+    """An upstream: the name that was sent to it."""
+    last_words: bytes = b""
+    shakes_s: float = 0.0
+    """A client: how long its part of the handshake takes."""
+    shake_fails: str = ""
+    certificate: bytes = b""
+    """A client: what it presents."""
     aborted: Reason | None = None
     changed: trio.Event = attrs.Factory(trio.Event)
 
@@ -39,6 +49,7 @@ class Dialled:
     refuses: str = ""
     exhausted: bool = False
     takes_s: float = 0.0
+    tls_fails: str = ""
     ending: Ending | None = Ending(Reason.CLOSED)
     moves: tuple[int, int] = (0, 0)
 
@@ -108,18 +119,31 @@ class FakePump:
         self.dialled.append(end)
         return end
 
+    async def connected(self, upstream: FakeEnd) -> None:
+        await self._connect(upstream)
+
+    async def handshake(
+        self, end: FakeEnd, context: object, *, server_side: bool, server_name: str = "", deadline: float
+    ) -> TLSInfo:
+        end.secured_by, end.server_name = context, server_name
+        fails = end.shake_fails if server_side else self._script(end).tls_fails
+        await trio.sleep(end.shakes_s)
+        if fails:
+            raise (TLSFailed if server_side else UpstreamTLSFailed)(fails)
+        return TLSInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384", "", resumed=False, peer_certificate=end.certificate)
+
+    def say_last(self, end: FakeEnd, words: bytes) -> None:
+        end.last_words = words
+
     async def relay(self, client: FakeEnd, upstream: FakeEnd, meter: Meter, limits: Limits) -> Ending:
         assert not client.closed, "a closed end was relayed"
         self.before_relay()
-        script = self.nodes.get(str(upstream.address), Dialled(refuses="connection refused"))
+        script = self._script(upstream)
         try:
-            await trio.sleep_until(min(trio.current_time() + script.takes_s, upstream.deadline))
-            if script.takes_s and trio.current_time() >= upstream.deadline:
-                upstream.closed = "reset"
-                raise ConnectFailed("timed out")
-            if script.refuses:
-                upstream.closed = "fin"
-                raise ConnectFailed(script.refuses)
+            if upstream.secured_by is None:
+                await self._connect(upstream)
+            else:
+                await trio.lowlevel.checkpoint()
             meter.connected_at = trio.current_time()
             meter.bytes_up, meter.bytes_down = script.moves
             ending = script.ending or await self._until_cut(client, limits)
@@ -135,6 +159,19 @@ class FakePump:
 
     def close(self, end: FakeEnd, *, reset: bool = False) -> None:
         end.closed = end.closed or ("reset" if reset else "fin")
+
+    def _script(self, upstream: FakeEnd) -> Dialled:
+        return self.nodes.get(str(upstream.address), Dialled(refuses="connection refused"))
+
+    async def _connect(self, upstream: FakeEnd) -> None:
+        script = self._script(upstream)
+        await trio.sleep_until(min(trio.current_time() + script.takes_s, upstream.deadline))
+        if script.takes_s and trio.current_time() >= upstream.deadline:
+            upstream.closed = "reset"
+            raise ConnectFailed("timed out")
+        if script.refuses:
+            upstream.closed = "fin"
+            raise ConnectFailed(script.refuses)
 
     async def _until_cut(self, client: FakeEnd, limits: Limits) -> Ending:
         idle_at = trio.current_time() + limits.idle_s
