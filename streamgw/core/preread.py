@@ -1,12 +1,13 @@
-"""From the first bytes of a session to facts. Today the only bytes we look at are a PROXY header."""
+"""From the first bytes of a session to facts: a PROXY header, which is taken off, and a ClientHello, which stays."""
 
 from __future__ import annotations
 
 import attrs
 
-from streamgw.core.model import ProxyProtocolIn
+from streamgw.core.model import ProxyProtocolIn, TLSIn
 from streamgw.core.wire import NeedMore
 from streamgw.core.wire.proxy_protocol import ProxyHeader, may_become_proxy_header, parse_proxy_header
+from streamgw.core.wire.tls import ClientHello, may_become_client_hello, parse_client_hello
 
 
 @attrs.frozen
@@ -40,3 +41,20 @@ def parse_preface(buffer: bytes, mode: ProxyProtocolIn) -> Preface | NeedMore:
         return found
     header, consumed = found
     return Preface(consumed, header)
+
+
+def parse_hello(buffer: bytes, mode: TLSIn) -> ClientHello | NeedMore | None:
+    """Look for the ClientHello that a listener expects. Nothing of it is to be consumed.
+
+    With `optional`, a client whose first bytes are no TLS record is a plain one. Once a record has begun, the rest has
+    to be right in every mode: who says TLS and then something else is not passed on as if it had said nothing.
+
+    Returns:
+      None: a plain client. NeedMore: nothing can be decided yet; always asks for more than `buffer` holds.
+
+    Raises:
+      ParseError: not a ClientHello where one has to be, or a broken one.
+    """
+    if mode == "off" or (mode == "optional" and not may_become_client_hello(buffer)):
+        return None
+    return parse_client_hello(buffer)

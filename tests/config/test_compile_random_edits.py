@@ -22,6 +22,7 @@ from streamgw.core.errors import ConfigError, Problem
 from streamgw.core.model import Revision
 from streamgw.core.router import Router
 from streamgw.core.snapshot import Snapshot
+from streamgw.core.sni import SNIIndex
 
 NAMES = ("a.yaml", "b.yml", "c.json", "sub/d.yaml")
 IGNORED = (".a.yaml", "a.yaml~", "#a.yaml#", "a.yaml.bak", "notes.txt", ".git/d.yaml")
@@ -124,7 +125,7 @@ class RandomEdits(RuleBasedStateMachine):
         self.loader = Loader(Store(self.directory), environ={})
         self.files: dict[str, Content] = {}
         self.model: list[tuple[str, str]] = []
-        self.running = Snapshot(Revision(""), Router(()), {}, {})
+        self.running = Snapshot(Revision(""), Router(()), {}, SNIIndex(()), {})
 
     def teardown(self) -> None:
         shutil.rmtree(self.root)

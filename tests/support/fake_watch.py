@@ -12,6 +12,7 @@ from streamgw.core.errors import Problem
 from streamgw.core.model import Key, Listener, Revision
 from streamgw.core.router import Router
 from streamgw.core.snapshot import Snapshot
+from streamgw.core.sni import SNIIndex
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
@@ -64,7 +65,13 @@ class FakeLoader:
 def compilation(revision: str, *warnings: Problem, **digests: str) -> Compilation:
     """A snapshot without routes; `mysql="d1"` means that stream route `mysql` has digest d1."""
     sources: dict[Key, str] = {("stream_routes", id_): digest for id_, digest in digests.items()}
-    snapshot = Snapshot(revision=Revision(revision), router=Router(()), upstreams={}, sources=sources)
+    snapshot = Snapshot(
+        revision=Revision(revision),
+        router=Router(()),
+        upstreams={},
+        certificates=SNIIndex(()),
+        sources=sources,
+    )
     return Compilation(snapshot=snapshot, warnings=warnings, documents=())
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import attrs
 
 from streamgw.core.model import (
     Address,
+    Certificate,
     Facts,
     Listener,
     Match,
@@ -21,6 +22,7 @@ from streamgw.core.model import (
 )
 from streamgw.core.router import Router
 from streamgw.core.snapshot import Snapshot
+from streamgw.core.sni import SNIIndex
 
 
 def upstream(*nodes: str, key: str = "upstreams/1", **settings: object) -> Upstream:
@@ -52,11 +54,12 @@ def route(
     return Route(id=id_, match=match, upstream=to, source=Source("routes.d/test.yaml", 1), **settings)
 
 
-def snapshot(*routes: Route, revision: str = "r1") -> Snapshot:
+def snapshot(*routes: Route, certificates: Sequence[Certificate] = (), revision: str = "r1") -> Snapshot:
     return Snapshot(
         revision=Revision(revision),
         router=Router(routes),
         upstreams={each.upstream.key: each.upstream for each in routes if each.upstream is not None},
+        certificates=SNIIndex(((name, each) for each in certificates for name in each.names), one_label=True),
         sources={("stream_routes", each.id): each.id for each in routes},
     )
 

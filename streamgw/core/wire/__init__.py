@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import attrs
 
+_SHOWN_BYTES = 16
+
 
 @attrs.frozen
 class NeedMore:
@@ -11,3 +13,8 @@ class NeedMore:
 
     at_least: int
     """Total bytes before another try can succeed; keeps byte-by-byte feeding linear."""
+
+
+def shown(buffer: bytes) -> str:
+    """The beginning of what a client sent, for a message: printable ASCII in quotes, whatever the bytes are."""
+    return repr(bytes(buffer[:_SHOWN_BYTES]))[1:] + ("…" if len(buffer) > _SHOWN_BYTES else "")

@@ -14,7 +14,7 @@ import attrs
 
 from streamgw.core.errors import ParseError
 from streamgw.core.model import UNIX_HOST, Address, Transport
-from streamgw.core.wire import NeedMore
+from streamgw.core.wire import NeedMore, shown
 
 SIGNATURE_V1 = b"PROXY "
 SIGNATURE_V2 = b"\r\n\r\n\x00\r\nQUIT\n"
@@ -23,8 +23,6 @@ _MAX_V1_BYTES = 107
 """Of the whole line with its CRLF, so says the specification; two IPv6 addresses fit."""
 _MIN_V1_BYTES = len(b"PROXY UNKNOWN\r\n")
 _FIXED_V2_BYTES = 16
-_SHOWN_BYTES = 16
-"""How much of an unexpected beginning an error message shows."""
 
 _IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -72,7 +70,7 @@ def parse_proxy_header(buffer: bytes) -> tuple[ProxyHeader, int] | NeedMore:
         return _parse_v2(buffer)
     if may_become_proxy_header(buffer):
         return NeedMore(len(buffer) + 1)
-    raise ParseError(f"not a PROXY header: {_shown(buffer)}")
+    raise ParseError(f"not a PROXY header: {shown(buffer)}")
 
 
 def build_v1(client: Address, server: Address) -> bytes:
@@ -134,12 +132,12 @@ def _parse_v1(buffer: bytes) -> tuple[ProxyHeader, int] | NeedMore:
     if end < 0:
         if len(buffer) >= _MAX_V1_BYTES:
             raise ParseError(
-                f"a PROXY line without an end in its first {_MAX_V1_BYTES} bytes: {_shown(buffer)}"
+                f"a PROXY line without an end in its first {_MAX_V1_BYTES} bytes: {shown(buffer)}"
             )
         missing = 1 if buffer.endswith(b"\r") else 2
         return NeedMore(min(max(_MIN_V1_BYTES, len(buffer) + missing), _MAX_V1_BYTES))
     if buffer[end - 1 : end] != b"\r":
-        raise ParseError(f"a PROXY line that ends in LF alone: {_shown(buffer)}")
+        raise ParseError(f"a PROXY line that ends in LF alone: {shown(buffer)}")
     line = buffer[: end - 1].decode("ascii", "backslashreplace")
     words = line.split(" ")
     if words[1] == "UNKNOWN":
@@ -242,8 +240,3 @@ def _parse_tlvs(block: bytes) -> tuple[tuple[int, bytes], ...]:
 
 def _folded(ip: _IPAddress) -> str:
     return str(ip.ipv4_mapped or ip) if isinstance(ip, ipaddress.IPv6Address) else str(ip)
-
-
-def _shown(buffer: bytes) -> str:
-    """The beginning, as printable ASCII in quotes."""
-    return repr(bytes(buffer[:_SHOWN_BYTES]))[1:] + ("…" if len(buffer) > _SHOWN_BYTES else "")
