@@ -10,20 +10,29 @@ Source:
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
 from streamgw.config.documents import Document, ParsedFile, SourceFile, id_of, parse_file
+from streamgw.config.pem import References
 from streamgw.config.schema import ServiceSpec, StreamRouteSpec, UpstreamSpec
 from streamgw.config.strict import Fault, nearest
+from streamgw.config.tls import Credentials, Look, TLSSettings, Workshop
 from streamgw.core.errors import ConfigError, Problem
 from streamgw.core.model import Key, Listener, Match, Network, PortRange, Revision, Route, Upstream
 from streamgw.core.router import Router
 from streamgw.core.snapshot import Snapshot
+from streamgw.core.sni import SNIIndex
+
+if TYPE_CHECKING:
+    from streamgw.config.x509 import CertificateInfo
 
 
 class FileTree(Protocol):
@@ -60,18 +69,41 @@ class Compilation:
     snapshot: Snapshot
     warnings: tuple[Problem, ...]
     documents: tuple[Document, ...]
+    certificates: Mapping[Key, CertificateInfo] = attrs.field(factory=dict)
+    """Of every enabled object of `ssls`, those of type client too: its first certificate."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 class Loader:
     """Reads and compiles one directory; remembers parsed files, so that a reload parses only what changed.
 
     Not for two threads at once.
+
+    Args:
+      tls: asked at each load: conf/config.yaml may have changed.
+      wall_clock: what certificates' dates are compared with.
     """
 
-    def __init__(self, store: Directory, *, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        store: Directory,
+        *,
+        environ: Mapping[str, str],
+        tls: Callable[[], TLSSettings] = TLSSettings,
+        wall_clock: Callable[[], datetime] = _now,
+    ) -> None:
         self._store = store
         self._environ = environ
+        self._tls = tls
+        self._wall_clock = wall_clock
         self._parsed: dict[tuple[str, str], ParsedFile] = {}
+        self._workshop = Workshop()
+        self.files: frozenset[FilePath] = frozenset()
+        """What the latest `load` looked at outside of the directory, also if it failed: to be watched with it. Absolute;
+        some may not exist."""
 
     def load(self, listeners: Sequence[Listener]) -> Compilation:
         """Read the directory and compile all of it. Blocks: run it in a worker thread.
@@ -83,7 +115,16 @@ class Loader:
         tree = self._store.read()
         parsed = self._parse(tree)
         self._parsed = {(file.name, file.digest): found for file, found in parsed}
-        return _compile([found for _, found in parsed], tree.revision, listeners)
+        references = References(self._environ)
+        try:
+            compilation = self._compile(parsed, tree.revision, listeners, references)
+        except ConfigError:
+            self._workshop.finish(forget=False)
+            raise
+        finally:
+            self.files = references.files
+        self._workshop.finish(forget=True)
+        return compilation
 
     def check(self, tree: FileTree, listeners: Sequence[Listener]) -> Compilation:
         """What `load` would say if the directory were this. Blocks; remembers and changes nothing.
@@ -91,7 +132,19 @@ class Loader:
         Raises:
           ConfigError: with every problem of every file.
         """
-        return _compile([found for _, found in self._parse(tree)], tree.revision, listeners)
+        return self._compile(self._parse(tree), tree.revision, listeners, References(self._environ))
+
+    def _compile(
+        self,
+        parsed: Sequence[tuple[SourceFile, ParsedFile]],
+        revision: Revision,
+        listeners: Sequence[Listener],
+        references: References,
+    ) -> Compilation:
+        files = [found for _, found in parsed]
+        is_complete = all(file.is_readable for file in files)
+        look = Look(self._workshop, references, self._tls(), self._wall_clock(), is_complete)
+        return _compile(files, revision, listeners, look)
 
     def _parse(self, tree: FileTree) -> list[tuple[SourceFile, ParsedFile]]:
         files = sorted(tree.files, key=lambda file: file.name)
@@ -101,34 +154,51 @@ class Loader:
         ]
 
 
-def _compile(files: Sequence[ParsedFile], revision: Revision, listeners: Sequence[Listener]) -> Compilation:
-    resolution = _Resolution(files)
+def _compile(
+    files: Sequence[ParsedFile], revision: Revision, listeners: Sequence[Listener], look: Look
+) -> Compilation:
+    documents = tuple(document for file in files for document in file.documents)
+    credentials = Credentials(look, documents)
+    resolution = _Resolution(files, credentials, look.is_complete)
     problems = [problem for file in files for problem in file.problems]
     problems += resolution.report(resolution.faults)
     if problems:
         raise ConfigError(tuple(sorted(problems)))
     routes = resolution.routes()
+    problems += resolution.report(resolution.faults)
+    if problems:
+        raise ConfigError(tuple(sorted(problems)))
     router = Router([route for _, route in routes])
     resolution.warn_of_shadows(router, routes)
     resolution.warn_of_listeners(routes, listeners)
     warnings = [warning for file in files for warning in file.warnings]
     warnings += resolution.report(resolution.warnings)
     snapshot = Snapshot(
-        revision=revision,
+        revision=_with_credentials(revision, credentials),
         router=router,
         upstreams={route.upstream.key: route.upstream for _, route in routes if route.upstream},
+        certificates=SNIIndex(credentials.entries()),
         sources={document.key: document.digest for document in resolution.documents},
     )
-    return Compilation(snapshot, tuple(sorted(warnings)), resolution.documents)
+    return Compilation(snapshot, tuple(sorted(warnings)), documents, credentials.infos)
+
+
+def _with_credentials(revision: Revision, credentials: Credentials) -> Revision:
+    """The files of the directory are not all that counts: certificates beside it, variables, settings."""
+    if not credentials.digests:
+        return revision
+    text = " ".join((revision, *sorted(credentials.digests)))
+    return Revision(hashlib.sha256(text.encode()).hexdigest()[:32])
 
 
 class _Resolution:
     """All documents of one state, each looked at in the light of the others."""
 
-    def __init__(self, files: Sequence[ParsedFile]) -> None:
+    def __init__(self, files: Sequence[ParsedFile], credentials: Credentials, is_complete: bool) -> None:
         self.documents = tuple(document for file in files for document in file.documents)
-        self.faults: list[tuple[Document, Fault]] = []
-        self.warnings: list[tuple[Document, Fault]] = []
+        self.faults: list[tuple[Document, Fault]] = credentials.faults
+        self.warnings: list[tuple[Document, Fault]] = credentials.warnings
+        self._credentials = credentials
         self._locations = {
             document.source.file: file.locations for file in files for document in file.documents[:1]
         }
@@ -136,7 +206,7 @@ class _Resolution:
         self._upstreams: dict[Key, Upstream | None] = {}
         self._index()
         # While a file cannot be read, nobody knows what it would have defined.
-        if all(file.is_readable for file in files):
+        if is_complete:
             self._check_references()
 
     def report(self, found: Sequence[tuple[Document, Fault]]) -> list[Problem]:
@@ -205,6 +275,9 @@ class _Resolution:
             upstream = self._upstream_of_service(document, spec.service_id)
         if upstream is None:
             self.warnings.append((document, Fault((), "no upstream: every session that matches is closed")))
+        elif upstream.tls is not None and spec.tls_passthrough:
+            message = "the client's TLS is handed on untouched: its upstream cannot have 'scheme: tls'"
+            self.faults.append((document, Fault(("tls_passthrough",), message)))
         return Route(
             id=document.key[1],
             match=spec.build_match(),
@@ -213,6 +286,7 @@ class _Resolution:
             priority=spec.priority,
             name=spec.name or "",
             service_id=spec.service_id or "",
+            tls_passthrough=spec.tls_passthrough,
         )
 
     def _upstream_of_service(self, document: Document, service_id: str) -> Upstream | None:
@@ -231,7 +305,8 @@ class _Resolution:
             inline = spec.upstream if spec.upstream_id is None else self._by_key[key].spec
             assert inline is None or isinstance(inline, UpstreamSpec), "the collection decides the class"
             name = "/".join(key) if spec.upstream_id is not None else f"{owner[0]}/{owner[1]}/upstream"
-            self._upstreams[key] = inline.build(name) if inline is not None else None
+            tls = self._credentials.of_upstream(key)
+            self._upstreams[key] = inline.build(name, tls) if inline is not None else None
         return self._upstreams[key]
 
 

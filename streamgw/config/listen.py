@@ -2,7 +2,7 @@
 
 Source:
   APISIX `apisix/cli/ops.lua` and `apisix/cli/schema.lua`: forms and error texts. Ours are `optional` and `required`
-  PROXY headers, the version sent on, and `max_sessions`.
+  PROXY headers, the version sent on, `tls: optional`, `fallback_sni` and `max_sessions`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Annotated, Literal, TypeAlias
 
 import attrs
 
-from streamgw.config.rules import Count
+from streamgw.config.rules import Count, HostName
 from streamgw.config.strict import Fault, Rule, Wrong, each, shown, structure
 from streamgw.config.yaml_reader import Path
-from streamgw.core.model import Listener, ProxyProtocolIn, ProxyProtocolOut
+from streamgw.core.model import Listener, Passthrough, ProxyProtocolIn, ProxyProtocolOut, TLSIn
 
 Kind = Literal["tcp", "udp"]
 TCP_PATH: Path = ("apisix", "stream_proxy", "tcp")
@@ -109,16 +109,31 @@ def _mode_out(value: object) -> ProxyProtocolOut:
     raise Wrong(f"expected true, false, 'v1' or 'v2', got {shown(value)}")
 
 
+def _tls_mode(value: object) -> TLSIn:
+    if isinstance(value, bool):
+        return "required" if value else "off"
+    if value == "optional":
+        return "optional"
+    raise Wrong(f"expected true, false or 'optional', got {shown(value)}")
+
+
 @attrs.frozen(kw_only=True)
 class Entry:
     """One item of the list, with what it says about its connections."""
 
     addr: Annotated[Endpoint, endpoint_rule("tcp")]
-    tls: bool = False
+    tls: Annotated[TLSIn, _tls_mode] = "off"
     tls_passthrough: bool = False
     proxy_protocol: Annotated[ProxyProtocolIn, _mode_in] | None = None
     proxy_protocol_to_upstream: Annotated[ProxyProtocolOut, _mode_out] | None = None
     max_sessions: Count | None = None
+    fallback_sni: HostName | None = None
+
+    def check(self) -> Iterator[Fault]:
+        """What no field alone can say."""
+        if self.fallback_sni is not None and self.tls == "off" and not self.tls_passthrough:
+            message = "does nothing: this listener does not look for TLS ('tls', 'tls_passthrough')"
+            yield Fault(("fallback_sni",), message, at_key=True)
 
 
 def _tcp_entry(value: object) -> Entry:
@@ -141,6 +156,9 @@ class Defaults:
     proxy_protocol: ProxyProtocolIn
     proxy_protocol_to_upstream: ProxyProtocolOut
     max_sessions: int
+    fallback_sni: str = ""
+    is_tls_on: bool = True
+    """`apisix.ssl.enable`: whether a listener may terminate TLS."""
 
 
 @attrs.frozen
@@ -149,7 +167,6 @@ class Listeners:
 
     served: tuple[Listener, ...]
     faults: tuple[Fault, ...]
-    warnings: tuple[Fault, ...]
 
 
 def build_listeners(entries: Sequence[Entry], defaults: Defaults) -> Listeners:
@@ -166,7 +183,6 @@ def build_listeners(entries: Sequence[Entry], defaults: Defaults) -> Listeners:
     }
     served: list[Listener] = []
     faults: list[Fault] = []
-    warnings: list[Fault] = []
     first_at: dict[str, int] = {}
     for position, entry in enumerate(entries):
         path = (*TCP_PATH, position)
@@ -176,21 +192,26 @@ def build_listeners(entries: Sequence[Entry], defaults: Defaults) -> Listeners:
                 name = listener.name.removeprefix("tcp ")
                 faults.append(Fault(path, f"{name} is listed twice, first as tcp[{first}]"))
                 break
-            if not (entry.tls or entry.tls_passthrough):
-                served.append(listener)
-        if entry.tls or entry.tls_passthrough:
-            field = "tls" if entry.tls else "tls_passthrough"
-            message = "TLS listeners are not served by this version: nobody listens here"
-            warnings.append(Fault((*path, field), message))
-    return Listeners(tuple(served), tuple(faults), tuple(warnings))
+            served.append(listener)
+        if entry.tls != "off" and not defaults.is_tls_on:
+            faults.append(Fault((*path, "tls"), "expected false: 'apisix.ssl.enable' is false"))
+    return Listeners(tuple(served), tuple(faults))
 
 
 def _ports(endpoint: Endpoint) -> range:
     return range(endpoint.first, endpoint.last + 1)
 
 
+def _passthrough(entry: Entry) -> Passthrough:
+    """APISIX: a listener that terminates and passes through leaves the choice to each route."""
+    if not entry.tls_passthrough:
+        return "never"
+    return "always" if entry.tls == "off" else "route"
+
+
 def _spell_out(entry: Entry, defaults: Defaults, taken: set[tuple[str, int]]) -> Iterator[Listener]:
     endpoint = entry.addr
+    has_tls = entry.tls != "off" or entry.tls_passthrough
     plain = Listener(
         transport="tcp",
         host=endpoint.host or ("unix:" if endpoint.path else "::"),
@@ -199,6 +220,9 @@ def _spell_out(entry: Entry, defaults: Defaults, taken: set[tuple[str, int]]) ->
         proxy_protocol=entry.proxy_protocol or defaults.proxy_protocol,
         proxy_protocol_to_upstream=entry.proxy_protocol_to_upstream or defaults.proxy_protocol_to_upstream,
         max_sessions=defaults.max_sessions if entry.max_sessions is None else entry.max_sessions,
+        tls="required" if has_tls and entry.tls == "off" else entry.tls,
+        passthrough=_passthrough(entry),
+        fallback_sni=(entry.fallback_sni or defaults.fallback_sni) if has_tls else "",
     )
     if endpoint.path:
         yield plain

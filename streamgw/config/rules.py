@@ -177,6 +177,14 @@ def server_name(value: object) -> str:
 _SNI = re.compile(r"\*|\*?[0-9a-zA-Z\-._\[\]:]+")
 
 
+def host_name(value: object) -> str:
+    """A server name as a client sends it: no wildcard."""
+    name = server_name(value)
+    if name.startswith("*"):
+        raise Wrong(f"expected a name without wildcard, got {shown(value)}")
+    return name
+
+
 def duration(value: object) -> float:
     """Nginx's time: `240s`, `4m`, `1h30m`, `500ms`; a bare number is seconds."""
     if type(value) in {int, float} or (type(value) is str and value.isdecimal()):
@@ -205,4 +213,5 @@ AnyMapping: TypeAlias = Annotated[Mapping[str, object], mapping]
 Net: TypeAlias = Annotated[Network, network]
 Ports: TypeAlias = Annotated[PortRange, port_range]
 ServerName: TypeAlias = Annotated[str, server_name]
+HostName: TypeAlias = Annotated[str, host_name]
 Duration: TypeAlias = Annotated[float, duration]

@@ -6,7 +6,7 @@ here: references are resolved in `config/compile.py`.
 
 Source:
   APISIX `apisix/schema_def.lua`: stream_route, upstream, service, ssl. Ours are `priority`, `status`, `remote_addrs`,
-  `server_ports`, `snis` of a route and `proxy_protocol` of an upstream.
+  `server_ports`, `snis`, `alpn` of a route, `proxy_protocol` and parts of `tls` of an upstream.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from streamgw.config.rules import (
     AnyMapping,
     Count,
     Description,
+    HostName,
     Id,
     Labels,
     Name,
@@ -34,9 +35,10 @@ from streamgw.config.rules import (
     integer,
     mapping,
     secret,
+    text,
 )
 from streamgw.config.strict import Fault, Rule, Wrong, nearest, shown
-from streamgw.core.model import Match, Node, PortRange, ProxyProtocolOut, Timeouts, Upstream
+from streamgw.core.model import Match, Node, PortRange, ProxyProtocolOut, Timeouts, Upstream, UpstreamTLS
 
 AVAILABLE_TYPES = ("roundrobin",)
 _PLANNED_TYPES = ("chash", "least_conn", "ewma")
@@ -64,8 +66,6 @@ def _balancer_type(value: object) -> Literal["roundrobin"]:
 
 
 def _scheme(value: object) -> str:
-    if value == "tls":
-        raise Wrong("TLS to the upstream is not available in this version")
     if type(value) is str and value in _SCHEMES:
         return value
     hint = nearest(value, _SCHEMES) if isinstance(value, str) else ""
@@ -92,6 +92,27 @@ def _plugins(value: object) -> tuple[str, ...]:
     return tuple(disabled)
 
 
+def _pem(least: int) -> Rule[str]:
+    """A PEM text, or a reference to where one is kept. Never shown."""
+    whole = secret(least, 65536)
+
+    def rule(value: object) -> str:
+        is_reference = isinstance(value, str) and value.lower().startswith(
+            ("$secret://", "$env://", "$file://")
+        )
+        return str(value) if is_reference else whole(value)
+
+    return rule
+
+
+def _trusted(value: object) -> str:
+    return "system" if value == "system" else _pem(128)(value)
+
+
+PemCertificate: TypeAlias = Annotated[str, _pem(128)]
+PemKey: TypeAlias = Annotated[str, _pem(64)]
+ALPN: TypeAlias = Annotated[str, text(1, 255)]
+"""RFC 7301: 1 to 255 bytes."""
 Nodes: TypeAlias = Annotated[tuple[Node, ...], parse_nodes]
 Plugins: TypeAlias = Annotated[tuple[str, ...], _plugins]
 _NO_DISCOVERY = _unavailable("service discovery is not available in this version; list nodes")
@@ -116,12 +137,35 @@ class ChecksSpec:
 
 @attrs.frozen(kw_only=True)
 class UpstreamTLSSpec:
-    """Client certificate towards the upstream: read, not used."""
+    """How to speak TLS to the nodes: `config/tls.py` makes a context of it."""
 
-    client_cert: Annotated[str, secret(128, 65536)] | None = attrs.field(default=None, repr=False)
-    client_key: Annotated[str, secret(64, 65536)] | None = attrs.field(default=None, repr=False)
+    client_cert: PemCertificate | None = attrs.field(default=None, repr=False)
+    client_key: PemKey | None = attrs.field(default=None, repr=False)
     client_cert_id: Id | None = None
     verify: bool = False
+    ca_certs: Annotated[str, _trusted] | None = attrs.field(default=None, repr=False)
+    server_name: HostName | None = None
+    alpn: tuple[ALPN, ...] = ()
+
+    def check(self) -> Iterator[Fault]:
+        """What no field alone can say."""
+        if (self.client_cert is None) != (self.client_key is None):
+            yield Fault((), "'client_cert' and 'client_key' need each other")
+        if self.client_cert_id is not None and self.client_cert is not None:
+            yield Fault(
+                ("client_cert_id",), "'client_cert' and 'client_cert_id' exclude each other", at_key=True
+            )
+
+    def warnings(self) -> Iterator[Fault]:
+        """What is written here and has no effect, or less than one might think."""
+        if not self.verify and self.ca_certs is not None:
+            yield Fault(("ca_certs",), "does nothing without 'verify: true'", at_key=True)
+        if self.verify and self.server_name is None:
+            message = (
+                "without 'server_name' the nodes' certificates must be for the name that the client asked for, "
+                "or for 'apisix_backend' if it named none"
+            )
+            yield Fault(("verify",), message, at_key=True)
 
 
 @attrs.frozen(kw_only=True)
@@ -164,7 +208,7 @@ class UpstreamSpec:
             yield Fault(("nodes",), "no node: every session that comes here is closed")
         elif not any(node.weight for node in self.nodes):
             yield Fault(("nodes",), "every weight is 0: no node is ever picked")
-        if self.scheme not in {"tcp", "udp", "http"}:
+        if self.scheme not in {"tcp", "udp", "http", "tls"}:
             yield Fault(("scheme",), f"'{self.scheme}' is treated as tcp")
         for name in ("pass_host", "upstream_host", "keepalive_pool"):
             if getattr(self, name) is not None:
@@ -172,12 +216,22 @@ class UpstreamSpec:
         for name in ("hash_on", "key"):
             if getattr(self, name) is not None:
                 yield Fault((name,), "does nothing with type roundrobin", at_key=True)
-        if self.tls is not None:
-            yield Fault(("tls",), "does nothing: TLS to the upstream is not available", at_key=True)
+        yield from self._warn_of_tls()
         if self.checks is not None:
             yield Fault(("checks",), "health checks are not run by this version", at_key=True)
 
-    def build(self, key: str) -> Upstream:
+    def _warn_of_tls(self) -> Iterator[Fault]:
+        if self.scheme != "tls":
+            if self.tls is not None:
+                yield Fault(("tls",), "does nothing without 'scheme: tls'", at_key=True)
+            return
+        if self.tls is None or not self.tls.verify:
+            message = "whoever answers is believed: the nodes' certificates are not verified (tls.verify)"
+            yield Fault(("scheme",), message)
+        if self.tls is not None:
+            yield from (fault.under(("tls",)) for fault in self.tls.warnings())
+
+    def build(self, key: str, tls: UpstreamTLS | None = None) -> Upstream:
         """The upstream as the data plane knows it."""
         assert self.nodes is not None, "checked"
         timeouts = Timeouts()
@@ -192,6 +246,7 @@ class UpstreamSpec:
             timeouts=timeouts,
             proxy_protocol=self.proxy_protocol,
             name=self.name or "",
+            tls=tls,
         )
 
 
@@ -240,6 +295,8 @@ class StreamRouteSpec:
     server_ports: tuple[Ports, ...] | None = None
     sni: ServerName | None = None
     snis: tuple[ServerName, ...] | None = None
+    alpn: tuple[ALPN, ...] | None = None
+    tls_passthrough: bool = False
     upstream: UpstreamSpec | None = None
     upstream_id: Id | None = None
     service_id: Id | None = None
@@ -255,13 +312,11 @@ class StreamRouteSpec:
             elif entries == ():
                 # Absent means any; an emptied list would silently open the route to everybody.
                 yield Fault((many,), f"expected at least one entry; to match any, leave out '{many}'")
+        if self.alpn == ():
+            yield Fault(("alpn",), "expected at least one entry; to match any, leave out 'alpn'")
 
     def warnings(self) -> Iterator[Fault]:
         """What is written here and has no effect."""
-        for name in ("sni", "snis"):
-            if getattr(self, name) is not None and self.build_match().server_names:
-                message = "never matches: this version has no TLS listener, so no client has a server name"
-                yield Fault((name,), message, at_key=True)
         yield from _warn_of_parts(self)
 
     def build_match(self) -> Match:
@@ -277,6 +332,7 @@ class StreamRouteSpec:
             server_addrs=(self.server_addr,) if self.server_addr is not None else (),
             server_ports=ports,
             server_names=names,
+            alpn=self.alpn or (),
         )
 
 
@@ -291,33 +347,18 @@ def _warn_of_parts(spec: ServiceSpec | StreamRouteSpec) -> Iterator[Fault]:
         yield fault.under(("upstream",))
 
 
-def _pem(least: int) -> Rule[str]:
-    """A PEM text, or a reference to where one is kept. Never shown."""
-    whole = secret(least, 65536)
-
-    def rule(value: object) -> str:
-        is_reference = isinstance(value, str) and value.lower().startswith(("$secret://", "$env://"))
-        return str(value) if is_reference else whole(value)
-
-    return rule
-
-
-Certificate: TypeAlias = Annotated[str, _pem(128)]
-PrivateKey: TypeAlias = Annotated[str, _pem(64)]
-
-
 @attrs.frozen(kw_only=True)
 class ClientCASpec:
     """Which client certificates are good."""
 
-    ca: Certificate
+    ca: PemCertificate = attrs.field(repr=False)
     depth: Count = 1
     skip_mtls_uri_regex: tuple[str, ...] | None = None
 
 
 @attrs.frozen(kw_only=True)
 class SSLSpec:
-    """A certificate: read, not used."""
+    """A certificate with its key: `config/tls.py` makes a context of it."""
 
     id: Id | None = None
     desc: Description | None = None
@@ -325,10 +366,10 @@ class SSLSpec:
     create_time: Time | None = None
     update_time: Time | None = None
     type: Literal["server", "client"] = "server"
-    cert: Certificate | None = attrs.field(default=None, repr=False)
-    key: PrivateKey | None = attrs.field(default=None, repr=False)
-    certs: tuple[Certificate, ...] = attrs.field(default=(), repr=False)
-    keys: tuple[PrivateKey, ...] = attrs.field(default=(), repr=False)
+    cert: PemCertificate | None = attrs.field(default=None, repr=False)
+    key: PemKey | None = attrs.field(default=None, repr=False)
+    certs: tuple[PemCertificate, ...] = attrs.field(default=(), repr=False)
+    keys: tuple[PemKey, ...] = attrs.field(default=(), repr=False)
     sni: ServerName | None = None
     snis: tuple[ServerName, ...] | None = None
     client: ClientCASpec | None = None
@@ -346,10 +387,31 @@ class SSLSpec:
             yield Fault(("snis",), "expected at least one entry")
         if len(self.certs) != len(self.keys):
             yield Fault((), "mismatched number of certs and keys")
+        yield from _check_versions(self.ssl_protocols)
 
     def warnings(self) -> Iterator[Fault]:
-        """What is written here and has no effect: all of it."""
-        yield Fault((), "TLS is not available in this version")
+        """What is written here and has no effect."""
+        if self.client is not None and self.client.skip_mtls_uri_regex is not None:
+            yield Fault(("client", "skip_mtls_uri_regex"), _LAYER_7, at_key=True)
+        if self.type == "client":
+            for name in ("sni", "snis", "client", "certs", "ssl_protocols"):
+                if getattr(self, name):
+                    yield Fault((name,), "does nothing with 'type: client'", at_key=True)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it is served for."""
+        return self.snis or ((self.sni,) if self.sni is not None else ())
+
+
+def _check_versions(protocols: tuple[str, ...] | None) -> Iterator[Fault]:
+    if protocols is None:
+        return
+    if not protocols or len(set(protocols)) < len(protocols):
+        yield Fault(("ssl_protocols",), "expected each version once, and at least one")
+    elif set(protocols) == {"TLSv1.1", "TLSv1.3"}:
+        # OpenSSL has a lowest and a highest version.
+        yield Fault(("ssl_protocols",), "expected versions without a gap between them")
 
 
 Spec: TypeAlias = StreamRouteSpec | UpstreamSpec | ServiceSpec | SSLSpec

@@ -20,6 +20,7 @@ from streamgw.config.settings_schema import (
 )
 from streamgw.config.source_text import read_text
 from streamgw.config.strict import Fault, Wrong, shown, structure
+from streamgw.config.tls import TLSSettings
 from streamgw.config.yaml_reader import Path, read_yaml
 from streamgw.core.access_log import compile_format
 from streamgw.core.errors import ConfigError, Problem
@@ -32,6 +33,7 @@ __all__ = [
     "ReloadSettings",
     "ResolverSettings",
     "Settings",
+    "TLSSettings",
     "load_settings",
 ]
 
@@ -86,6 +88,8 @@ class Settings:
     limits: LimitSettings = attrs.field(factory=LimitSettings)
     resolver: ResolverSettings = attrs.field(factory=ResolverSettings)
     reload: ReloadSettings = attrs.field(factory=ReloadSettings)
+    tls: TLSSettings = attrs.field(factory=TLSSettings)
+    """`apisix.ssl`, `streamgw.tls`."""
     warnings: tuple[Problem, ...] = ()
 
 
@@ -121,7 +125,7 @@ def _build(data: object) -> tuple[Settings, list[Fault]]:
     if unused:
         names = ", ".join(".".join(map(str, path)) for path in unused)
         warnings.append(Fault(unused[0], f"these settings do nothing here: {names}", at_key=True))
-    warnings += (*listeners.warnings, *_warnings(spec, listeners.served))
+    warnings += _warnings(spec, listeners.served)
     status = spec.apisix.status
     settings = Settings(
         listeners=listeners.served,
@@ -133,6 +137,7 @@ def _build(data: object) -> tuple[Settings, list[Fault]]:
         limits=spec.streamgw.limits,
         resolver=_resolver(spec),
         reload=spec.streamgw.reload,
+        tls=_tls(spec),
     )
     return settings, warnings
 
@@ -174,6 +179,8 @@ def _defaults(spec: ConfigSpec) -> Defaults:
         proxy_protocol="required" if proxy_protocol.enable_tcp_pp else "off",
         proxy_protocol_to_upstream="v1" if proxy_protocol.enable_tcp_pp_to_upstream else "off",
         max_sessions=spec.streamgw.limits.max_sessions_per_listener,
+        fallback_sni=spec.apisix.ssl.fallback_sni or "",
+        is_tls_on=spec.apisix.ssl.enable,
     )
 
 
@@ -199,6 +206,17 @@ def _access_log(spec: ConfigSpec) -> tuple[AccessLogSettings, list[Fault], list[
         escape=nginx.access_log_format_escape,
     )
     return settings, faults, warnings
+
+
+def _tls(spec: ConfigSpec) -> TLSSettings:
+    apisix = spec.apisix.ssl
+    return TLSSettings(
+        protocols=apisix.ssl_protocols,
+        ciphers=apisix.ssl_ciphers,
+        session_tickets=apisix.ssl_session_tickets,
+        trusted_certificate=apisix.ssl_trusted_certificate,
+        expiry_warning_days=spec.streamgw.tls.expiry_warning_days,
+    )
 
 
 def _resolver(spec: ConfigSpec) -> ResolverSettings:

@@ -10,16 +10,19 @@ Source:
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal
 
 import attrs
 
+from streamgw.config.contexts import DEFAULT_CIPHERS, VERSIONS, Version, set_ciphers
 from streamgw.config.listen import TCPEntries, UDPEntries
 from streamgw.config.rules import (
     AnyMapping,
     Count,
     Duration,
+    HostName,
     Net,
     Port,
     PositiveSeconds,
@@ -36,6 +39,7 @@ SECTIONS: tuple[Path, ...] = (
     ("apisix",),
     ("apisix", "stream_proxy"),
     ("apisix", "proxy_protocol"),
+    ("apisix", "ssl"),
     ("nginx_config",),
     ("nginx_config", "stream"),
     ("deployment",),
@@ -44,6 +48,7 @@ SECTIONS: tuple[Path, ...] = (
     ("streamgw", "limits"),
     ("streamgw", "access_log"),
     ("streamgw", "log"),
+    ("streamgw", "tls"),
     ("streamgw", "resolver"),
     ("streamgw", "reload"),
 )
@@ -94,12 +99,20 @@ WITHOUT_EFFECT: Mapping[Path, tuple[str, ...]] = {
         "proxy_cache",
         "router",
         "show_upstream_status_in_response_header",
-        "ssl",
         "tracing",
         "trusted_addresses",
     ),
     ("apisix", "stream_proxy"): ("only",),
     ("apisix", "proxy_protocol"): ("listen_http_port", "listen_https_port"),
+    ("apisix", "ssl"): (
+        "enable_http2",
+        "enable_http3",
+        "key_encrypt_salt",
+        "listen",
+        "listen_port",
+        "ssl_cert",
+        "ssl_cert_key",
+    ),
     ("nginx_config",): (
         "enable_cpu_affinity",
         "envs",
@@ -180,6 +193,38 @@ class StatusSpec:
     port: Port = 7085
 
 
+def _protocols(value: object) -> tuple[Version, ...]:
+    """`TLSv1.2 TLSv1.3`, as nginx writes it."""
+    written = value.split() if type(value) is str else []
+    known = tuple(version for version in VERSIONS if version in written)
+    if not known or len(known) != len(written):
+        raise Wrong(
+            f"expected versions out of {', '.join(VERSIONS)}, with a space between, got {shown(value)}"
+        )
+    if "TLSv1.2" not in known and len(known) > 1:
+        raise Wrong(f"expected versions without a gap between them, got {shown(value)}")
+    return known
+
+
+def _ciphers(value: object) -> str:
+    ciphers = text(1)(value)
+    set_ciphers(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ciphers, ())
+    return ciphers
+
+
+@attrs.frozen(kw_only=True)
+class SSLDefaultsSpec:
+    """`apisix.ssl`."""
+
+    also_known: ClassVar[tuple[str, ...]] = WITHOUT_EFFECT[("apisix", "ssl")]
+    enable: bool = True
+    ssl_protocols: Annotated[tuple[Version, ...], _protocols] = ("TLSv1.2", "TLSv1.3")
+    ssl_ciphers: Annotated[str, _ciphers] = DEFAULT_CIPHERS
+    ssl_session_tickets: bool = True
+    ssl_trusted_certificate: Text = "system"
+    fallback_sni: HostName | None = None
+
+
 @attrs.frozen(kw_only=True)
 class ApisixSpec:
     """`apisix`."""
@@ -188,6 +233,7 @@ class ApisixSpec:
     proxy_mode: Literal["http", "stream", "http&stream"] | None = None
     stream_proxy: StreamProxySpec = StreamProxySpec()
     proxy_protocol: ProxyProtocolSpec = ProxyProtocolSpec()
+    ssl: SSLDefaultsSpec = SSLDefaultsSpec()
     enable_ipv6: bool = True
     status: StatusSpec = StatusSpec()
     dns_resolver: tuple[Annotated[Address, _name_server], ...] = ()
@@ -310,6 +356,17 @@ class LimitSettings:
     preread_timeout_s: PositiveSeconds = 3.0
     preread_limit_bytes: Annotated[int, integer(536, 1 << 20)] = 16_384
     """At least 536, so that any PROXY header without extensions fits (v2 specification, § 2.2)."""
+    handshake_timeout_s: PositiveSeconds = 10.0
+    """Of one TLS handshake, with a client or with a node, from its first byte."""
+    max_handshakes: Annotated[int, integer(1)] = 256
+    """With clients, at the same time."""
+
+
+@attrs.frozen(kw_only=True)
+class TLSSpec:
+    """`streamgw.tls`."""
+
+    expiry_warning_days: Count = 21
 
 
 @attrs.frozen
@@ -333,6 +390,7 @@ class StreamgwSpec:
     limits: LimitSettings = LimitSettings()
     access_log: AccessLogSpec = AccessLogSpec()
     log: LogSettings = LogSettings()
+    tls: TLSSpec = TLSSpec()
     resolver: ResolverSpec = ResolverSpec()
     reload: ReloadSettings = ReloadSettings()
 
