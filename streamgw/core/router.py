@@ -6,17 +6,21 @@ Rules, as APISIX has them:
 * Fields of one route are ANDed, the entries of one field are ORed, an absent field is any.
 * With a server name, the routes that ask for one are tried before all others: by the exact name, then by each wildcard,
   longest first. Under one pattern the given order counts; if none of its routes fits, the next pattern gets its turn.
-* A route with server names never matches a client that sent none.
+* A route with server names never matches a client that sent none; a route with ALPN only one that offers one of these.
 * A network matches only its own family, `0.0.0.0/0` no IPv6 client. A peer on a Unix socket is in no network.
 
 Theory of operation. Every route is a set of boxes (port block × server network × remote network), and every side of a
 box is a prefix: a port range falls into at most 30 aligned blocks. Boxes with the same three prefix lengths have the
 same *shape*. Per shape there is one dictionary from the masked values to the first route, so a client costs one lookup
 per shape (tuple space search; Srinivasan, Suri, Varghese, SIGCOMM 1999), however many routes there are. Shapes are tried
-in the order of their first route, which lets most lookups stop early.
+in the order of their first route, which lets most lookups stop early. Server name and ALPN are part of the key: a client
+is looked up once without ALPN and once for each protocol it offers that some route asks for.
 
 Rejected: a list per port (remote networks would still be a scan), and a trie per field (intersecting three sets of
 candidates costs more than the few lookups that real configurations need).
+
+More than 400 lines, because index, scan and the search for hidden routes must agree on how a match is read: they share
+the helpers at the end, and each is tested against another.
 """
 
 from __future__ import annotations
@@ -72,9 +76,15 @@ class Router:
         self._named = _Index((rank, match) for rank, match in ranked if match.server_names)
         patterns = {pattern for route in self.routes for pattern in route.match.server_names}
         self._patterns = SNIIndex((pattern, pattern) for pattern in patterns)
+        self._protocols = frozenset(protocol for route in self.routes for protocol in route.match.alpn)
 
-    def plan(self, facts: Facts) -> PrereadPlan:  # noqa: ARG002  # what TLS routes will decide by
-        """Which facts, not known yet, could still change the answer for this client. Addresses alone decide today."""
+    def plan(self, facts: Facts) -> PrereadPlan:  # noqa: ARG002  # what MQTT will be decided by
+        """What a client is to be asked for on account of these routes. Nothing, so far.
+
+        Whether a ClientHello is read is the listener's to say (`Listener.tls`), not the routes': a TLS client speaks
+        first, so waiting for it costs nothing, and its name chooses the certificate too. On a plain listener no hello is
+        looked for, and so routes with server names or ALPN match nobody there.
+        """
         return PrereadPlan.NONE
 
     def match(self, facts: Facts) -> Route | None:
@@ -82,11 +92,19 @@ class Router:
         rank = _NEVER
         if facts.server_name is not None:
             for pattern in self._patterns.candidates(facts.server_name):
-                rank = self._named.first(pattern, facts)
+                rank = self._first(self._named, pattern, facts)
                 if rank != _NEVER:
                     return self.routes[rank]
-        rank = self._plain.first("", facts)
+        rank = self._first(self._plain, "", facts)
         return None if rank == _NEVER else self.routes[rank]
+
+    def _first(self, index: _Index, pattern: str, facts: Facts) -> int:
+        rank = index.first(pattern, facts)
+        if facts.alpn and self._protocols:
+            # Only what some route asks for: a client may offer thousands.
+            for protocol in self._protocols.intersection(facts.alpn):
+                rank = min(rank, index.first(_key(pattern, protocol), facts))
+        return rank
 
     def explain(self, facts: Facts) -> Explanation:
         """The same decision by asking every route, and what each said.
@@ -123,7 +141,7 @@ class Router:
     def _hider(self, rank: int, match: Match) -> int | None:
         index = self._named if match.server_names else self._plain
         # Only the same pattern can hide a named route: a longer one covers less, a shorter one is tried later.
-        keys, sides = match.server_names or _NO_NAME, _sides(match)
+        keys, sides = _keys(match), _sides(match)
         if _is_wide(sides):
             corner = next(itertools.product(*sides))
             found, *others = {index.first_covering(key, corner, below=rank) for key in keys}
@@ -167,6 +185,8 @@ def why_not(route: Route, facts: Facts) -> str | None:
     ):
         if networks and not _is_in(host, networks):
             reasons.append(f"{field} {host} is not {_networks_text(networks)}")
+    if match.alpn and set(match.alpn).isdisjoint(facts.alpn):
+        reasons.append(f"alpn {_listed(facts.alpn) or 'none'} is not {_listed(match.alpn)}")
     return "; ".join(reasons) or None
 
 
@@ -203,7 +223,8 @@ _Box: TypeAlias = Sequence[_Block]
 _Sides: TypeAlias = Sequence[Sequence[_Block]]
 """The blocks of each of the three; a route is the product."""
 
-_NO_NAME = ("",)
+_ALPN_MARK = "\0"
+"""Between pattern and protocol; in no server name (config refuses it, and so does the parser of the ClientHello)."""
 _ANY: _Block = (0, 0, 0)
 _PORT_MASK = 0xFFFF
 _HOST_MASKS = {0: 0, 4: (1 << 32) - 1, 6: (1 << 128) - 1}
@@ -212,15 +233,16 @@ _HOST_MASKS = {0: 0, 4: (1 << 32) - 1, 6: (1 << 128) - 1}
 class _Index:
     """(key, port, server, client) → the first route of that key whose match covers them. Knows ranks, not routes.
 
-    The key is the server-name pattern, `""` for routes without one: part of the dictionary's key rather than a table of
-    its own, because 100,000 names with one route each would be 100,000 tables.
+    The key is the server-name pattern, `""` for routes without one, and one protocol of those that ask for ALPN (`_key`):
+    part of the dictionary's key rather than a table of its own, because 100,000 names with one route each would be
+    100,000 tables.
     """
 
     def __init__(self, entries: Iterable[tuple[int, Match]]) -> None:
         shapes: dict[tuple[int, int, int, int, int], _Shape] = {}
         wide: list[tuple[int, frozenset[str], _FieldSets]] = []
         for rank, match in entries:
-            keys, sides = match.server_names or _NO_NAME, _sides(match)
+            keys, sides = _keys(match), _sides(match)
             if _is_wide(sides):
                 wide.append((rank, frozenset(keys), _FieldSets(sides)))
                 continue
@@ -270,9 +292,12 @@ class _Index:
         return best
 
     def first_covering(self, key: str, box: _Box, *, below: int) -> int:
-        """The lowest rank under `below` that matches everything in the box, or _NEVER."""
+        """The lowest rank under `below` that matches everything of this key in the box, or _NEVER."""
         (_, port_mask, port), (server_family, server_mask, server), (client_family, client_mask, client) = box
         best = below
+        pattern, mark, _ = key.partition(_ALPN_MARK)
+        if mark:  # a route that asks for no protocol covers every one
+            best = min(best, self.first_covering(pattern, box, below=below))
         for shape in self._shapes:
             if shape.lowest >= best:
                 break
@@ -339,6 +364,18 @@ class _BlockSet:
             known_family in (0, family) and not known_mask & ~mask and value & known_mask in values
             for (known_family, known_mask), values in self._values.items()
         )
+
+
+def _keys(match: Match) -> Sequence[str]:
+    """Every key that this route answers to."""
+    patterns = match.server_names or ("",)
+    if not match.alpn:
+        return patterns
+    return [_key(pattern, protocol) for pattern in patterns for protocol in match.alpn]
+
+
+def _key(pattern: str, protocol: str) -> str:
+    return f"{pattern}{_ALPN_MARK}{protocol}"
 
 
 def _is_wide(sides: _Sides) -> bool:

@@ -38,6 +38,7 @@ def route(
     server: str = "",
     ports: str = "",
     sni: str = "",
+    alpn: str = "",
 ) -> Route:
     """A route from words: `remote="10.0.0.0/8 ::1"`, `ports="80 9000-9100"`."""
     match = Match(
@@ -45,6 +46,7 @@ def route(
         server_addrs=tuple(ip_network(text) for text in server.split()),
         server_ports=tuple(port_range(text) for text in ports.split()),
         server_names=tuple(sni.split()),
+        alpn=tuple(alpn.split()),
     )
     return Route(name, match, None, Source("routes.d/a.yaml", next(LINES)))
 
@@ -55,9 +57,21 @@ def port_range(text: str) -> PortRange:
 
 
 def client(
-    remote: str = "10.1.2.3", *, server: str = "127.0.0.1", port: int = 9100, sni: str | None = None
+    remote: str = "10.1.2.3",
+    *,
+    server: str = "127.0.0.1",
+    port: int = 9100,
+    sni: str | None = None,
+    alpn: str = "",
 ) -> Facts:
-    return Facts("tcp", "tcp *:9100", Address(remote, 40000), Address(server, port), server_name=sni)
+    return Facts(
+        "tcp",
+        "tcp *:9100",
+        Address(remote, 40000),
+        Address(server, port),
+        server_name=sni,
+        alpn=tuple(alpn.split()),
+    )
 
 
 def winner(routes: list[Route], facts: Facts) -> str | None:
@@ -74,8 +88,9 @@ def test_without_routes_nobody_matches() -> None:
     assert winner([], client()) is None
 
 
-def test_plain_routes_need_no_byte_of_the_client() -> None:
+def test_no_route_asks_for_a_byte_of_the_client_that_its_listener_did_not_ask_for() -> None:
     assert Router([route("any")]).plan(client()) is PrereadPlan.NONE
+    assert Router([route("named", sni="*", alpn="h2")]).plan(client()) is PrereadPlan.NONE
 
 
 def test_the_first_that_matches_wins_however_precise_a_later_one_is() -> None:
@@ -188,6 +203,48 @@ def test_a_route_with_several_server_names_answers_to_each() -> None:
     assert len(Router(routes).explain(client(sni="a.test.com")).verdicts) == 2
 
 
+@pytest.mark.parametrize(
+    ("offered", "matches"), [("mqtt", True), ("h2 mqtt", True), ("mqtt/5", True), ("h2", False), ("", False)]
+)
+def test_a_route_with_alpn_is_for_clients_that_offer_one_of_its_protocols(
+    offered: str, *, matches: bool
+) -> None:
+    named, plain = route("it", sni="*", alpn="mqtt mqtt/5"), route("it", alpn="mqtt mqtt/5")
+
+    assert winner([named], client(sni="a.test.com", alpn=offered)) == ("it" if matches else None)
+    assert winner([plain], client(sni="a.test.com", alpn=offered)) == ("it" if matches else None)
+    assert winner([plain], client(alpn=offered)) == ("it" if matches else None)
+
+
+def test_alpn_is_one_field_more_and_changes_nothing_about_the_order() -> None:
+    routes = [
+        route("h2 on 9100", alpn="h2", ports="9100"),
+        route("everyone on 9101", ports="9101"),
+        route("h2 anywhere", alpn="h2"),
+        route("mqtt below", sni="*.test.com", alpn="mqtt"),
+        route("any name", sni="*"),
+    ]
+
+    assert winner(routes, client(port=9100, alpn="mqtt h2")) == "h2 on 9100"
+    assert winner(routes, client(port=9101, alpn="h2")) == "everyone on 9101"
+    assert winner(routes, client(port=9102, alpn="h2")) == "h2 anywhere"
+    assert winner(routes, client(port=9102)) is None
+    assert winner(routes, client(sni="a.test.com", alpn="h2 mqtt")) == "mqtt below"
+    assert winner(routes, client(sni="a.test.com", alpn="h2")) == "any name"
+
+
+def test_among_thousands_of_offered_protocols_the_order_of_the_routes_decides() -> None:
+    offered = " ".join(f"p{number}" for number in range(5000))
+    routes = [
+        route("mqtt", alpn="mqtt"),
+        route("late", alpn="p4999"),
+        route("early", alpn="p1"),
+        route("rest"),
+    ]
+
+    assert winner(routes, client(alpn=offered)) == "late"
+
+
 # 40 × 40 addresses: more boxes than a route is multiplied out into.
 MANY_SERVERS = " ".join(f"127.0.0.{last}" for last in range(40))
 MANY_CLIENTS = " ".join(f"10.0.0.{last}" for last in range(39)) + " 192.168.0.0/16"
@@ -218,6 +275,14 @@ def test_a_route_with_very_long_lists_answers_only_to_its_server_names() -> None
     assert winner(routes, client("10.0.0.8", sni="b.test.com")) == "any"
 
 
+def test_a_route_with_very_long_lists_answers_only_to_its_protocols() -> None:
+    routes = [route("wide", server=MANY_SERVERS, remote=MANY_CLIENTS, alpn="h2"), route("any")]
+
+    assert winner(routes, client("10.0.0.8", alpn="h2")) == "wide"
+    assert winner(routes, client("10.0.0.8", alpn="mqtt")) == "any"
+    assert winner(routes, client("10.0.0.8")) == "any"
+
+
 def explanation(routes: list[Route], facts: Facts) -> list[tuple[str, str]]:
     return [(verdict.route.id, verdict.why) for verdict in Router(routes).explain(facts).verdicts]
 
@@ -232,6 +297,7 @@ def test_explain_says_of_every_route_what_stood_in_the_way() -> None:
         route("server", server="127.0.0.2"),
         route("all of it", server="::/0", remote="::1 fd00::/8", ports="1"),
         route("named", sni="a.test.com b.test.com"),
+        route("protocol", alpn="mqtt h2"),
         mysql,
         route("rest"),
     ]
@@ -247,6 +313,7 @@ def test_explain_says_of_every_route_what_stood_in_the_way() -> None:
             "server_port 9100 is not 1; server_addr 127.0.0.1 is not in ::/0; "
             "remote_addr 10.1.2.3 is not ::1 or in fd00::/8",
         ),
+        ("protocol", "alpn none is not mqtt or h2"),
         ("mysql", "wins"),
         ("rest", "would match, but routes.d/a.yaml:3 (route mysql) comes first"),
         ("named", "has sni a.test.com or b.test.com; the client sent none"),
@@ -267,6 +334,12 @@ def test_explain_tries_the_names_in_the_order_of_their_precision() -> None:
     assert dict(found)["exact"] == "server_port 9100 is not 1"
     assert dict(found)["wildcard"] == "wins"
     assert dict(found)["other"] == "has sni b.test.com; the client sent a.test.com"
+
+
+def test_explain_says_what_was_offered_instead() -> None:
+    why = why_not(route("it", alpn="mqtt", ports="1"), client(alpn="h2 http/1.1"))
+
+    assert why == "server_port 9100 is not 1; alpn h2 or http/1.1 is not mqtt"
 
 
 def test_a_message_lists_a_few_entries_and_counts_the_rest() -> None:
@@ -306,6 +379,21 @@ def test_a_catch_all_hides_what_comes_after_it_and_not_what_came_before() -> Non
         ({"sni": "a.test.com"}, {"sni": "a.test.com b.test.com"}, False),
         ({"sni": "*"}, {}, False),
         ({}, {"sni": "a.test.com"}, False),
+        ({"alpn": "h2"}, {"alpn": "h2", "ports": "1"}, True),
+        ({"alpn": "h2 mqtt"}, {"alpn": "mqtt"}, True),
+        ({"alpn": "h2"}, {"alpn": "h2 mqtt"}, False),
+        ({"alpn": "h2"}, {}, False),
+        ({}, {"alpn": "h2"}, True),
+        ({"ports": "9100"}, {"alpn": "h2"}, False),
+        ({"sni": "*"}, {"sni": "*", "alpn": "h2"}, True),
+        ({"sni": "*", "alpn": "h2"}, {"sni": "*"}, False),
+        ({}, {"server": MANY_SERVERS, "remote": MANY_CLIENTS, "alpn": "h2 mqtt"}, True),
+        ({"alpn": "h2"}, {"server": MANY_SERVERS, "remote": MANY_CLIENTS, "alpn": "h2 mqtt"}, False),
+        (
+            {"server": MANY_SERVERS, "remote": MANY_CLIENTS},
+            {"server": "127.0.0.1", "remote": "10.0.0.1", "alpn": "h2"},
+            True,
+        ),
         (
             {"server": MANY_SERVERS, "remote": MANY_CLIENTS},
             {"server": "127.0.0.1", "remote": "10.0.0.1"},
@@ -338,6 +426,12 @@ def test_of_several_hiding_routes_the_one_that_hides_most_is_named() -> None:
     assert shadows(*routes) == [("hidden", "two")]
 
 
+def test_routes_that_each_hide_one_protocol_hide_a_route_together() -> None:
+    routes = route("h2", alpn="h2"), route("mqtt", alpn="mqtt"), route("hidden", alpn="mqtt h2")
+
+    assert shadows(*routes) == [("hidden", "h2")]
+
+
 # Few enough addresses and ports that routes overlap, nest and miss in every way.
 HOSTS = [
     "10.0.0.1",
@@ -351,6 +445,7 @@ HOSTS = [
     UNIX_HOST,
 ]
 NAMES = [None, "a.x", "b.a.x", "x", "ax", "y"]
+PROTOCOLS = ["h2", "mqtt", "é"]
 PORTS = [0, 1, 2, 3, 8, 9, 80, 65534, 65535]
 
 ports = st.sampled_from(PORTS)
@@ -373,16 +468,18 @@ matches = st.builds(
     server_names=st.lists(st.sampled_from(["a.x", "*.x", "*x", "*", "y"]), max_size=2, unique=True).map(
         tuple
     ),
+    alpn=st.lists(st.sampled_from(PROTOCOLS), max_size=2, unique=True).map(tuple),
 )
 route_lists = st.lists(matches, max_size=8).map(
     lambda found: [Route(str(at), match, None, Source("a.yaml", at + 1)) for at, match in enumerate(found)]
 )
 facts_of_clients = st.builds(
-    lambda remote, server, port, name: client(remote, server=server, port=port, sni=name),
+    lambda remote, server, port, name, alpn: client(remote, server=server, port=port, sni=name, alpn=alpn),
     hosts,
     hosts,
     ports,
     st.sampled_from(NAMES),
+    st.lists(st.sampled_from([*PROTOCOLS, "other"]), max_size=3).map(" ".join),
 )
 
 
@@ -419,6 +516,7 @@ def test_why_not_is_silent_exactly_when_the_rules_are_met(match: Match, facts: F
                 and any(n == name or (n[0] == "*" and name.endswith(n[1:])) for n in match.server_names)
             )
         )
+        and (not match.alpn or any(protocol in facts.alpn for protocol in match.alpn))
     )
 
     assert (why_not(Route("it", match, None, Source("a.yaml", 1)), facts) is None) is met
