@@ -11,7 +11,6 @@ Source:
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -22,11 +21,12 @@ import attrs
 
 from streamgw.config.documents import Document, ParsedFile, SourceFile, id_of, parse_file
 from streamgw.config.pem import References
+from streamgw.config.reach import Reach
 from streamgw.config.schema import ServiceSpec, StreamRouteSpec, UpstreamSpec
 from streamgw.config.strict import Fault, nearest
 from streamgw.config.tls import Credentials, Look, TLSSettings, Workshop
 from streamgw.core.errors import ConfigError, Problem
-from streamgw.core.model import Key, Listener, Match, Network, PortRange, Revision, Route, Upstream
+from streamgw.core.model import Key, Listener, Revision, Route, Upstream
 from streamgw.core.router import Router
 from streamgw.core.snapshot import Snapshot
 from streamgw.core.sni import SNIIndex
@@ -165,19 +165,19 @@ def _compile(
     if problems:
         raise ConfigError(tuple(sorted(problems)))
     routes = resolution.routes()
-    problems += resolution.report(resolution.faults)
-    if problems:
-        raise ConfigError(tuple(sorted(problems)))
     router = Router([route for _, route in routes])
     resolution.warn_of_shadows(router, routes)
-    resolution.warn_of_listeners(routes, listeners)
+    entries = tuple(credentials.entries())
+    reach = Reach(listeners, entries)
+    resolution.warn_of_reach(reach, routes)
     warnings = [warning for file in files for warning in file.warnings]
+    warnings += reach.problems()
     warnings += resolution.report(resolution.warnings)
     snapshot = Snapshot(
         revision=_with_credentials(revision, credentials),
         router=router,
         upstreams={route.upstream.key: route.upstream for _, route in routes if route.upstream},
-        certificates=SNIIndex(credentials.entries()),
+        certificates=SNIIndex(entries, one_label=True),
         sources={document.key: document.digest for document in resolution.documents},
     )
     return Compilation(snapshot, tuple(sorted(warnings)), documents, credentials.infos)
@@ -208,6 +208,7 @@ class _Resolution:
         # While a file cannot be read, nobody knows what it would have defined.
         if is_complete:
             self._check_references()
+        self._check_passthrough()
 
     def report(self, found: Sequence[tuple[Document, Fault]]) -> list[Problem]:
         """Faults as problems with a file and a line."""
@@ -237,14 +238,10 @@ class _Resolution:
             )
             self.warnings.append((documents[route.id], Fault((), message)))
 
-    def warn_of_listeners(
-        self, routes: Sequence[tuple[Document, Route]], listeners: Sequence[Listener]
-    ) -> None:
-        """Routes for a port or an address where nobody listens."""
-        reach = _Reach(listeners)
+    def warn_of_reach(self, reach: Reach, routes: Sequence[tuple[Document, Route]]) -> None:
+        """Routes that ask for what no client can have."""
         for document, route in routes:
-            for fault in reach.faults(route.match, "server_ports" in document.data):
-                self.warnings.append((document, fault))
+            self.warnings += ((document, fault) for fault in reach.faults(route, document.data))
 
     def _index(self) -> None:
         for document in self.documents:
@@ -265,6 +262,29 @@ class _Resolution:
             message = f"no {collection.removesuffix('s')} has the id '{name}'{hint}"
             self.faults.append((document, Fault((field,), message)))
 
+    def _check_passthrough(self) -> None:
+        for document in self.documents:
+            spec = document.spec
+            if isinstance(spec, StreamRouteSpec) and spec.status and spec.tls_passthrough:
+                upstream = self._upstream_spec_of(spec)
+                if upstream is not None and upstream.scheme == "tls":
+                    message = (
+                        "the client's TLS is handed on untouched: its upstream cannot have 'scheme: tls'"
+                    )
+                    self.faults.append((document, Fault(("tls_passthrough",), message)))
+
+    def _upstream_spec_of(self, owner: StreamRouteSpec | ServiceSpec) -> UpstreamSpec | None:
+        """As `_upstream_of`, among objects that may have faults."""
+        if owner.upstream_id is not None:
+            found = self._by_key.get(("upstreams", owner.upstream_id))
+            return found.spec if found is not None and isinstance(found.spec, UpstreamSpec) else None
+        if owner.upstream is not None or isinstance(owner, ServiceSpec) or owner.service_id is None:
+            return owner.upstream
+        found = self._by_key.get(("services", owner.service_id))
+        if found is None or not isinstance(found.spec, ServiceSpec):
+            return None
+        return self._upstream_spec_of(found.spec)
+
     def _hint(self, collection: str, name: str) -> str:
         known = (other for kind, other in self._by_key if kind == collection)
         return nearest(name, tuple(itertools.islice(known, _MAX_NAMES)))
@@ -275,9 +295,6 @@ class _Resolution:
             upstream = self._upstream_of_service(document, spec.service_id)
         if upstream is None:
             self.warnings.append((document, Fault((), "no upstream: every session that matches is closed")))
-        elif upstream.tls is not None and spec.tls_passthrough:
-            message = "the client's TLS is handed on untouched: its upstream cannot have 'scheme: tls'"
-            self.faults.append((document, Fault(("tls_passthrough",), message)))
         return Route(
             id=document.key[1],
             match=spec.build_match(),
@@ -321,46 +338,3 @@ _REFERENCES: Mapping[str, Mapping[str, str]] = {
     "stream_routes": {"upstream_id": "upstreams", "service_id": "services"},
     "services": {"upstream_id": "upstreams"},
 }
-
-
-class _Reach:
-    """Which local ports and addresses a client can have connected to."""
-
-    def __init__(self, listeners: Sequence[Listener]) -> None:
-        self._listeners = tuple(listener for listener in listeners if not listener.path)
-        self._by_port: dict[int, list[Listener]] = {}
-        for listener in self._listeners:
-            self._by_port.setdefault(listener.port, []).append(listener)
-
-    def faults(self, match: Match, is_list: bool) -> list[Fault]:
-        """What of a match no client can ever have."""
-        faults: list[Fault] = []
-        reached: list[Listener] = []
-        for position, ports in enumerate(match.server_ports):
-            found = self._with_port(ports)
-            reached += found
-            if not found:
-                path = ("server_ports", position) if is_list else ("server_port",)
-                which = f"{ports.first}" if ports.first == ports.last else f"{ports.first} to {ports.last}"
-                faults.append(Fault(path, f"no listener has port {which}"))
-        if not match.server_ports:
-            reached.extend(self._listeners)
-        for network in match.server_addrs:
-            if not any(_has_address(listener, network) for listener in reached) and not faults:
-                which = " with this port" if match.server_ports else ""
-                faults.append(Fault(("server_addr",), f"no listener{which} has an address in {network}"))
-        return faults
-
-    def _with_port(self, ports: PortRange) -> list[Listener]:
-        chosen_by_kernel = self._by_port.get(0, [])  # nobody knows which it will be
-        if ports.first == ports.last:
-            return self._by_port.get(ports.first, []) + chosen_by_kernel
-        inside = [listener for listener in self._listeners if ports.first <= listener.port <= ports.last]
-        return inside + chosen_by_kernel
-
-
-def _has_address(listener: Listener, network: Network) -> bool:
-    if listener.dual_stack:
-        return True
-    address = ipaddress.ip_address(listener.host)
-    return address.version == network.version and (address.is_unspecified or address in network)

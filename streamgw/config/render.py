@@ -69,9 +69,12 @@ def in_order(data: Mapping[str, object]) -> list[tuple[str, object]]:
 
 
 def rank(name: str, siblings: Mapping[str, object]) -> int:
-    """Where a field stands among its siblings. A node's `priority` comes after its weight, a route's before its match."""
+    """Where a field stands among its siblings. A node's `priority` comes after its weight, a route's before its match;
+    `key` goes with a certificate, or says what an upstream hashes."""
     if "host" in siblings and name in _NODE_ORDER:
         return _NODE_ORDER[name]
+    if "cert" in siblings and name == "key":
+        return _UNKNOWN
     return _ORDER.get(name, _UNKNOWN)
 
 
@@ -88,8 +91,13 @@ def render_block(value: object, *, indent: int) -> str:
             f"{render_key(name)}:{after_colon(field, indent=indent)}" for name, field in in_order(value)
         )
     if _is_list(value) and value:
-        return margin.join(f"- {render_block(item, indent=indent + 2)}" for item in value)
+        return margin.join(f"-{_after_dash(item, indent=indent)}" for item in value)
     return render_flow(value)
+
+
+def _after_dash(item: object, *, indent: int) -> str:
+    is_literal = isinstance(item, str) and _fits_literal(item)
+    return after_colon(item, indent=indent) if is_literal else f" {render_block(item, indent=indent + 2)}"
 
 
 def after_colon(value: object, *, indent: int) -> str:
