@@ -14,8 +14,8 @@ from typing import Literal, TypeAlias
 
 import attrs
 
-from streamgw.core.errors import Reason
-from streamgw.core.model import Address, Outcome
+from streamgw.core.errors import Fault, Reason
+from streamgw.core.model import Address, ClientCertificate, Outcome
 
 Escape = Literal["default", "json", "none"]
 
@@ -33,13 +33,15 @@ STATUS_BY_REASON: Mapping[str, int] = {
     Reason.PREREAD_LIMIT: 400,
     Reason.NO_ROUTE: 403,
     Reason.NO_UPSTREAM: 500,
+    Reason.TLS_FAILED: 500,
     Reason.BUG: 500,
     Reason.NO_NODE: 502,
     Reason.CONNECT_FAILED: 502,
     Reason.EXHAUSTED: 503,
 }
 """`$status`. nginx has only 200, 400, 403, 500, 502 and 503 here, and like nginx we call every session 200 that got to
-its upstream, however it ended. What nginx cannot say, `$reason` does."""
+its upstream, however it ended. What nginx cannot say, `$reason` does. A failed handshake is 500 with the client
+(`ngx_stream_ssl_handshake_handler`), and with a node what a failed connect is: 502."""
 
 
 def compile_format(
@@ -73,17 +75,18 @@ def compile_format(
 
 
 def format_json(outcome: Outcome) -> str:
-    """The default line. Keys in a fixed order; `peer` only when a PROXY header replaced it, `attempts` only after a
-    failed one; `time` is the end of the session.
+    """The default line. Keys in a fixed order; `peer` only when a PROXY header replaced it, `tls` and what belongs to it
+    only for a client that spoke TLS, `attempts` only after a failed one; `time` is the end of the session.
     """
     facts = outcome.facts
     quote = _QUOTE
     peer = "" if outcome.peer == facts.client else f'"peer":"{outcome.peer}",'
+    tls = _tls_json(outcome) if outcome.tls_version or facts.server_name is not None else ""
     node = "null" if outcome.node is None else f'"{outcome.node}"'
     connect_ms = "null" if outcome.connect_s is None else f"{outcome.connect_s * 1000:.3f}"
     return (
         f'{{"time":"{_iso_utc(outcome.started_at + outcome.duration_s)}","session":{quote(outcome.session_id)}'
-        f',"listener":{quote(facts.listener)},"client":"{facts.client}",{peer}"server":"{facts.server}"'
+        f',"listener":{quote(facts.listener)},"client":"{facts.client}",{peer}"server":"{facts.server}"{tls}'
         f',"route":{quote(outcome.route_id)},"service":{quote(outcome.service_id)}'
         f',"upstream":{quote(outcome.upstream)},"node":{node},{_attempts_json(outcome)}'
         f'"bytes_up":{outcome.bytes_up},"bytes_down":{outcome.bytes_down},"duration_s":{outcome.duration_s:.6f}'
@@ -93,6 +96,19 @@ def format_json(outcome: Outcome) -> str:
 
 
 _QUOTE = json.JSONEncoder().encode
+
+
+def _tls_json(outcome: Outcome) -> str:
+    """`client_…` only of a client that has proven to be somebody."""
+    facts = outcome.facts
+    tls = f',"tls":{_QUOTE(outcome.tls_version)},"cipher":{_QUOTE(outcome.tls_cipher)},"sni":{_QUOTE(facts.server_name or "")}'
+    certificate = facts.client_certificate
+    if certificate is None:
+        return tls
+    return (
+        f'{tls},"client_subject":{_QUOTE(certificate.subject)},"client_fingerprint":{_QUOTE(certificate.fingerprint)}'
+        f',"client_sans":{_QUOTE(certificate.sans)}'
+    )
 
 
 def _attempts_json(outcome: Outcome) -> str:
@@ -178,8 +194,27 @@ def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def _status(outcome: Outcome) -> str:
+    if outcome.reason == Reason.TLS_FAILED and outcome.fault == Fault.UPSTREAM:
+        return str(STATUS_BY_REASON[Reason.CONNECT_FAILED])
+    return str(STATUS_BY_REASON[outcome.reason])
+
+
+def _ssl_protocol(outcome: Outcome) -> str | None:
+    """As in nginx, empty unless TLS is terminated here; `$tls` also says `passthrough`."""
+    return outcome.tls_version if outcome.tls_version not in ("", "passthrough") else None
+
+
+def _of_client(show: Callable[[ClientCertificate], str]) -> _Variable:
+    def variable(outcome: Outcome) -> str | None:
+        certificate = outcome.facts.client_certificate
+        return None if certificate is None else show(certificate) or None
+
+    return variable
+
+
 def _none(_: Outcome) -> str | None:
-    """What a plain TCP session never has. Accepted, so that a format written for TLS listeners works."""
+    """What no session has yet. Accepted, so that a format written for APISIX works."""
     return None
 
 
@@ -193,7 +228,7 @@ _VARIABLES: Mapping[str, _Variable] = {
     "bytes_sent": lambda o: str(o.bytes_down),
     "bytes_received": lambda o: str(o.bytes_up),
     "session_time": lambda o: _seconds(o.duration_s),
-    "status": lambda o: str(STATUS_BY_REASON[o.reason]),
+    "status": _status,
     "msec": lambda o: _seconds(o.started_at + o.duration_s),
     "time_iso8601": lambda o: _end(o).isoformat(),
     "time_local": _time_local,
@@ -207,8 +242,10 @@ _VARIABLES: Mapping[str, _Variable] = {
     "proxy_protocol_addr": lambda o: None if (client := _proxied(o)) is None else client.host,
     "proxy_protocol_port": lambda o: None if (client := _proxied(o)) is None else str(client.port),
     "ssl_server_name": lambda o: o.facts.server_name,
-    "ssl_protocol": _none,
-    "ssl_cipher": _none,
+    "ssl_protocol": _ssl_protocol,
+    "ssl_cipher": lambda o: o.tls_cipher or None,
+    "ssl_client_s_dn": _of_client(lambda certificate: certificate.subject),
+    "ssl_client_serial": _of_client(lambda certificate: certificate.serial.upper()),
     "mqtt_client_id": _none,
     "route_id": lambda o: o.route_id or None,
     "route_name": lambda o: o.route_name or None,
@@ -218,6 +255,9 @@ _VARIABLES: Mapping[str, _Variable] = {
     # Ours.
     "listener": lambda o: o.facts.listener,
     "upstream": lambda o: o.upstream or None,
+    "tls": lambda o: o.tls_version or None,
+    "client_fingerprint": _of_client(lambda certificate: certificate.fingerprint),
+    "client_sans": _of_client(lambda certificate: ",".join(certificate.sans)),
     "phase": lambda o: o.phase,
     "reason": lambda o: o.reason,
     "fault": lambda o: o.fault,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from streamgw.core.access_log import STATUS_BY_REASON, Escape, compile_format, format_json
 from streamgw.core.errors import Fault, Reason
-from streamgw.core.model import Address, Attempt, Facts, Outcome
+from streamgw.core.model import Address, Attempt, ClientCertificate, Facts, Outcome
 
 CLIENT, SERVER, NODE = Address("10.1.2.3", 54321), Address("127.0.0.1", 9100), Address("10.0.0.5", 3306)
 OTHER_NODE = Address("::1", 3307)
@@ -60,6 +60,17 @@ NO_ROUTE = attrs.evolve(
     node=None,
     revision="",
 )
+TERMINATED = attrs.evolve(
+    DONE,
+    facts=attrs.evolve(DONE.facts, server_name="db.example"),
+    tls_version="TLSv1.3",
+    tls_cipher="TLS_AES_256_GCM_SHA384",
+)
+ALICE = ClientCertificate(
+    "CN=alice,O=Example", ("DNS:alice.example", "URI:spiffe://example/a,b"), "ab" * 32, "1f"
+)
+PROVEN = attrs.evolve(TERMINATED, facts=attrs.evolve(TERMINATED.facts, client_certificate=ALICE))
+HANDED_ON = attrs.evolve(TERMINATED, tls_version="passthrough", tls_cipher="")
 
 
 def test_a_json_line_has_its_keys_in_a_fixed_order() -> None:
@@ -97,6 +108,35 @@ def test_the_peer_is_named_when_a_proxy_header_spoke_for_the_client() -> None:
 
     assert told["client"] == "10.1.2.3:54321"
     assert told["peer"] == "192.0.2.9:4444"
+
+
+def test_a_client_that_spoke_tls_is_told_with_its_name_after_the_server() -> None:
+    told = json.loads(format_json(TERMINATED))
+
+    assert (told["tls"], told["cipher"], told["sni"]) == ("TLSv1.3", "TLS_AES_256_GCM_SHA384", "db.example")
+    assert list(told)[4:9] == ["server", "tls", "cipher", "sni", "route"]
+
+
+def test_who_a_client_has_proven_to_be_is_told() -> None:
+    told = json.loads(format_json(PROVEN))
+
+    assert told["client_subject"] == "CN=alice,O=Example"
+    assert told["client_fingerprint"] == "ab" * 32
+    assert told["client_sans"] == ["DNS:alice.example", "URI:spiffe://example/a,b"]
+    assert list(told)[7:11] == ["sni", "client_subject", "client_fingerprint", "client_sans"]
+
+
+def test_what_a_tls_session_does_not_have_is_empty() -> None:
+    handed_on = json.loads(format_json(HANDED_ON))
+    refused = attrs.evolve(
+        TERMINATED, reason=Reason.TLS_FAILED, phase="handshake", tls_version="", tls_cipher=""
+    )
+    nameless = attrs.evolve(TERMINATED, facts=DONE.facts)
+
+    assert (handed_on["tls"], handed_on["cipher"], handed_on["sni"]) == ("passthrough", "", "db.example")
+    assert json.loads(format_json(refused))["sni"] == "db.example"
+    assert json.loads(format_json(refused))["tls"] == ""
+    assert json.loads(format_json(nameless))["sni"] == ""
 
 
 def test_every_failed_attempt_is_told_with_its_error() -> None:
@@ -199,6 +239,34 @@ def test_a_format_has_the_variables_of_nginx_apisix_and_ours(variable: str, valu
     assert compile_format(f"<${{{variable}}}>", hostname="gw-1")(DONE) == f"<{value}>"
 
 
+TLS_FORMAT = "$ssl_server_name|$ssl_protocol|$ssl_cipher|$tls|$ssl_client_s_dn|$ssl_client_serial|$client_sans|$client_fingerprint"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "line"),
+    [
+        (DONE, "-|-|-|-|-|-|-|-"),
+        (TERMINATED, "db.example|TLSv1.3|TLS_AES_256_GCM_SHA384|TLSv1.3|-|-|-|-"),
+        (
+            PROVEN,
+            "db.example|TLSv1.3|TLS_AES_256_GCM_SHA384|TLSv1.3|CN=alice,O=Example|1F|"
+            f"DNS:alice.example,URI:spiffe://example/a,b|{'ab' * 32}",
+        ),
+        (HANDED_ON, "db.example|-|-|passthrough|-|-|-|-"),
+    ],
+)
+def test_tls_has_nginxs_variables_and_ours(outcome: Outcome, line: str) -> None:
+    assert compile_format(TLS_FORMAT)(outcome) == line
+
+
+def test_a_certificate_without_alternative_names_has_none() -> None:
+    nobody = attrs.evolve(
+        PROVEN, facts=attrs.evolve(PROVEN.facts, client_certificate=attrs.evolve(ALICE, sans=()))
+    )
+
+    assert compile_format("$client_sans")(nobody) == "-"
+
+
 def test_times_are_local_and_carry_their_offset() -> None:
     line = compile_format("$time_iso8601")(DONE)
 
@@ -258,6 +326,13 @@ def test_every_reason_has_one_of_nginxs_codes() -> None:
     assert set(STATUS_BY_REASON) == set(Reason)
     assert compile_format("$status")(REFUSED) == "502"
     assert compile_format("$status")(attrs.evolve(DONE, reason="bad_preface")) == "400"
+
+
+def test_a_failed_handshake_is_500_with_the_client_and_502_with_a_node() -> None:
+    failed = attrs.evolve(DONE, reason=Reason.TLS_FAILED, fault=Fault.CLIENT)
+
+    assert compile_format("$status")(failed) == "500"
+    assert compile_format("$status")(attrs.evolve(failed, fault=Fault.UPSTREAM)) == "502"
 
 
 def test_a_variable_that_there_is_not_is_refused_by_name() -> None:
