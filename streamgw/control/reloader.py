@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-import math
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -33,6 +32,8 @@ FREEZE_FROM = 20_000
 """Objects that a load leaves behind: fewer take the garbage collector a few milliseconds at most."""
 RETRY_S = 2.0
 """Time between looks while the directory cannot be read."""
+DAY_S = 86_400.0
+"""Time between looks when nothing changes at all: certificates come to expire without anybody touching a file."""
 SWITCH_INTERVAL_S = 0.0005
 """How long the loading thread may keep the interpreter to itself when the event loop wants it (CPython's default: 5 ms)."""
 
@@ -86,6 +87,8 @@ class Reloader:
       on_swap: told each new snapshot, the first one included, at the same moment as `current` changes: no other task
         runs in between. Must not block or raise.
       watch: a fresh iteration of "look again", the first one when the watcher stands (`watch.changes`).
+      on_loaded: told after each load, also one that failed: what it read may lie elsewhere than before. Must not block or
+        raise.
       wall_clock: for `applied_at`.
     """
 
@@ -96,12 +99,14 @@ class Reloader:
         on_swap: Callable[[Snapshot], None],
         *,
         watch: Callable[[], AsyncGenerator[None]],
+        on_loaded: Callable[[], None] = lambda: None,
         wall_clock: Callable[[], datetime] = _now,
     ) -> None:
         self._loader = loader
         self._listeners = listeners
         self._on_swap = on_swap
         self._watch = watch
+        self._on_loaded = on_loaded
         self._wall_clock = wall_clock
         self._current: Snapshot | None = None
         self._documents: tuple[Document, ...] = ()
@@ -109,7 +114,7 @@ class Reloader:
         self._swapped = trio.Event()
         self._poked = trio.Event()
         self._log = structlog.get_logger()
-        self._retry_s = math.inf
+        self._retry_s = DAY_S
         self.status = ReloadStatus()
 
     @property
@@ -159,7 +164,7 @@ class Reloader:
             self.poke()
 
     async def _look(self) -> None:
-        self._retry_s = math.inf
+        self._retry_s = DAY_S
         try:
             found = await self._load()
         except ConfigError as error:
@@ -179,8 +184,11 @@ class Reloader:
         began_at = trio.current_time()
         listeners = tuple(self._listeners())
         # Not abandoned on cancel: two loads at once would share the loader's memory of parsed files.
-        with _polite_to_the_event_loop():
-            compilation, fresh = await trio.to_thread.run_sync(self._load_and_compare, listeners)
+        try:
+            with _polite_to_the_event_loop():
+                compilation, fresh = await trio.to_thread.run_sync(self._load_and_compare, listeners)
+        finally:
+            self._on_loaded()
         await trio.lowlevel.checkpoint_if_cancelled()
         return _Found(compilation, fresh, trio.current_time() - began_at)
 

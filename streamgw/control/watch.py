@@ -7,6 +7,9 @@ Theory of operation. watchfiles (inotify) is only the alarm clock; the truth is 
   `..data` link that is swapped are all entries of a watched directory.
 * Watches are on inodes. A survey that finds other directories than are being watched makes a new watcher and surveys
   again, before anybody is told: whoever looks after that cannot miss what the old watcher did not see.
+* What is read may lie elsewhere, too: certificates that an object refers to. Which files these are is known only after a
+  load, so they come as `Further`, which wakes the watcher when there are others; the survey that follows finds them
+  different from before, and so whatever happened to them meanwhile is seen.
 * Every `relook_s` there is a survey without an alarm. It compares what stat(2) says of every file, which is cheaper than
   reading them. An event that got lost (an overflowing queue, a network file system, a link to elsewhere) heals then.
 """
@@ -15,7 +18,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -38,13 +42,40 @@ Stamp: TypeAlias = tuple[int, int, int, int, int]
 """Device, inode, size, mtime and ctime (ns): another one means another content, or another mode."""
 
 
+class Further:
+    """Files elsewhere that are watched as well. Others at any time."""
+
+    def __init__(self) -> None:
+        self.paths: frozenset[Path] = frozenset()
+        """Absolute. They need not exist."""
+        self._replaced = trio.Event()
+
+    def replace(self, paths: Collection[Path]) -> None:
+        """From now on these, and only these."""
+        if frozenset(paths) != self.paths:
+            self.paths = frozenset(paths)
+            self._replaced.set()
+            self._replaced = trio.Event()
+
+    async def wait_replaced(self, known: frozenset[Path]) -> None:
+        """Wait until they are not these any more."""
+        while self.paths == known:
+            await self._replaced.wait()
+
+
 async def changes(
-    path: Path, *, settle_ms: int, relook_s: float, force_polling: bool = False
+    path: Path,
+    *,
+    settle_ms: int,
+    relook_s: float,
+    force_polling: bool = False,
+    further: Further | None = None,
 ) -> AsyncGenerator[None]:
     """Yield at once, when the watcher stands, and then each time that `path` may have changed.
 
     Args:
       path: a file or a directory, which need not exist. Directories whose name begins with a dot are not entered.
+      further: files elsewhere; one that becomes watched counts as a change.
       settle_ms: a burst of events is over after one step this long without another; it counts once.
       relook_s: time between surveys without an alarm.
       force_polling: for file systems without inotify: a survey every POLL_S, and no alarm clock.
@@ -57,37 +88,45 @@ async def changes(
       Takes up to `settle_ms`: that often the thread looks whether it is still wanted.
     """
     watch = _Watch(path, settle_ms, force_polling)
+    further = further or Further()
     survey_every_s = min(relook_s, POLL_S) if force_polling else relook_s
     # A limiter of our own: this thread is always busy and must not count against everybody else's.
     limiter = trio.CapacityLimiter(1)
     try:
-        await trio.to_thread.run_sync(watch.survey, limiter=limiter)
+        surveyed = further.paths
+        await trio.to_thread.run_sync(watch.survey, surveyed, limiter=limiter)
         yield
         while True:
             look_at = trio.current_time() + survey_every_s
             alarmed = False
-            while not alarmed and (left_s := look_at - trio.current_time()) > 0:
-                alarmed = await _listen(watch, left_s, limiter)
-            if await trio.to_thread.run_sync(watch.survey, limiter=limiter) or alarmed:
+            while not alarmed and further.paths == surveyed and (left_s := look_at - trio.current_time()) > 0:
+                alarmed = await _listen(watch, left_s, limiter, partial(further.wait_replaced, surveyed))
+            surveyed = further.paths
+            if await trio.to_thread.run_sync(watch.survey, surveyed, limiter=limiter) or alarmed:
                 yield
     finally:
         watch.close()
 
 
-async def _listen(watch: _Watch, timeout_s: float, limiter: trio.CapacityLimiter) -> bool:
+async def _listen(
+    watch: _Watch,
+    timeout_s: float,
+    limiter: trio.CapacityLimiter,
+    wait_outdated: Callable[[], Awaitable[None]],
+) -> bool:
     # A thread cannot be cancelled, and trio waits for it: shutdown would take up to `relook_s`. But the thread does look
     # at `stop`, and the finally of a sibling runs as soon as the cancellation arrives, so that one sets it.
     stop = threading.Event()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_set_at_the_end, stop)
+        nursery.start_soon(_set_at_the_end, stop, wait_outdated)
         alarmed = await trio.to_thread.run_sync(watch.listen, timeout_s, stop, limiter=limiter)
         nursery.cancel_scope.cancel()
     return alarmed
 
 
-async def _set_at_the_end(stop: threading.Event) -> None:
+async def _set_at_the_end(stop: threading.Event, wait_outdated: Callable[[], Awaitable[None]]) -> None:
     try:
-        await trio.sleep_forever()
+        await wait_outdated()
     finally:
         stop.set()
 
@@ -127,11 +166,11 @@ class _Watch:
         self._complaint = ""
         self._log = structlog.get_logger()
 
-    def survey(self) -> bool:
-        """Look at everything, and watch exactly what is there. Returns whether anything is different from last time."""
+    def survey(self, further: Collection[Path] = ()) -> bool:
+        """Look at everything, `further` files included, and watch exactly what is there. Returns whether anything is different from last time."""
         before = self._survey
         for _ in range(MAX_SURVEYS):
-            self._survey = _survey(self._path)
+            self._survey = _survey(self._path, further)
             if self._survey.directories == self._watched or not self._rewatch(self._survey.directories):
                 break
         return self._survey != before
@@ -181,14 +220,18 @@ class _Watch:
         return True
 
 
-def _survey(path: Path) -> _Survey:
-    entries = tuple(_trail(path))
+def _survey(path: Path, further: Collection[Path]) -> _Survey:
+    links: dict[Path, Path | None] = {}
+    entries = set(_trail(path, links))
     inside: dict[Identity, str] = {}
     files: list[tuple[str, Stamp | None]] = []
     if path.is_dir():
         _enter(str(path), inside, files)
     else:
         files.append((str(path), _stamp(str(path))))
+    for file in sorted(further):
+        entries.update(_trail(file, links))
+        files.append((str(file), _stamp(str(file))))
     directories = {directory: identity for identity, directory in inside.items()}
     for holder in {str(entry.parent) for entry in entries} - directories.keys():
         if (identity := _identity(holder)) is not None:
@@ -222,8 +265,11 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
         return False  # a link to itself (ELOOP)
 
 
-def _trail(path: Path) -> Iterator[Path]:
-    """The path, where it really is, and each name on the way that leads elsewhere when replaced: a link, or a gap."""
+def _trail(path: Path, known: dict[Path, Path | None]) -> Iterator[Path]:
+    """The path, where it really is, and each name on the way that leads elsewhere when replaced: a link, or a gap.
+
+    `known` is where links were found to lead: a thousand certificates in one directory have one way there.
+    """
     yield path
     here = Path("/")
     pending = list(path.parts[1:])
@@ -231,12 +277,16 @@ def _trail(path: Path) -> Iterator[Path]:
     while pending and links < MAX_LINKS:
         name = pending.pop(0)
         here = here.parent if name == ".." else here / name
-        try:
-            target = here.readlink()
-        except FileNotFoundError:
-            break
-        except OSError:
-            continue  # EINVAL: not a link
+        if here not in known:
+            try:
+                known[here] = here.readlink()
+            except FileNotFoundError:
+                break
+            except OSError:
+                known[here] = None  # EINVAL: not a link
+        target = known[here]
+        if target is None:
+            continue
         yield here
         links += 1
         here = Path("/") if target.is_absolute() else here.parent

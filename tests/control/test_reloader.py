@@ -14,11 +14,12 @@ import trio.testing
 
 from streamgw.config.compile import Compilation, Loader
 from streamgw.config.store import Store
-from streamgw.control.reloader import FREEZE_FROM, MAX_LOGGED, RETRY_S, Reloader, ReloadStatus
-from streamgw.control.watch import changes
+from streamgw.control.reloader import DAY_S, FREEZE_FROM, MAX_LOGGED, RETRY_S, Reloader, ReloadStatus
+from streamgw.control.watch import Further, changes
 from streamgw.core.errors import ConfigError, StoreError
 from streamgw.core.model import Listener
 from streamgw.core.snapshot import Snapshot
+from tests.support.certificates import document, issue
 from tests.support.fake_watch import NOON, FakeLoader, FakeWatch, compilation, problem
 
 MYSQL = ("stream_routes", "mysql")
@@ -259,6 +260,41 @@ async def test_a_directory_that_could_not_be_read_is_tried_again_without_being_t
         assert stage.loader.loads == loads
 
 
+async def test_it_looks_once_a_day_because_certificates_expire_by_themselves(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running(FakeLoader(compilation("r1"))) as stage:
+        expiring = problem("the certificate expires in 20 days")
+        stage.loader.content = compilation("r1", expiring)
+
+        await trio.sleep(DAY_S + 1)
+
+        assert stage.reloader.status.warnings == (expiring,)
+        assert stage.swaps == ["r1"]
+
+
+async def test_what_a_load_has_read_elsewhere_is_asked_for_after_each_load() -> None:
+    """Also after one that failed: the missing certificate is what has to be watched."""
+    asked = 0
+
+    def count() -> None:
+        nonlocal asked
+        asked += 1
+
+    loader, watch = FakeLoader(compilation("r1")), FakeWatch()
+    reloader = Reloader(loader, lambda: (), lambda _: None, watch=watch, on_loaded=count)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(reloader.run)
+        assert asked == 1
+
+        loader.content = BROKEN
+        watch.say()
+        while reloader.status.state == "applied":
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        assert asked == 2
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_flood_of_problems_does_not_flood_the_log() -> None:
     async with running(FakeLoader(compilation("r1"))) as stage:
         stage.loader.content = ConfigError(tuple(problem("unknown field", line) for line in range(5000)))
@@ -444,3 +480,43 @@ async def test_an_edit_of_a_real_directory_reaches_the_data_plane(tmp_path: Path
 
     assert [route.id for route in second.router.routes] == ["mysql"]
     assert first.revision == third.revision != second.revision
+
+
+@pytest.mark.slow
+async def test_a_renewed_certificate_beside_the_routes_reaches_the_data_plane(tmp_path: Path) -> None:
+    """Also the one that was missing when the routes named it."""
+    routes = tmp_path / "routes.d"
+    edit(routes / "a.yaml", document(ssls=[{"id": "a", "sni": "a.test", "cert": "$file://../a.pem", "key": "$file://../a.key"}]))  # fmt: skip
+    issue("a.test").write(tmp_path)
+    swaps, swapped = trio.open_memory_channel[Snapshot](10)
+    loader, further = Loader(Store(routes), environ={}), Further()
+    reloader = Reloader(
+        loader,
+        lambda: (),
+        swaps.send_nowait,
+        watch=lambda: changes(routes, settle_ms=50, relook_s=3600, further=further),
+        on_loaded=lambda: further.replace(loader.files),
+    )
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(reloader.run)
+            first = await swapped.receive()
+
+            issue("a.test").write(tmp_path)
+            began_at = trio.current_time()
+            second = await swapped.receive()
+            print(f"applied after {(trio.current_time() - began_at) * 1000:.0f} ms")  # noqa: T201  pytest -rP shows it
+
+            (tmp_path / "a.pem").unlink()
+            while reloader.status.state == "applied":
+                await trio.sleep(0.005)
+            assert "No such file or directory" in str(reloader.status.problems[0])
+            issue("a.test").write(tmp_path)
+            third = await swapped.receive()
+            nursery.cancel_scope.cancel()
+
+    fingerprints = [
+        next(state.certificates.candidates("a.test")).fingerprint for state in (first, second, third)
+    ]
+    assert len(set(fingerprints)) == 3

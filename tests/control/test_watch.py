@@ -13,7 +13,7 @@ import pytest
 import structlog
 import trio
 
-from streamgw.control.watch import _Watch, changes
+from streamgw.control.watch import Further, _Watch, changes
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +59,37 @@ def routes(tmp_path: Path) -> Path:
     directory.mkdir()
     (directory / "a.yaml").write_text("old")
     return directory
+
+
+@attrs.frozen
+class Elsewhere:
+    """Certificates beside the routes: what one file says, and a watcher that was told of it after it had begun."""
+
+    file: Path
+    looks: AsyncGenerator[None]
+    further: Further
+
+    async def sees(self, text: str) -> None:
+        with trio.fail_after(10):
+            while self.file.read_text() != text:
+                await anext(self.looks)
+
+    async def sees_nothing(self) -> None:
+        with trio.move_on_after(0.3):
+            await anext(self.looks)
+            raise AssertionError("nothing that is watched has changed")
+
+
+@asynccontextmanager
+async def watching_elsewhere(routes: Path, file: Path, **settings: bool) -> AsyncIterator[Elsewhere]:
+    further = Further()
+    looks = changes(routes, settle_ms=20, relook_s=NEVER_S, further=further, **settings)
+    async with aclosing(looks):
+        await anext(looks)
+        further.replace([file])
+        with trio.fail_after(10):
+            await anext(looks)
+        yield Elsewhere(file, looks, further)
 
 
 def git(directory: Path, *words: str) -> None:
@@ -356,3 +387,78 @@ async def test_cancellation_does_not_wait_for_the_next_re_look(routes: Path) -> 
         took_s = trio.current_time() - began_at
         print(f"cancelled after {took_s * 1000:.0f} ms")  # noqa: T201  pytest -rP shows it
         assert took_s < 2
+
+
+def overwrite(file: Path) -> None:
+    file.write_text("new")
+
+
+def put_in_place(file: Path) -> None:
+    (file.parent / ".new").write_text("new")
+    (file.parent / ".new").rename(file)
+
+
+def swap_the_link_before_it(file: Path) -> None:
+    """Kubernetes' way: `tls.crt` leads to `..data/tls.crt`, and `..data` is replaced."""
+    (file.parent / "..2").mkdir()
+    (file.parent / "..2" / file.name).write_text("new")
+    (file.parent / "..tmp").symlink_to("..2")
+    (file.parent / "..tmp").rename(file.parent / "..data")
+
+
+@pytest.mark.parametrize("change", [overwrite, put_in_place, swap_the_link_before_it])
+async def test_a_file_elsewhere_is_watched_from_the_moment_it_is_named(
+    change: Callable[[Path], None], routes: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "certificates" / "a.pem"
+    (file.parent / "..1").mkdir(parents=True)
+    (file.parent / "..1" / file.name).write_text("old")
+    (file.parent / "..data").symlink_to("..1")
+    if change is swap_the_link_before_it:
+        file.symlink_to(f"..data/{file.name}")
+    else:
+        file.write_text("old")
+
+    async with watching_elsewhere(routes, file) as elsewhere:
+        await trio.to_thread.run_sync(change, file)
+
+        began_at = trio.current_time()
+        await elsewhere.sees("new")
+        print(f"seen after {(trio.current_time() - began_at) * 1000:.0f} ms")  # noqa: T201  pytest -rP shows it
+
+
+async def test_a_file_elsewhere_need_not_exist_yet(routes: Path, tmp_path: Path) -> None:
+    file = tmp_path / "made" / "later.pem"
+
+    async with watching_elsewhere(routes, file) as elsewhere:
+        file.parent.mkdir()
+        file.write_text("new")
+
+        with trio.fail_after(10):
+            await anext(elsewhere.looks)
+
+
+async def test_a_file_elsewhere_that_is_not_named_any_more_wakes_nobody(routes: Path, tmp_path: Path) -> None:
+    file = tmp_path / "certificates" / "a.pem"
+    file.parent.mkdir()
+    file.write_text("old")
+
+    async with watching_elsewhere(routes, file) as elsewhere:
+        elsewhere.further.replace([])
+        with trio.fail_after(10):
+            await anext(elsewhere.looks)  # it is gone from what is watched
+        elsewhere.further.replace([])
+
+        overwrite(file)
+
+        await elsewhere.sees_nothing()
+
+
+async def test_files_elsewhere_are_polled_where_there_are_no_events(routes: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.pem"
+    file.write_text("old")
+
+    async with watching_elsewhere(routes, file, force_polling=True) as elsewhere:
+        overwrite(file)
+
+        await elsewhere.sees("new")
