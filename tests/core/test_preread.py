@@ -5,12 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamgw.core.errors import ParseError
-from streamgw.core.model import Address, ProxyProtocolIn
-from streamgw.core.preread import Preface, parse_preface
+from streamgw.core.model import Address, ProxyProtocolIn, TLSIn
+from streamgw.core.preread import Preface, parse_hello, parse_preface
 from streamgw.core.wire import NeedMore
+from streamgw.core.wire.tls import ClientHello
+from tests.support.hello import hello
 
 HEADER = b"PROXY TCP4 198.51.100.7 127.0.0.1 56324 9100\r\n"
 MODES: list[ProxyProtocolIn] = ["optional", "required"]
+HELLO = hello("a.test.com", alpn=["h2"])
+TLS_MODES: list[TLSIn] = ["optional", "required"]
 
 
 def test_off_looks_at_nothing_a_header_is_the_upstreams_business() -> None:
@@ -63,3 +67,35 @@ def test_optional_never_refuses_what_required_would_wait_for(buffer: bytes) -> N
         optional = ParseError
 
     assert optional == required or (optional == Preface(0, None) and required is ParseError)
+
+
+def test_on_a_plain_listener_a_hello_is_data_like_any_other() -> None:
+    assert parse_hello(HELLO, "off") is None
+    assert parse_hello(b"", "off") is None
+
+
+@pytest.mark.parametrize("mode", TLS_MODES)
+def test_a_hello_is_read_from_whatever_has_arrived(mode: TLSIn) -> None:
+    assert parse_hello(HELLO, mode) == ClientHello("a.test.com", ("h2",), ("TLSv1.3", "TLSv1.2"))
+    assert parse_hello(HELLO[:-1], mode) == NeedMore(len(HELLO))
+
+
+@pytest.mark.parametrize("mode", TLS_MODES)
+@pytest.mark.parametrize("start", [b"", b"\x16"])
+def test_what_may_still_become_a_tls_record_is_waited_for_byte_by_byte(start: bytes, mode: TLSIn) -> None:
+    assert parse_hello(start, mode) == NeedMore(len(start) + 1)
+
+
+@pytest.mark.parametrize("start", [b"G", b"\x00", b"\x15\x03", b"\x16\x02", b"SSH-2.0"])
+def test_other_first_bytes_are_plain_where_tls_is_optional_and_wrong_where_it_is_required(
+    start: bytes,
+) -> None:
+    assert parse_hello(start, "optional") is None
+    with pytest.raises(ParseError, match="not a TLS ClientHello: '"):
+        parse_hello(start, "required")
+
+
+@pytest.mark.parametrize("mode", TLS_MODES)
+def test_a_client_that_began_a_tls_record_is_never_taken_for_a_plain_one(mode: TLSIn) -> None:
+    with pytest.raises(ParseError, match="type 2"):
+        parse_hello(b"\x16\x03\x01\x00\x04\x02\x00\x00\x00", mode)

@@ -6,6 +6,7 @@ import pytest
 from streamgw.core.model import Match, Node, Revision, Route, Source, Upstream
 from streamgw.core.router import Router
 from streamgw.core.snapshot import Snapshot
+from streamgw.core.sni import SNIIndex
 
 MYSQL = Upstream("upstreams/mysql", (Node("10.0.0.5", 3306),))
 
@@ -16,6 +17,7 @@ def snapshot(revision: str) -> Snapshot:
         revision=Revision(revision),
         router=Router([route]),
         upstreams={MYSQL.key: MYSQL},
+        certificates=SNIIndex((), one_label=True),
         sources={("stream_routes", "mysql"): "d1", ("upstreams", "mysql"): "d2"},
     )
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
+from fuzz.invariants import check_proxy_header
 from streamgw.core.errors import ParseError
 from streamgw.core.model import UNIX_HOST, Address, Transport
 from streamgw.core.wire import NeedMore
@@ -292,24 +293,8 @@ def test_cut_anywhere_and_followed_by_garbage_it_is_a_header_or_more_is_needed_o
     header: bytes, data: st.DataObject, garbage: bytes
 ) -> None:
     cut = data.draw(st.integers(0, len(header)))
-    buffer = header[:cut] + garbage
 
-    found = judged(buffer)
-
-    event(type(found).__name__)
-    if isinstance(found, NeedMore):
-        assert found.at_least > len(buffer)
-    elif isinstance(found, ParseError):
-        assert str(found).isprintable()
-    else:
-        assert found[1] <= len(buffer)
-
-
-def judged(buffer: bytes) -> tuple[ProxyHeader, int] | NeedMore | ParseError:
-    try:
-        return parse_proxy_header(buffer)
-    except ParseError as error:
-        return error
+    event(check_proxy_header(header[:cut] + garbage))
 
 
 @given(st.binary(max_size=300))
@@ -321,6 +306,4 @@ def test_garbage_after_a_signature_never_breaks_the_parser(garbage: bytes) -> No
         SIGNATURE_V2,
         SIGNATURE_V2 + b"\x21\x11\x00",
     ):
-        found = judged(signature + garbage)
-
-        assert not isinstance(found, ParseError) or str(found).isprintable()
+        check_proxy_header(signature + garbage)
