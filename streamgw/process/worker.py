@@ -27,6 +27,7 @@ import structlog
 import trio
 
 from streamgw.config.compile import Loader
+from streamgw.config.identity import read_client_certificate
 from streamgw.config.settings import ReloadSettings, Settings
 from streamgw.config.store import Store
 from streamgw.control.reloader import Reloader
@@ -100,6 +101,7 @@ class Worker:
             on_outcome=self._on_outcome,
             on_bug=self._on_bug,
             wall_clock=time.time,  # noqa: TID251  for the log only
+            read_certificate=read_client_certificate,
             id_prefix=f"{rng.randrange(1 << 24):06x}-",
             policy=_policy(settings),
         )

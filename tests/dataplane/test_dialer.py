@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import ssl
+from typing import cast
 
 import pytest
 import trio
 
-from streamgw.core.errors import ConnectFailed, Exhausted, NoNode, Reason
-from streamgw.core.model import Timeouts, Upstream
+from streamgw.core.errors import ConnectFailed, Exhausted, NoNode, Reason, UpstreamTLSFailed
+from streamgw.core.model import Timeouts, Upstream, UpstreamTLS
 from streamgw.dataplane.dialer import Dialer, Introduction, Trail
 from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.pump import Ending, Limits, Meter
@@ -17,13 +19,24 @@ from tests.support.scenes import FakeNames, upstream
 
 
 async def join(
-    pump: FakePump, to: Upstream, trail: Trail, *, preface: bytes = b"", server_name: str = "", client: FakeEnd | None = None
+    pump: FakePump,
+    to: Upstream,
+    trail: Trail,
+    *,
+    preface: bytes = b"",
+    server_name: str = "",
+    client: FakeEnd | None = None,
 ) -> Ending:
     pool = UpstreamPool(FakeNames(), rng=random.Random(1))
     pool.sync({to.key: to})
     dialer = Dialer(pump, pool)
     return await dialer.join(
-        client or FakeEnd(), to, introduction=Introduction(preface, server_name), trail=trail, meter=Meter(), limits=Limits()
+        client or FakeEnd(),
+        to,
+        introduction=Introduction(preface, server_name),
+        trail=trail,
+        meter=Meter(),
+        limits=Limits(),
     )
 
 
@@ -129,3 +142,61 @@ async def test_running_out_of_descriptors_is_not_retried() -> None:
 
     with pytest.raises(Exhausted):
         await join(pump, upstream("10.0.0.1:1", "10.0.0.2:1"), Trail())
+
+
+# ── Upstreams that speak TLS ─────────────────────────────────────────────────────────────────────
+
+
+def speaking_tls(*nodes: str, server_name: str = "") -> Upstream:
+    return upstream(*nodes, tls=UpstreamTLS(cast("ssl.SSLContext", "a context"), server_name))
+
+
+@pytest.mark.parametrize(
+    ("own", "clients", "sent"),
+    [
+        ("db.internal", "a.test.com", "db.internal"),
+        ("", "a.test.com", "a.test.com"),
+        ("", "", "apisix_backend"),
+    ],
+)
+async def test_the_name_sent_is_its_own_then_the_clients_then_the_dummy(
+    autojump_clock: trio.testing.MockClock, own: str, clients: str, sent: str
+) -> None:
+    pump = FakePump({"10.0.0.1:1": Dialled()})
+
+    await join(
+        pump, speaking_tls("10.0.0.1:1", server_name=own), Trail(), server_name=clients, preface=b"PROXY"
+    )
+
+    (end,) = pump.dialled
+    assert (end.secured_by, end.server_name, end.preface) == ("a context", sent, b"PROXY")
+
+
+async def test_a_failed_handshake_tries_the_next_node(autojump_clock: trio.testing.MockClock) -> None:
+    bad = Dialled(tls_fails="certificate verify failed: self-signed certificate")
+    pump, trail = FakePump({"10.0.0.1:1": bad, "10.0.0.2:1": bad, "10.0.0.3:1": Dialled()}), Trail()
+
+    ending = await join(pump, speaking_tls("10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"), trail)
+
+    assert ending.reason is Reason.CLOSED
+    assert str(trail.node) == "10.0.0.3:1"
+    assert all(end.closed for end in pump.dialled), "no end of a failed attempt is left"
+
+
+async def test_when_every_handshake_failed_the_reason_is_tls(autojump_clock: trio.testing.MockClock) -> None:
+    pump = FakePump({"10.0.0.1:1": Dialled(tls_fails="certificate has expired")})
+
+    with pytest.raises(UpstreamTLSFailed, match="certificate has expired") as caught:
+        await join(pump, speaking_tls("10.0.0.1:1"), Trail())
+
+    assert caught.value.reason is Reason.TLS_FAILED
+
+
+async def test_cancelled_before_the_handshake_the_end_is_closed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    pump = FakePump({"10.0.0.1:1": Dialled(takes_s=5)})
+    with trio.move_on_after(1):
+        await join(pump, speaking_tls("10.0.0.1:1"), Trail())
+
+    assert [end.closed for end in pump.dialled] == ["reset"]

@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from streamgw.core.errors import Reason
-from streamgw.core.model import Listener, Outcome
+from streamgw.core.model import ClientCertificate, Listener, Outcome
 from streamgw.dataplane.dialer import Dialer
 from streamgw.dataplane.listener import Listeners
 from streamgw.dataplane.pool import UpstreamPool
@@ -53,6 +53,7 @@ async def gateway(policy: Policy = Policy()) -> AsyncIterator[Scene]:
         on_outcome=outcomes.append,
         on_bug=lambda _, error: (_ for _ in ()).throw(error),
         wall_clock=lambda: 0.0,
+        read_certificate=lambda der: ClientCertificate(der.decode(), (), "", ""),
         policy=policy,
     )
     listeners = Listeners(pump, sessions)

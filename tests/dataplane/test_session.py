@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from streamgw.core.errors import Reason
-from streamgw.core.model import Address, Listener, Outcome, Timeouts
+from streamgw.core.model import Address, ClientCertificate, Listener, Outcome, Timeouts
 from streamgw.core.snapshot import Snapshot
 from streamgw.core.wire.proxy_protocol import build_v1, build_v2
 from streamgw.dataplane.dialer import Dialer
@@ -50,6 +50,7 @@ class Scene:
             on_outcome=self.outcomes.append,
             on_bug=lambda _, error: self.bugs.append(error),
             wall_clock=lambda: 1_700_000_000.0,
+            read_certificate=lambda der: ClientCertificate(der.decode(), (), "f1", "5e"),
             id_prefix="t-",
             policy=self.policy,
         )

@@ -130,7 +130,9 @@ class FakePump:
         await trio.sleep(end.shakes_s)
         if fails:
             raise (TLSFailed if server_side else UpstreamTLSFailed)(fails)
-        return TLSInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384", "", resumed=False, peer_certificate=end.certificate)
+        return TLSInfo(
+            "TLSv1.3", "TLS_AES_256_GCM_SHA384", "", resumed=False, peer_certificate=end.certificate
+        )
 
     def say_last(self, end: FakeEnd, words: bytes) -> None:
         end.last_words = words

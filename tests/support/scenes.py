@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from collections.abc import Collection, Mapping, Sequence
+from typing import cast
 
 import attrs
 
@@ -44,12 +46,16 @@ def route(
     port: int | None = None,
     remote: str = "",
     server: str = "",
+    names: tuple[str, ...] = (),
+    alpn: tuple[str, ...] = (),
     **settings: object,
 ) -> Route:
     match = Match(
         remote_addrs=(ipaddress.ip_network(remote),) if remote else (),
         server_addrs=(ipaddress.ip_network(server),) if server else (),
         server_ports=(PortRange(port, port),) if port else (),
+        server_names=names,
+        alpn=alpn,
     )
     return Route(id=id_, match=match, upstream=to, source=Source("routes.d/test.yaml", 1), **settings)
 
@@ -89,3 +95,18 @@ class FakeNames:
 
     async def first(self, name: str) -> None:
         self.table[name] = self.later.get(name, ())
+
+
+def certificate(*names: str, mtls: bool = False) -> Certificate:
+    """Its context is a word: a fake pump does not look inside."""
+    context = cast("ssl.SSLContext", f"context of {names[0]}")
+    return Certificate(
+        id=names[0],
+        source=Source("routes.d/ssls/test.yaml", 1),
+        names=names,
+        context=context,
+        requires_client_certificate=mtls,
+        not_after_s=0.0,
+        issuer="",
+        fingerprint="",
+    )
