@@ -41,7 +41,7 @@ class Reason(enum.StrEnum):
     """No node may be dialled: none is listed, all weights are 0, or no name resolves."""
     CONNECT_FAILED = "connect_failed"
     BAD_PREFACE = "bad_preface"
-    """The first bytes are not what the listener expects (PROXY header)."""
+    """The first bytes are not what the listener expects (PROXY header, ClientHello)."""
     TLS_FAILED = "tls_failed"
     """No certificate for the name, or the handshake failed; `side` says with whom."""
     PREREAD_TIMEOUT = "preread_timeout"
@@ -75,7 +75,7 @@ class ParseError(SessionError):
 
 
 class PrereadTimeout(SessionError):
-    """The client owed its first bytes (a PROXY header) and did not send them in time."""
+    """The client owed its first bytes (a PROXY header, a ClientHello) and did not send them in time."""
 
     reason = Reason.PREREAD_TIMEOUT
     fault = Fault.CLIENT

@@ -274,7 +274,7 @@ class Outcome:
     reason: str
     fault: str
     phase: str
-    """How far it got: accept, preread, match, connect, relay."""
+    """How far it got: accept, preread, match, handshake, connect, relay."""
     started_at: float
     duration_s: float
     connect_s: float | None

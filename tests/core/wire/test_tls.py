@@ -365,7 +365,7 @@ def test_a_message_shows_sixteen_bytes_as_ascii() -> None:
     assert shown(b"\xff") == "'\\xff'"
 
 
-names = st.from_regex(r"[a-z0-9_-]{1,20}(\.[a-z_-]{1,20}){0,4}", fullmatch=True)
+names = st.from_regex(r"[a-z_-]{1,20}(\.[a-z0-9_-]{0,19}[a-z]){0,4}", fullmatch=True)
 protocols = st.lists(st.text(st.characters(max_codepoint=255), min_size=1, max_size=20), max_size=5)
 grease = st.lists(st.sampled_from([0x0A0A, 0x1A1A, 0xFAFA]), unique=True).map(
     lambda kinds: [(kind, b"\x00") for kind in kinds]
@@ -423,10 +423,45 @@ def damaged(draw: st.DrawFn) -> bytes:
         st.lists(st.tuples(st.integers(0, len(buffer) - 1), st.integers(0, 255)), max_size=3)
     ):
         buffer[at] = value
-    return bytes(buffer[: draw(st.integers(0, len(buffer)))]) + draw(st.binary(max_size=40))
+    cut = draw(st.just(len(buffer)) | st.integers(0, len(buffer)))
+    return bytes(buffer[:cut]) + draw(st.binary(max_size=40))
 
 
 @given(damaged() | st.binary(max_size=200) | st.binary(max_size=100).map(b"\x16\x03\x01".__add__))
 @example(b"\x16\x03\x01\x00\x01")
 def test_whatever_comes_is_a_value_need_more_or_a_refusal(buffer: bytes) -> None:
     event(check_client_hello(buffer))
+
+
+def name_that_openssl_reads(buffer: bytes) -> str | None:
+    """The server name that a server would see in these bytes; None when it sees none, or wants more, or refuses."""
+    seen: list[str | None] = []
+
+    def refuse(_: object, name: str | None, __: object) -> int:
+        seen.append(name)
+        return ssl.ALERT_DESCRIPTION_ACCESS_DENIED
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sni_callback = refuse
+    received = ssl.MemoryBIO()
+    received.write(buffer)
+    with pytest.raises(ssl.SSLError):  # by our refusal, at the latest
+        context.wrap_bio(received, ssl.MemoryBIO(), server_side=True).do_handshake()
+    return seen[0] if seen else None
+
+
+@given(damaged())
+@example(hello("127.0.0.1"))
+@example(hello("A.Test.com."))
+def test_openssl_never_reads_another_name_than_we_do(buffer: bytes) -> None:
+    try:
+        found = parse_client_hello(buffer)
+    except ParseError:
+        return  # OpenSSL never sees it
+
+    read = name_that_openssl_reads(buffer)
+
+    event(f"{type(found).__name__}, OpenSSL reads {'a name' if read else 'none'}")
+    if read is not None:
+        assert isinstance(found, ClientHello)
+        assert found.server_name == (None if read == "127.0.0.1" else read.lower().removesuffix("."))
