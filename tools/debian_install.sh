@@ -45,6 +45,7 @@ if command -v systemctl >/dev/null; then
         mariadb-server) units="mariadb" ;;
         postgresql) units="postgresql" ;;
         redis-server) units="redis-server" ;;
+        mosquitto) units="mosquitto" ;;
         openssh-server) units="ssh" ;;
         nginx-light) units="nginx" ;;
         haproxy) units="haproxy" ;;

@@ -6,10 +6,11 @@
 set -eu
 
 exec "$(dirname "$0")/debian_install.sh" \
-    curl git iproute2 procps netcat-openbsd \
+    curl git openssl iproute2 procps netcat-openbsd \
     mariadb-server mariadb-client \
     postgresql postgresql-client \
     redis-server redis-tools \
+    mosquitto mosquitto-clients \
     openssh-server openssh-client \
     iperf3 wrk gcc libc6-dev \
     nginx-light libnginx-mod-stream haproxy

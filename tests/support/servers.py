@@ -19,6 +19,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from tests.support.certificates import CA_PEM, Issued
 from tests.support.child import Child, find_program, run, running
 from tests.support.namespace import is_listening
 
@@ -37,6 +38,24 @@ class Server:
     port: int
     directory: Path
     child: Child
+
+
+@attrs.frozen
+class ServerTLS:
+    """What a server needs to speak TLS: files of its own."""
+
+    ca: Path
+    """Whom it believes; and what its clients verify it with."""
+    cert: Path
+    key: Path
+
+
+def write_server_tls(directory: Path, issued: Issued) -> ServerTLS:
+    """Put a certificate in files for a server."""
+    issued.write(directory, "server")
+    ca = directory / "server-ca.pem"
+    ca.write_text(CA_PEM)
+    return ServerTLS(ca, directory / "server.pem", directory / "server.key")
 
 
 @attrs.frozen
@@ -60,7 +79,9 @@ class SSHServer(Server):
 
 
 @contextlib.contextmanager
-def mariadb(directory: Path, port: int, *, prefix: Prefix = ()) -> Iterator[Server]:
+def mariadb(
+    directory: Path, port: int, *, prefix: Prefix = (), tls: ServerTLS | None = None
+) -> Iterator[Server]:
     """MariaDB with one account: root, from 127.0.0.1, with ROOT_PASSWORD."""
     install = find_program("mariadb-install-db", package="mariadb-server")
     server = find_program("mariadbd", package="mariadb-server")
@@ -78,7 +99,8 @@ def mariadb(directory: Path, port: int, *, prefix: Prefix = ()) -> Iterator[Serv
     # A socket path may have 107 bytes at most, which pytest's directories can exceed: relative to the data directory.
     quick = ["--innodb-buffer-pool-size=16M", "--innodb-flush-log-at-trx-commit=0", "--skip-name-resolve"]
     where = [f"--datadir={data}", f"--bind-address={LOOPBACK}", f"--port={port}", "--socket=mariadb.sock"]
-    start = [*prefix, server, "--no-defaults", *where, *quick, f"--init-file={accounts}", *user]
+    secure = [f"--ssl-ca={tls.ca}", f"--ssl-cert={tls.cert}", f"--ssl-key={tls.key}"] if tls else []
+    start = [*prefix, server, "--no-defaults", *where, *quick, *secure, f"--init-file={accounts}", *user]
     ping = [*prefix, admin, "--no-defaults", "--protocol=tcp", f"--host={LOOPBACK}", f"--port={port}"]
     ping += ["--user=root", f"--password={ROOT_PASSWORD}", "ping"]
     with running(start, log=directory / "mariadbd.log", cwd=directory) as child:
@@ -87,16 +109,21 @@ def mariadb(directory: Path, port: int, *, prefix: Prefix = ()) -> Iterator[Serv
 
 
 @contextlib.contextmanager
-def postgresql(port: int, *, prefix: Prefix = ()) -> Iterator[Server]:
+def postgresql(port: int, *, prefix: Prefix = (), certificate: Issued | None = None) -> Iterator[Server]:
     """PostgreSQL that trusts user postgres. In a directory of its own: it must belong to whom the server runs as."""
     binaries = _postgresql_binaries()
     directory = Path(tempfile.mkdtemp(prefix="streamgw-postgresql-"))
     try:
         as_user: list[str] = []
+        secure: list[str] = []
+        if certificate is not None:
+            tls = write_server_tls(directory, certificate)
+            secure = ["-c", "ssl=on", "-c", f"ssl_cert_file={tls.cert}", "-c", f"ssl_key_file={tls.key}"]
         if os.geteuid() == 0:
-            # The server refuses root. Debian's package made this user.
+            # The server refuses root, and a key that is not its own. Debian's package made this user.
             account = pwd.getpwnam("postgres")
-            os.chown(directory, account.pw_uid, account.pw_gid)
+            for path in (directory, *directory.iterdir()):
+                os.chown(path, account.pw_uid, account.pw_gid)
             setpriv = find_program("setpriv", package="util-linux")
             as_user = [
                 setpriv,
@@ -110,7 +137,7 @@ def postgresql(port: int, *, prefix: Prefix = ()) -> Iterator[Server]:
         init = [*as_user, f"{binaries}/initdb", "-D", str(data), "-U", "postgres", "-A", "trust", "--no-sync"]
         run(init, timeout_s=90, cwd=directory)
         where = ["-D", str(data), "-h", LOOPBACK, "-p", str(port), "-k", str(directory)]
-        start = [*prefix, *as_user, f"{binaries}/postgres", *where, "-F"]
+        start = [*prefix, *as_user, f"{binaries}/postgres", *where, "-F", *secure]
         ready = [*prefix, f"{binaries}/pg_isready", "-h", LOOPBACK, "-p", str(port), "-q"]
         with running(start, log=directory / "postgres.log", name="postgres", cwd=directory) as child:
             child.wait_until(lambda: _succeeds(ready), what="pg_isready")
@@ -120,11 +147,20 @@ def postgresql(port: int, *, prefix: Prefix = ()) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def redis(directory: Path, port: int, *, prefix: Prefix = ()) -> Iterator[Server]:
-    """Redis that keeps nothing on disk."""
+def redis(
+    directory: Path, port: int, *, prefix: Prefix = (), tls: ServerTLS | None = None, tls_port: int = 0
+) -> Iterator[Server]:
+    """Redis that keeps nothing on disk.
+
+    Args:
+      tls: for `tls_port`, where it asks for no client certificate. `port` stays plain.
+    """
     server = find_program("redis-server", package="redis-server")
     client = find_program("redis-cli", package="redis-tools")
     start = [*prefix, server, "--bind", LOOPBACK, "--port", str(port), "--save", "", "--appendonly", "no"]
+    if tls is not None:
+        start += ["--tls-port", str(tls_port), "--tls-auth-clients", "no", "--tls-ca-cert-file", str(tls.ca)]
+        start += ["--tls-cert-file", str(tls.cert), "--tls-key-file", str(tls.key)]
     ping = [*prefix, client, "-h", LOOPBACK, "-p", str(port), "ping"]
     with running([*start, "--dir", directory], log=directory / "redis.log") as child:
         child.wait_until(lambda: _succeeds(ping), what="answers PING")
@@ -155,6 +191,28 @@ def sshd(directory: Path, port: int, *, prefix: Prefix = ()) -> Iterator[SSHServ
     with running([*prefix, server, "-D", "-e", "-f", config], log=directory / "sshd.log") as child:
         _wait_for_listener(child, port, prefix)
         yield SSHServer(LOOPBACK, port, directory, child, directory / "user_key")
+
+
+@contextlib.contextmanager
+def mosquitto(
+    directory: Path, port: int, *, prefix: Prefix = (), tls: ServerTLS | None = None, tls_port: int = 0
+) -> Iterator[Server]:
+    """Mosquitto, open to everybody, that keeps nothing on disk.
+
+    Args:
+      tls: for `tls_port`. `port` stays plain.
+    """
+    program = find_program("mosquitto", package="mosquitto")
+    # As root it would become user mosquitto, who may not read the key.
+    lines = ["allow_anonymous true", f"user {getpass.getuser()}", f"listener {port} {LOOPBACK}"]
+    if tls is not None:
+        lines += [f"listener {tls_port} {LOOPBACK}", f"certfile {tls.cert}", f"keyfile {tls.key}"]
+    config = directory / "mosquitto.conf"
+    config.write_text("\n".join(lines) + "\n")
+    with running([*prefix, program, "-c", config, "-v"], log=directory / "mosquitto.log") as child:
+        for each in (port, tls_port) if tls is not None else (port,):
+            _wait_for_listener(child, each, prefix)
+        yield Server(LOOPBACK, port, directory, child)
 
 
 @contextlib.contextmanager
