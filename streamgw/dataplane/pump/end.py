@@ -8,10 +8,13 @@ says it twice.
 from __future__ import annotations
 
 import errno
+import fcntl
+import math
 import os
 import select
 import socket
 import struct
+import termios
 from socket import SocketType
 
 import trio
@@ -20,6 +23,7 @@ from streamgw.core.errors import ConnectFailed, Reason, Side
 from streamgw.core.model import UNIX_HOST, Address
 from streamgw.dataplane.pump import Ending, Limits, Meter
 from streamgw.dataplane.pump.bulk import Pipe
+from streamgw.dataplane.pump.tls import TLSLayer
 
 EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLET
 """What every session socket is registered for, once, for life. PRI: an urgent mark ends a read early, and a short
@@ -58,6 +62,7 @@ class Socket:
         "full",
         "is_client",
         "may_splice",
+        "owed",
         "peer",
         "pend",
         "pipe",
@@ -67,8 +72,11 @@ class Socket:
         "relay",
         "short",
         "sock",
+        "spoke_last",
         "stuck",
         "thorough",
+        "tls",
+        "truncated",
         "waiter",
         "writable",
     )
@@ -83,8 +91,12 @@ class Socket:
         self.peer: Socket | None = None
         self.relay: Relay | None = None
         self.waiter: trio.lowlevel.Task | None = None
-        """The task parked in `peek`."""
+        """The task parked in `peek`, `connected` or `handshake`."""
         self.aborted: Reason | None = None
+        self.spoke_last = False
+        """Its last words must survive `close`."""
+        self.tls: TLSLayer | None = None
+        """After its handshake: what is read is ciphertext, and so is what is written to it."""
 
         self.ready = False
         """An edge said there is something to read, and EAGAIN or a short read has not yet said otherwise."""
@@ -96,6 +108,8 @@ class Socket:
         self.broken = False
         """EPOLLERR was seen: SO_ERROR says what happened. EPOLLHUP alone is two FINs."""
         self.eof = False
+        self.truncated = False
+        """Its EOF came without close_notify: the peer was not told, and will not be."""
         self.done = False
         """EOF was read, everything before it delivered, and the peer told (or about to be, by close)."""
         self.stuck = False
@@ -103,6 +117,9 @@ class Socket:
         self.queued = False
         """Its turn was over before its bytes were; it is in the mover's queue."""
         self.pend: bytes | memoryview = b""
+        """As they go over the wire: sealed, if the peer is a TLS end."""
+        self.owed = 0
+        """Bytes of plain text that a sealed `pend` stands for and the meter has not seen."""
         self.pipe: Pipe | None = None
         """Held only while bytes are stuck in it."""
         self.full = 0
@@ -145,8 +162,9 @@ class Socket:
         peer = self.peer
         assert peer is not None
         blocked = self.stuck or peer.stuck
-        self.fast = not (blocked or self.bulk or self.eof or self.queued)
-        peer.fast = not (blocked or peer.bulk or peer.eof or peer.queued)
+        # Never a TLS end: close_notify stands behind bytes without a flag that would tell.
+        self.fast = not (blocked or self.bulk or self.eof or self.queued or self.tls is not None)
+        peer.fast = not (blocked or peer.bulk or peer.eof or peer.queued or peer.tls is not None)
 
 
 class Relay:
@@ -161,6 +179,9 @@ class Relay:
         "limits",
         "meter",
         "moved",
+        "quiet_ending",
+        "quiet_s",
+        "quiet_since",
         "task",
         "uncounted",
         "upstream",
@@ -177,10 +198,20 @@ class Relay:
         self.active_at = 0.0
         self.moved = 0
         """What the meter said when the sweep last looked: no clock is read per message."""
+        self.quiet_since = 0.0
+        self.quiet_s = math.inf
+        self.quiet_ending: Ending | None = None
+        """How it ends once nothing has moved for `quiet_s`: see `expect_end`."""
         self.ending: Ending | None = None
         self.failure: ConnectFailed | None = None
         self.task: trio.lowlevel.Task | None = None
         """Set while parked."""
+
+    def expect_end(self, quiet_s: float, ending: Ending) -> None:
+        """From now on it ends by itself, or so when nothing has moved for a while. The first expectation stays."""
+        if self.quiet_ending is None:
+            self.quiet_since = self.active_at = trio.current_time()
+            self.quiet_s, self.quiet_ending = quiet_s, ending
 
     @property
     def over(self) -> bool:
@@ -191,6 +222,14 @@ class Relay:
 def words_for(number: int) -> str:
     """What went wrong, for a log line that a person reads: `connection refused`."""
     return _WORDS.get(number) or os.strerror(number).lower()
+
+
+def unsent(sock: SocketType) -> int:
+    """Bytes that the peer's kernel has not acknowledged: closing by RST would destroy them (SIOCOUTQ, tcp(7))."""
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0])
+    except OSError:
+        return 0
 
 
 def close(sock: SocketType, *, reset: bool) -> None:

@@ -23,13 +23,16 @@ import select
 import socket
 from collections.abc import Callable
 from socket import SocketType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
-from streamgw.core.errors import ConnectFailed, Reason
+if TYPE_CHECKING:
+    import ssl
+
+from streamgw.core.errors import ConnectFailed, Reason, SessionError
 from streamgw.core.model import Address
-from streamgw.dataplane.pump import Accepting, End, Ending, Limits, Meter, OnAccept, Pump
+from streamgw.dataplane.pump import Accepting, End, Ending, Limits, Meter, OnAccept, Pump, TLSInfo
 from streamgw.dataplane.pump.accept import PAUSE_S, Acceptor
 from streamgw.dataplane.pump.dial import start_connect
 from streamgw.dataplane.pump.end import (
@@ -40,6 +43,8 @@ from streamgw.dataplane.pump.end import (
     close,
     words_for,
 )
+from streamgw.dataplane.pump.handshake import Handshakes
+from streamgw.dataplane.pump.linger import Lingering, discard, say
 from streamgw.dataplane.pump.move import SPLICE_AFTER, Mover
 from streamgw.dataplane.pump.peek import Peeks
 from streamgw.dataplane.pump.sweep import Sweep
@@ -94,7 +99,9 @@ class SocketPump(Pump):
         self._acceptors: dict[int, Acceptor] = {}
         self._relays: dict[Relay, None] = {}
         self._peeks = Peeks(on_park=self._watch, on_wake=self._kick_trio)
-        self._sweep = Sweep(self._relays, self._peeks, finish=self._finish, fail=self._fail)
+        self._handshakes = Handshakes(self._peeks, self.say_last)
+        self._lingering = Lingering(self._drop)
+        self._sweep = Sweep(self._relays, self._peeks, self._lingering, finish=self._finish, fail=self._fail)
         self._moved_up = self._moved_down = 0
         """By relays that are over."""
         self._closing: list[tuple[SocketType, bool]] = []
@@ -191,6 +198,40 @@ class SocketPump(Pump):
         end.deadline = deadline
         return end
 
+    async def connected(self, upstream: End) -> None:
+        """See `Pump.connected`. The deadline of `dial` may be met up to `sweep.TICK_S` late.
+
+        Raises:
+          Killed, Drained: the pump ends.
+
+        Cancellation:
+          The end is still the caller's to close.
+        """
+        assert isinstance(upstream, Socket)
+        try:
+            await self._handshakes.connected(upstream)
+        except SessionError:
+            self.close(upstream, reset=True)
+            raise
+
+    async def handshake(
+        self, end: End, context: ssl.SSLContext, *, server_side: bool, server_name: str = "", deadline: float
+    ) -> TLSInfo:
+        """See `Pump.handshake`. The deadline may be met up to `sweep.TICK_S` late.
+
+        Raises:
+          Killed, Drained: `abort` was called; the end is closed.
+        """
+        assert isinstance(end, Socket)
+        try:
+            return await self._handshakes.shake(
+                end, context, server_side=server_side, server_name=server_name, deadline=deadline
+            )
+        except SessionError:
+            if not end.is_client:
+                self.close(end)
+            raise
+
     async def relay(self, client: End, upstream: End, meter: Meter, limits: Limits) -> Ending:
         """See `Pump.relay`."""
         assert isinstance(client, Socket)
@@ -226,9 +267,25 @@ class SocketPump(Pump):
         """See `Pump.close`."""
         assert isinstance(end, Socket)
         assert end.relay is None, "relay() closes both ends"
+        if end.fd < 0:
+            return
+        if end in self._lingering:
+            if not reset:
+                return
+            self._lingering.forget(end)
+        elif end.spoke_last and not reset and self._lingering.begin(end, trio.current_time()):
+            self._sweep.watch()
+            return
+        self._release(end, reset=reset)
+        self._peeks.wake(end)
+
+    def say_last(self, end: End, words: bytes) -> None:
+        """See `Pump.say_last`. `close` then waits up to `linger.LINGER_S` for the peer to close, on its own."""
+        assert isinstance(end, Socket)
         if end.fd >= 0:
-            self._release(end, reset=reset)
-            self._peeks.wake(end)
+            say(end, words)
+            discard(end)
+            end.spoke_last = True
 
     # What the parts ask of the pump
 
@@ -334,7 +391,10 @@ class SocketPump(Pump):
         end.note(flags)
         relay = end.relay
         if relay is None:
-            self._peeks.wake(end)
+            if end.spoke_last and end in self._lingering:
+                self._lingering.hear(end)
+            else:
+                self._peeks.wake(end)
         elif not relay.connecting:
             self._mover.handle(end, flags)
         elif not end.is_client:
@@ -387,9 +447,11 @@ class SocketPump(Pump):
         self._moved_up += relay.meter.bytes_up
         self._moved_down += relay.meter.bytes_down
         reset = ending.reason is not Reason.CLOSED
-        for end in (relay.client, relay.upstream):
+        # A side whose other side has not said EOF must not hear one: it was cut off, by a TLS peer that never parts.
+        cut_client, cut_upstream = not relay.upstream.eof, not relay.client.eof
+        for end, cut in ((relay.client, cut_client), (relay.upstream, cut_upstream)):
             self._mover.drop(end)
-            self._release(end, reset=reset)
+            self._release(end, reset=reset or cut)
         self._wake(relay)
 
     def _fail(self, relay: Relay, message: str) -> None:
@@ -418,11 +480,14 @@ class SocketPump(Pump):
         else:
             close(end.sock, reset=reset)
 
+    def _drop(self, end: Socket) -> None:
+        self._release(end, reset=False)
+
     def _stop(self) -> None:
         """The pump is cancelled: nothing of it stays open, and nobody stays parked."""
         self._stopped = True
         for end in tuple(self._table.values()):
-            self.abort(end, Reason.DRAIN)
+            self.abort(end, Reason.DRAIN)  # by reset, those that linger too
         for acceptor in tuple(self._acceptors.values()):
             acceptor.close()
         self._mover.pipes.shrink()

@@ -20,6 +20,7 @@ from streamgw.core.errors import Reason
 from streamgw.dataplane.pump import Ending
 from streamgw.dataplane.pump.bulk import Pipes
 from streamgw.dataplane.pump.end import Relay, Socket, words_for
+from streamgw.dataplane.pump.tls import CIPHER_BYTES, TLSBroken, TLSLayer, Truncated
 
 WINDOW_BYTES = 64 * 1024
 """The shared read buffer, and so the most that is held in user space per direction for a slow reader. A bulk direction
@@ -28,10 +29,18 @@ TURN = 4
 """Buffers or splices that one direction may move before it is somebody else's turn."""
 SPLICE_AFTER = 4
 """Full buffers in a row that make a direction bulk."""
+PARTING_S = 5.0
+"""A TLS peer that was told close_notify may go on (RFC 8446 § 6.1) until nothing has moved for so long. Most answer at
+once; of those that do not, most have left their end in a pool and will never look."""
+TRUNCATED_S = 1.0
+"""After a FIN without close_notify the other side gets no EOF, and a reset once nothing has moved for so long. Ending by
+itself meanwhile it was told no lie, and the session is CLOSED: clients that say QUIT in their own protocol and just
+close are many (MySQL, SMTP)."""
 COPY_AFTER = 4
 """Splices in a row of less than a buffer that end a bulk phase: three calls for what recv and send do in two."""
 
 _CLOSED = Ending(Reason.CLOSED)
+_TRUNCATED = "ended without close_notify"
 _CANNOT_SPLICE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
@@ -50,6 +59,7 @@ class Mover:
         self._splice_after = splice_after if splice_after is not None else 1 << 62
         self._buffer = bytearray(WINDOW_BYTES)
         self._view = memoryview(self._buffer)
+        self._cipher = memoryview(bytearray(CIPHER_BYTES))
         self._queue: list[Socket] = []
         self.pipes = Pipes()
         self.splices = 0
@@ -127,6 +137,8 @@ class Mover:
         """The upstream's connect has completed: send the preface, then what either side said meanwhile."""
         client, upstream = relay.client, relay.upstream
         relay.connecting = False
+        if client.tls is not None or upstream.tls is not None:
+            client.may_splice = upstream.may_splice = False
         if upstream.preface:
             client.pend, relay.uncounted = upstream.preface, len(upstream.preface)
             client.stuck = not self._flush_pend(client)
@@ -148,7 +160,11 @@ class Mover:
     def reset(self, end: Socket, error: OSError) -> None:
         """End the pair because of what the kernel says about one of its sockets."""
         assert end.relay is not None
-        self._finish(end.relay, Ending(Reason.RESET, end.side, words_for(error.errno or 0)))
+        if isinstance(error, TLSBroken):
+            words = str(error.strerror)
+        else:
+            words = _TRUNCATED if end.truncated else words_for(error.errno or 0)
+        self._finish(end.relay, Ending(Reason.RESET, end.side, words))
 
     def _check(self, end: Socket) -> bool:
         """End the pair if its socket has an error pending. True: it is well."""
@@ -159,6 +175,8 @@ class Mover:
 
     def _copy(self, end: Socket) -> bool:
         """Move one buffer. True: there may be more."""
+        if end.tls is not None:
+            return self._open(end, end.tls)
         try:
             count = end.sock.recv_into(self._buffer)
         except BlockingIOError:
@@ -181,11 +199,46 @@ class Mover:
             end.fast = False
         return self._send(end, count)
 
+    def _open(self, end: Socket, tls: TLSLayer) -> bool:
+        """Move one buffer out of a TLS end. True: there may be more."""
+        try:
+            count = tls.receive(end.sock, self._cipher, self._view)
+        except BlockingIOError:
+            end.ready = end.thorough = False
+            return False
+        except Truncated:
+            self._truncated(end)
+            return False
+        except OSError as error:
+            self.reset(end, error)
+            return False
+        if tls.has_replies and not self._reply(end, tls):
+            return False
+        if count is None:
+            return True
+        if not count:
+            self._reached_eof(end)
+            return False
+        end.ready = more = end.thorough = end.thorough or tls.more
+        return self._send(end, count) and more
+
+    def _reply(self, end: Socket, tls: TLSLayer) -> bool:
+        """Send what OpenSSL itself has to say to an end. False: the pair is over."""
+        peer = end.peer
+        assert peer is not None
+        if tls.flooded:
+            self.reset(end, TLSBroken(errno.EPROTO, "asked for more answers than it read"))
+        elif not (peer.stuck or peer.done):
+            self._hand_on(peer, tls.replies(), 0)
+        return end.relay is not None
+
     def _send(self, end: Socket, count: int) -> bool:
         """Hand the first `count` bytes of the buffer to the peer, keeping what it has no room for. True: all went."""
         peer, relay = end.peer, end.relay
         assert peer is not None
         assert relay is not None
+        if peer.tls is not None:
+            return self._seal(end, peer.tls, count)
         try:
             sent = peer.sock.send(self._view[:count])
         except BlockingIOError:
@@ -201,6 +254,27 @@ class Mover:
             return True
         end.pend = bytes(self._view[sent:count])
         self._stick(end)
+        return False
+
+    def _seal(self, end: Socket, tls: TLSLayer, count: int) -> bool:
+        """`_send` towards a TLS end."""
+        try:
+            sealed = tls.seal(self._view[:count])
+        except TLSBroken as error:
+            assert end.peer is not None
+            self.reset(end.peer, error)
+            return False
+        return self._hand_on(end, sealed, count)
+
+    def _hand_on(self, end: Socket, sealed: bytes, owed: int) -> bool:
+        """Hand ciphertext to the peer (`owed` bytes of plain text), keeping what it has no room for. True: all went."""
+        if not sealed:
+            return True
+        end.pend, end.owed = sealed, owed
+        if self._flush_pend(end):
+            return True
+        if end.relay is not None:
+            self._stick(end)
         return False
 
     def _splice(self, end: Socket) -> bool:
@@ -280,6 +354,9 @@ class Mover:
             return False
         end.stuck = False
         end.refresh()
+        if end.eof:
+            self._half_close(end)  # it was the close_notify that had no room
+            return end.relay is not None
         if end.ready and not end.queued:
             # Not pulled at once: whoever flushed may still have a turn of its own to do.
             end.queued = True
@@ -298,6 +375,9 @@ class Mover:
         except OSError as error:
             self.reset(peer, error)
             return False
+        if peer.tls is not None:
+            self._settle(end, relay, sent)
+            return not end.pend
         end.pend = memoryview(end.pend)[sent:]
         if end.is_client:
             preface = min(sent, relay.uncounted)
@@ -309,6 +389,36 @@ class Mover:
             return False
         end.pend = b""
         return True
+
+    def _settle(self, end: Socket, relay: Relay, sent: int) -> None:
+        """Count what part of a sealed `pend` has gone, in plain text: a slow reader is not an idle one."""
+        total = len(end.pend)
+        moved = end.owed * sent // total if total else 0
+        end.owed -= moved
+        if end.is_client:
+            relay.meter.bytes_up += moved
+        else:
+            relay.meter.bytes_down += moved
+        end.pend = b"" if sent == total else memoryview(end.pend)[sent:]
+
+    def _truncated(self, end: Socket) -> None:
+        """Read 0 from a TLS end that has not said close_notify: whoever cut it off must not pass for its end."""
+        peer, relay = end.peer, end.relay
+        assert peer is not None
+        assert relay is not None
+        end.eof = end.truncated = True
+        end.ready = False
+        end.refresh()
+        if end.broken and not self._check(end):
+            return
+        if peer.done:
+            self._finish(
+                relay, _CLOSED
+            )  # what it said was answered, and it was told so: nobody waits for more
+        elif peer.truncated:
+            self.reset(end, TLSBroken(errno.EPROTO, _TRUNCATED))
+        else:
+            relay.expect_end(TRUNCATED_S, Ending(Reason.RESET, end.side, _TRUNCATED))
 
     def _reached_eof(self, end: Socket) -> None:
         """Read 0: the end will say no more. Everything before it was handed on, or it would not have been read."""
@@ -327,8 +437,10 @@ class Mover:
         peer, relay = end.peer, end.relay
         assert peer is not None
         assert relay is not None
+        if peer.tls is not None and not self._hand_on(end, peer.tls.farewell(), 0):
+            return  # `_flush` comes back, if anybody does
         end.done = True
-        if peer.done:
+        if peer.done or peer.truncated:
             # close(2) sends this FIN: one system call less than shutdown(2) and close.
             self._finish(relay, _CLOSED)
             return
@@ -336,3 +448,7 @@ class Mover:
             peer.sock.shutdown(socket.SHUT_WR)
         except OSError as error:
             self.reset(peer, error)
+            return
+        if peer.tls is not None:
+            words = f"the {peer.side} did not answer close_notify"
+            relay.expect_end(PARTING_S, Ending(Reason.CLOSED, None, words))

@@ -1,4 +1,4 @@
-"""Looking into the receive buffer without taking anything out of it, and the tasks parked until there is more."""
+"""Looking into the receive buffer without taking anything out of it, and the tasks parked until an end has news."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ABORTED: dict[Reason, type[SessionError]] = {Reason.DRAIN: Drained, Reason.KILL
 
 
 class Peeks:
-    """The tasks parked in `peek`, by the end they look into.
+    """The tasks parked before a relay, by the end they wait for: in `peek`, `connected` and `handshake`.
 
     Args:
       on_park: called before a task parks: somebody has to call `expire` now and then.
@@ -34,16 +34,15 @@ class Peeks:
 
     async def peek(self, end: Socket, at_least: int, deadline: float) -> bytes:
         """See `Pump.peek`."""
-        assert end.waiter is None, "one task peeks at a time"
         await trio.lowlevel.checkpoint()
         while True:
             seen, enough = look(end, min(at_least, PEEK_BYTES))
             if enough or trio.current_time() >= deadline:
                 return seen
-            await self._park(end, deadline)
+            await self.park(end, deadline)
 
     def wake(self, end: Socket) -> None:
-        """Let the task that looks into this end look again, if there is one: an edge came, or it was closed."""
+        """Let the task that waits for this end look again, if there is one: an edge came, or it was closed."""
         task, end.waiter = end.waiter, None
         if task is not None:
             del self._deadlines[end]
@@ -55,7 +54,10 @@ class Peeks:
         for end in [end for end, deadline in self._deadlines.items() if now >= deadline]:
             self.wake(end)
 
-    async def _park(self, end: Socket, deadline: float) -> None:
+    async def park(self, end: Socket, deadline: float) -> None:
+        """Wait for an edge, for the end to be closed, or for the deadline (met up to a tick late)."""
+        assert end.waiter is None, "one task waits for an end at a time"
+
         def abort_fn(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
             end.waiter = None
             del self._deadlines[end]
@@ -74,8 +76,7 @@ def look(end: Socket, at_least: int) -> tuple[bytes, bool]:
       PeerReset: by the client.
       Killed, Drained: the pump has closed this end since, for that reason.
     """
-    if end.aborted is not None:
-        raise _ABORTED.get(end.aborted, Killed)(f"ended before the relay: {end.aborted}")
+    raise_if_aborted(end)
     if end.broken:
         raise PeerReset(words_for(end.error() or errno.ECONNRESET))
     try:
@@ -86,3 +87,13 @@ def look(end: Socket, at_least: int) -> tuple[bytes, bool]:
         raise PeerReset(words_for(error.errno or 0)) from None
     # RDHUP was noted: the FIN stands behind what was seen, so no more will come.
     return seen, len(seen) >= at_least or not seen or end.thorough
+
+
+def raise_if_aborted(end: Socket) -> None:
+    """Say why the pump has closed this end meanwhile, if it has.
+
+    Raises:
+      Killed, Drained: for that reason.
+    """
+    if end.aborted is not None:
+        raise _ABORTED.get(end.aborted, Killed)(f"ended before the relay: {end.aborted}")

@@ -10,6 +10,7 @@ import pytest
 from streamgw.core.errors import Reason
 from streamgw.dataplane.pump import Ending, Limits, Meter
 from streamgw.dataplane.pump.end import Relay, Socket
+from streamgw.dataplane.pump.linger import Lingering
 from streamgw.dataplane.pump.peek import Peeks
 from streamgw.dataplane.pump.sweep import SLICE, Sweep, slices
 from tests.support.bridge import open_bridge, until
@@ -22,7 +23,7 @@ class Judge:
     def __init__(self) -> None:
         self.verdicts: list[Ending | str] = []
         peeks = Peeks(on_park=lambda: None, on_wake=lambda: None)
-        self.sweep = Sweep((), peeks, finish=self.finish, fail=self.fail)
+        self.sweep = Sweep((), peeks, Lingering(lambda end: None), finish=self.finish, fail=self.fail)
 
     def finish(self, relay: Relay, ending: Ending) -> None:
         relay.ending = ending

@@ -1,0 +1,134 @@
+"""The waits before a relay that are not a look: until a node has answered, until a handshake is done."""
+
+from __future__ import annotations
+
+import errno
+import os
+import ssl
+from collections.abc import Callable
+
+import trio
+
+from streamgw.core.errors import ConnectFailed, PeerReset, SessionError, TLSFailed, UpstreamTLSFailed
+from streamgw.dataplane.pump import TLSInfo
+from streamgw.dataplane.pump.end import Socket, words_for
+from streamgw.dataplane.pump.peek import Peeks, raise_if_aborted
+from streamgw.dataplane.pump.tls import TLSBroken, TLSLayer
+
+_RECEIVE_BYTES = 16 * 1024
+
+
+class Handshakes:
+    """Handshakes under way, their CPU time spent in threads.
+
+    Args:
+      peeks: parks the tasks that wait.
+      say_last: sends an alert so that closing does not destroy it.
+    """
+
+    def __init__(self, peeks: Peeks, say_last: Callable[[Socket, bytes], None]) -> None:
+        self._peeks = peeks
+        self._say_last = say_last
+        self._threads = trio.CapacityLimiter(max(2, os.cpu_count() or 1))
+
+    async def connected(self, upstream: Socket) -> None:
+        """See `Pump.connected`. Closes nothing."""
+        await trio.lowlevel.checkpoint()
+        while True:
+            raise_if_aborted(upstream)
+            number = upstream.error() if upstream.broken else 0
+            if number:
+                raise ConnectFailed(words_for(number))
+            if upstream.writable and _send_preface(upstream):
+                upstream.deadline = float("inf")
+                return
+            if trio.current_time() >= upstream.deadline:
+                raise ConnectFailed(f"timed out after {upstream.deadline - upstream.dialed_at:.1f} s")
+            await self._peeks.park(upstream, upstream.deadline)
+
+    async def shake(
+        self, end: Socket, context: ssl.SSLContext, *, server_side: bool, server_name: str, deadline: float
+    ) -> TLSInfo:
+        """See `Pump.handshake`. Closes nothing."""
+        failed = TLSFailed if end.is_client else UpstreamTLSFailed
+        began_at = trio.current_time()
+        try:
+            layer = TLSLayer(context, server_side=server_side, server_name=server_name)
+        except ValueError as error:
+            raise failed(f"server name {server_name!r}: {error}") from None
+        too_late = failed(f"no handshake within {deadline - began_at:.3g} s")
+        done, received = False, b""
+        if server_side:
+            received = await self._receive(end, deadline, too_late)
+        while True:
+            try:
+                done = await trio.to_thread.run_sync(layer.step, received, limiter=self._threads)
+            except TLSBroken as error:
+                if end.fd >= 0:
+                    self._say_last(end, layer.replies())
+                raise failed(str(error.strerror)) from None
+            if layer.has_replies:
+                await self._send(end, layer.replies(), deadline, too_late)
+            if done:
+                break
+            received = await self._receive(end, deadline, too_late)
+        raise_if_aborted(end)
+        end.tls = layer
+        # Bytes may have come with the end of the handshake, and their edge with them.
+        end.ready = end.thorough = True
+        return layer.info()
+
+    async def _receive(self, end: Socket, deadline: float, too_late: SessionError) -> bytes:
+        while True:
+            raise_if_aborted(end)
+            try:
+                received = end.sock.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                await self._wait(end, deadline, too_late)
+                continue
+            except OSError as error:
+                raise _reset_by(end, error.errno or 0) from None
+            if not received:
+                if end.broken:
+                    raise _reset_by(end, end.error() or errno.ECONNRESET)
+                raise (TLSFailed if end.is_client else UpstreamTLSFailed)(
+                    "the connection was closed during the handshake"
+                )
+            return received
+
+    async def _send(self, end: Socket, words: bytes, deadline: float, too_late: SessionError) -> None:
+        left = memoryview(words)
+        while True:
+            raise_if_aborted(end)
+            try:
+                left = left[end.sock.send(left) :]
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                raise _reset_by(end, error.errno or 0) from None
+            if not left:
+                return
+            await self._wait(end, deadline, too_late)
+
+    async def _wait(self, end: Socket, deadline: float, too_late: SessionError) -> None:
+        if trio.current_time() >= deadline:
+            raise too_late
+        await self._peeks.park(end, deadline)
+
+
+def _send_preface(upstream: Socket) -> bool:
+    """Send what is left of the preface. True: nothing is."""
+    if upstream.preface:
+        try:
+            sent = upstream.sock.send(upstream.preface)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise ConnectFailed(words_for(error.errno or 0)) from None
+        upstream.preface = upstream.preface[sent:]
+    return not upstream.preface
+
+
+def _reset_by(end: Socket, number: int) -> SessionError:
+    words = words_for(number)
+    return PeerReset(words) if end.is_client else UpstreamTLSFailed(f"{words} during the handshake")
