@@ -70,13 +70,14 @@ class References:
         Raises:
           Wrong: it is not there, not a regular file, or too large.
         """
-        path = Path(os.path.abspath(path))  # noqa: PTH100  resolve() would follow the links that are to be watched
-        if path not in self._found:
-            self._found[path] = _read(path)
-        found = self._found[path]
+        shown = os.path.normpath(path)
+        absolute = Path(os.path.abspath(path))  # noqa: PTH100  resolve() would follow the links that are to be watched
+        if absolute not in self._found:
+            self._found[absolute] = _read(absolute)
+        found = self._found[absolute]
         if isinstance(found, str):
-            raise Wrong(found)
-        return found
+            raise Wrong(f"{shown}: {found}")
+        return attrs.evolve(found, origin=shown)
 
     def _variable(self, name: str) -> Pem:
         if name not in self._environ:
@@ -95,15 +96,15 @@ def digest_of(*parts: str) -> str:
 
 
 def _read(path: Path) -> Pem | str:
-    """The text, or what to say about it."""
+    """The text, or why there is none."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            return f"{path}: not a regular file"
+            return "not a regular file"
         if status.st_size > MAX_BYTES:
-            return f"{path}: larger than {MAX_BYTES >> 20} MiB"
+            return f"larger than {MAX_BYTES >> 20} MiB"
         # What stands between the PEM blocks may be in any encoding.
         text = path.read_bytes().decode("utf-8", "surrogateescape")
     except OSError as error:
-        return f"{path}: {error.strerror}"
-    return Pem(text, str(path), is_public=bool(status.st_mode & stat.S_IROTH))
+        return str(error.strerror)
+    return Pem(text, is_public=bool(status.st_mode & stat.S_IROTH))

@@ -71,8 +71,8 @@ class Reach:
             which = "" if len(reached) == len(self._all) else " that leads here"
             for field, asked in ((names, route.match.server_names), ("alpn", route.match.alpn)):
                 if asked:
-                    has = "server name" if field == names else "ALPN"
-                    message = f"never matches: no listener{which} speaks TLS, so no client has a {has}"
+                    lack = "has a server name" if field == names else "offers a protocol"
+                    message = f"never matches: no listener{which} speaks TLS, so no client {lack}"
                     yield Fault((field,), message, at_key=True)
         if route.tls_passthrough and not any(listener.passthrough == "route" for listener in reached):
             message = (

@@ -62,6 +62,8 @@ def dump(compilation: Compilation) -> Iterator[str]:
         title = f"route {route.id}" + (f" '{route.name}'" if route.name else "")
         yield f"{title} from {route.source}, priority {route.priority}"
         yield f"  matches {dump_match(route.match)}"
+        if route.tls_passthrough:
+            yield "  TLS is passed through where the listener leaves the choice"
         if route.service_id:
             yield f"  service {route.service_id}"
         yield f"  to {route.upstream.key if route.upstream else 'nowhere'}"
@@ -77,6 +79,7 @@ def dump_match(match: Match) -> str:
         ("server address in", match.server_addrs),
         ("server port in", ports),
         ("server name in", match.server_names),
+        ("ALPN in", match.alpn),
     )
     said = [f"{what} {', '.join(map(str, values))}" for what, values in parts if values]
     return "; ".join(said) or "everybody"
@@ -90,6 +93,8 @@ def dump_upstream(upstream: Upstream) -> Iterator[str]:
     limit = f"within {upstream.retry_timeout_s:g} s" if upstream.retry_timeout_s else "no matter how long"
     yield f"  {upstream.type}, tries {retries}, {limit}"
     yield f"  connect {upstream.timeouts.connect_s:g} s, idle {upstream.timeouts.idle_s:g} s"
+    if upstream.tls:
+        yield f"  TLS to '{upstream.tls.server_name}', {'verified' if upstream.tls.verify else 'not verified'}"
     yield f"  PROXY header {upstream.proxy_protocol or 'as the listener says'}"
 
 

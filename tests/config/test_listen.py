@@ -182,13 +182,56 @@ def test_what_an_entry_does_not_say_the_defaults_do() -> None:
     assert (own.proxy_protocol, own.proxy_protocol_to_upstream, own.max_sessions) == ("off", "off", 0)
 
 
-def test_tls_listeners_are_left_out_and_named() -> None:
-    found = listen(
-        {"addr": 9100, "tls": True}, {"addr": 9101, "tls_passthrough": True}, {"addr": 9102, "tls": False}
-    )
+@pytest.mark.parametrize(
+    ("options", "tls", "passthrough"),
+    [
+        ({}, "off", "never"),
+        ({"tls": False, "tls_passthrough": False}, "off", "never"),
+        ({"tls": True}, "required", "never"),
+        ({"tls_passthrough": True}, "required", "always"),
+        ({"tls": True, "tls_passthrough": True}, "required", "route"),
+        ({"tls": "optional"}, "optional", "never"),
+        ({"tls": "optional", "tls_passthrough": True}, "optional", "route"),
+    ],
+)
+def test_what_a_listener_does_with_tls(options: dict[str, object], tls: str, passthrough: str) -> None:
+    (listener,) = listen({"addr": 9100, **options}).served
 
-    assert [listener.port for listener in found.served] == [9102]
-    assert [pointer_of(fault.path) for fault in found.warnings] == [
-        "apisix.stream_proxy.tcp[0].tls",
-        "apisix.stream_proxy.tcp[1].tls_passthrough",
+    assert (listener.tls, listener.passthrough) == (tls, passthrough)
+
+
+def test_a_listener_assumes_its_own_name_before_the_common_one() -> None:
+    common = attrs.evolve(PLAIN, fallback_sni="common.test")
+
+    own, other, plain = listen(
+        {"addr": 1, "tls": True, "fallback_sni": "Own.Test."},
+        {"addr": 2, "tls_passthrough": True},
+        {"addr": 3},
+        defaults=common,
+    ).served
+
+    assert (own.fallback_sni, other.fallback_sni, plain.fallback_sni) == ("own.test", "common.test", "")
+
+
+def test_what_a_listener_may_not_say_about_tls() -> None:
+    assert refusals(
+        tcp=[{"addr": 1, "tls": "maybe"}, {"addr": 2, "tls": True, "fallback_sni": "*.test"}]
+    ) == [
+        "tcp[0].tls: expected true, false or 'optional', got 'maybe'",
+        "tcp[1].fallback_sni: expected a name without wildcard, got '*.test'",
     ]
+    assert refusals(tcp=[{"addr": 1, "fallback_sni": "a.test"}]) == [
+        "tcp[0].fallback_sni: does nothing: this listener does not look for TLS ('tls', 'tls_passthrough')"
+    ]
+
+
+def test_no_listener_terminates_tls_that_is_switched_off() -> None:
+    off = attrs.evolve(PLAIN, is_tls_on=False)
+
+    found = listen({"addr": 1, "tls": "optional"}, {"addr": 2, "tls_passthrough": True}, 3, defaults=off)
+
+    (fault,) = found.faults
+    assert (pointer_of(fault.path), fault.message) == (
+        "apisix.stream_proxy.tcp[0].tls",
+        "expected false: 'apisix.ssl.enable' is false",
+    )

@@ -92,7 +92,11 @@ def test_an_upstream_says_everything_the_data_plane_needs() -> None:
         ({"type": "ewma"}, "type: balancer type 'ewma' is not available in this version; available: roundrobin"),
         ({"type": "random"}, "type: unknown balancer type 'random'; available: roundrobin"),
         ({"type": ["x"]}, "type: unknown balancer type a list; available: roundrobin"),
-        ({"scheme": "tls"}, "scheme: TLS to the upstream is not available in this version"),
+        ({"tls": {"client_cert": PEM}}, "tls: 'client_cert' and 'client_key' need each other"),
+        ({"tls": {"client_cert": PEM, "client_key": PEM, "client_cert_id": 1}}, "tls.client_cert_id: 'client_cert' and 'client_cert_id' exclude each other"),
+        ({"tls": {"ca_certs": "hush"}}, "tls.ca_certs: expected 128 to 65536 characters, got 4"),
+        ({"tls": {"server_name": "*.a"}}, "tls.server_name: expected a name without wildcard, got '*.a'"),
+        ({"tls": {"alpn": [""]}}, "tls.alpn[0]: expected 1 to 255 characters, got 0"),
         ({"scheme": "htp"}, "scheme: expected one of tcp, udp, http, tls, https, grpc, grpcs, kafka, got 'htp', did you mean 'http'?"),
         ({"scheme": 1}, "scheme: expected one of tcp, udp, http, tls, https, grpc, grpcs, kafka, got 1"),
         ({"discovery_type": "dns"}, "discovery_type: service discovery is not available in this version; list nodes"),
@@ -136,7 +140,7 @@ def test_an_upstream_names_what_does_nothing() -> None:
         "keepalive_pool: does nothing at layer 4",
         "hash_on: does nothing with type roundrobin",
         "key: does nothing with type roundrobin",
-        "tls: does nothing: TLS to the upstream is not available",
+        "tls: does nothing without 'scheme: tls'",
         "checks: health checks are not run by this version",
     ]
 
@@ -201,11 +205,7 @@ def test_what_a_route_may_not_say(fields: dict[str, object], said: str) -> None:
 
 
 def test_a_route_names_what_does_nothing() -> None:
-    never = "never matches: this version has no TLS listener, so no client has a server name"
-
-    assert warnings(StreamRouteSpec, plugins={}, sni="a") == [f"sni: {never}"]
-    assert warnings(StreamRouteSpec, snis=["a"]) == [f"snis: {never}"]
-    assert warnings(StreamRouteSpec, snis=["*"]) == []
+    assert warnings(StreamRouteSpec, plugins={}, sni="a", alpn=["mqtt"], tls_passthrough=True) == []
     assert warnings(
         StreamRouteSpec,
         plugins={"x": {"_meta": {"disable": True}}},
@@ -227,11 +227,48 @@ def test_a_service_names_what_does_nothing() -> None:
     assert warnings(ServiceSpec, upstream={"nodes": NODES}) == []
 
 
-def test_a_certificate_is_checked_and_not_used() -> None:
-    assert warnings(SSLSpec, sni="a", cert=PEM, key="$ENV://KEY", client={"ca": PEM}) == [
-        ": TLS is not available in this version"
+def test_a_certificate_names_what_does_nothing() -> None:
+    assert warnings(SSLSpec, sni="a", cert=PEM, key="$ENV://KEY", client={"ca": "$file://ca.pem"}) == []
+    assert warnings(
+        SSLSpec, sni="a", cert=PEM, key=PEM, client={"ca": PEM, "skip_mtls_uri_regex": ["x"]}
+    ) == ["client.skip_mtls_uri_regex: does nothing at layer 4"]
+    assert warnings(SSLSpec, type="client", cert=PEM, key=PEM) == []
+    assert warnings(
+        SSLSpec, type="client", cert=PEM, key=PEM, sni="a", certs=[PEM], keys=[PEM], ssl_protocols=["TLSv1.2"]
+    ) == [f"{name}: does nothing with 'type: client'" for name in ("sni", "certs", "ssl_protocols")]
+
+
+def test_versions_may_stand_in_any_order() -> None:
+    assert warnings(SSLSpec, sni="a", cert=PEM, key=PEM, ssl_protocols=["TLSv1.3", "TLSv1.2"]) == []
+
+
+def test_what_a_certificate_is_served_for() -> None:
+    def names(**fields: object) -> tuple[str, ...]:
+        return structure({"cert": PEM, "key": PEM, **fields}, SSLSpec).names
+
+    assert names(sni="A.Test.") == ("a.test",)
+    assert names(snis=["a.test", "*.B.test"]) == ("a.test", "*.b.test")
+    assert names(type="client") == ()
+
+
+def test_a_route_asks_for_a_protocol() -> None:
+    assert structure({"alpn": ["mqtt", "h2"]}, StreamRouteSpec).build_match().alpn == ("mqtt", "h2")
+    assert faults(StreamRouteSpec, alpn=[]) == [
+        "alpn: expected at least one entry; to match any, leave out 'alpn'"
     ]
-    assert warnings(SSLSpec, type="client", cert=PEM, key=PEM) == [": TLS is not available in this version"]
+
+
+def test_tls_to_an_upstream_warns_of_what_is_not_verified() -> None:
+    unverified = "scheme: whoever answers is believed: the nodes' certificates are not verified (tls.verify)"
+
+    def said(**tls: object) -> list[str]:
+        return warnings(UpstreamSpec, nodes=NODES, scheme="tls", tls=tls)
+
+    assert warnings(UpstreamSpec, nodes=NODES, scheme="tls") == [unverified]
+    assert said(ca_certs="system") == [unverified, "tls.ca_certs: does nothing without 'verify: true'"]
+    assert said(verify=True, server_name="db.test", ca_certs=PEM) == []
+    (unnamed,) = said(verify=True)
+    assert unnamed.startswith("tls.verify: without 'server_name' the nodes' certificates must be for")
 
 
 @pytest.mark.parametrize(
@@ -245,6 +282,9 @@ def test_a_certificate_is_checked_and_not_used() -> None:
         ({"keys": PEM}, ["keys: expected a list, got text"]),
         ({"keys": ["hush"]}, ["keys[0]: expected 64 to 65536 characters, got 4"]),
         ({"ssl_protocols": ["TLSv1"]}, ["ssl_protocols[0]: expected 'TLSv1.1' or 'TLSv1.2' or 'TLSv1.3', got 'TLSv1', did you mean 'TLSv1.3'?"]),
+        ({"cert": PEM, "key": PEM, "sni": "a", "ssl_protocols": []}, ["ssl_protocols: expected each version once, and at least one"]),
+        ({"cert": PEM, "key": PEM, "sni": "a", "ssl_protocols": ["TLSv1.2", "TLSv1.2"]}, ["ssl_protocols: expected each version once, and at least one"]),
+        ({"cert": PEM, "key": PEM, "sni": "a", "ssl_protocols": ["TLSv1.3", "TLSv1.1"]}, ["ssl_protocols: expected versions without a gap between them"]),
         ({"client": {"ca": "hush", "depth": -1}}, ["client.ca: expected 128 to 65536 characters, got 4", "client.depth: expected an integer ≥ 0, got -1"]),
     ],
 )  # fmt: skip
@@ -258,4 +298,5 @@ def test_private_keys_are_in_no_repr() -> None:
     )
 
     assert "hush" not in repr(spec)
-    assert "hush" not in repr(structure({"nodes": {}, "tls": {"client_key": "hush" * 50}}, UpstreamSpec))
+    tls = {"client_cert": "hush" * 50, "client_key": "hush" * 50}
+    assert "hush" not in repr(structure({"nodes": {}, "tls": tls}, UpstreamSpec))

@@ -12,6 +12,7 @@ from streamgw.config.settings import (
     ReloadSettings,
     ResolverSettings,
     Settings,
+    TLSSettings,
     load_settings,
 )
 from streamgw.core.errors import ConfigError
@@ -105,6 +106,9 @@ streamgw:
     max_session_duration_s: 3.5
     preread_timeout_s: 4
     preread_limit_bytes: 600
+    handshake_timeout_s: 10.5
+    max_handshakes: 11
+  tls: {expiry_warning_days: 12}
   log: {level: debug, format: json}
   resolver: {min_ttl_s: 5, max_ttl_s: 6, stale_s: 7}
   reload: {settle_ms: 8, relook_s: 9, force_polling: true}
@@ -127,7 +131,8 @@ streamgw:
         drain_timeout_s=90.0,
         access_log=AccessLogSettings(enabled=False, path="logs/a.log", format="$remote_addr", escape="json"),
         log=LogSettings("debug", "json"),
-        limits=LimitSettings(1, 2, 3.5, 4.0, 600),
+        limits=LimitSettings(1, 2, 3.5, 4.0, 600, 10.5, 11),
+        tls=TLSSettings(expiry_warning_days=12),
         resolver=ResolverSettings((Address("10.0.0.2", 53),), 30.0, 5.0, 6.0, 2.0, 7.0, search=False),
         reload=ReloadSettings(8, 9.0, force_polling=True),
     )
@@ -180,7 +185,7 @@ ext-plugin: {cmd: [x]}
 
     assert warnings(config, text) == [
         "conf/config.yaml:13:1 ext-plugin: these settings do nothing here: ext-plugin, plugins, apisix.node_listen,"
-        " apisix.ssl, apisix.stream_proxy.only, apisix.proxy_protocol.listen_http_port, nginx_config.http,"
+        " apisix.stream_proxy.only, apisix.proxy_protocol.listen_http_port, apisix.ssl.listen, nginx_config.http,"
         " nginx_config.worker_processes, nginx_config.stream.metrics_zone_size, deployment.etcd"
     ]
 
@@ -296,3 +301,35 @@ def test_the_shipped_file_stays_right_with_every_example_switched_on(config: Pat
     assert [warning.message for warning in settings.warnings] == [
         "does nothing: streamgw.access_log.format wins"
     ]
+
+
+def test_tls_of_a_real_apisix_is_taken_over(config: Path) -> None:
+    settings = load(
+        config,
+        """
+apisix:
+  ssl:
+    ssl_protocols: TLSv1.3 TLSv1.2
+    ssl_ciphers: ECDHE-ECDSA-AES128-GCM-SHA256
+    ssl_session_tickets: false
+    ssl_trusted_certificate: /etc/ca.pem
+    fallback_sni: a.test
+  stream_proxy: {tcp: [{addr: "127.0.0.1:9100", tls: true}]}
+""",
+    )
+
+    assert settings.tls == TLSSettings(
+        protocols=("TLSv1.2", "TLSv1.3"),
+        ciphers="ECDHE-ECDSA-AES128-GCM-SHA256",
+        session_tickets=False,
+        trusted_certificate="/etc/ca.pem",
+    )
+    assert settings.listeners == (Listener("tcp", "127.0.0.1", 9100, tls="required", fallback_sni="a.test"),)
+
+
+def test_tls_that_is_switched_off_is_terminated_nowhere(config: Path) -> None:
+    (problem,) = problems(
+        config, "apisix: {ssl: {enable: false}, stream_proxy: {tcp: [{addr: 9100, tls: true}]}}"
+    )
+
+    assert problem.endswith("apisix.stream_proxy.tcp[0].tls: expected false: 'apisix.ssl.enable' is false")
