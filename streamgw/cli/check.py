@@ -91,14 +91,16 @@ def examine(config: Path, routes: Path) -> Report:
     except ConfigError as error:
         config_problems = error.problems
     try:
-        found = Loader(Store(routes), environ=os.environ).load(settings.listeners)
+        found = Loader(Store(routes), environ=os.environ, tls=lambda: settings.tls).load(settings.listeners)
     except ConfigError as error:
         route_problems = error.problems
     else:
         revision = found.snapshot.revision
+        number = len(found.certificates)
+        certificates = f", {_count(number, 'certificate')}" if number else ""
         summary = (
             f"ok: {_count(len(settings.listeners), 'listener')}, "
-            f"{_count(len(found.snapshot.router.routes), 'route')} (revision {revision[:8]}…)"
+            f"{_count(len(found.snapshot.router.routes), 'route')}{certificates} (revision {revision[:8]}…)"
         )
         if not config_problems:  # else every route would be one to a port that nobody listens on
             warnings += found.warnings

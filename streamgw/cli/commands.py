@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "status": "Ask the running gateway what it runs.",
     "route": "Add, list, change and remove routes.",
     "upstream": "Add, list and remove upstreams that several routes share.",
+    "ssl": "Add, list, renew, check and remove certificates.",
     "completion": "Print the script that completes commands and ids.",
 }
 """Each is the function of its name in the module of its name; the text is the first line of its help."""

@@ -7,14 +7,24 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import attrs
 import click
 
 from streamgw.cli.options import read_settings, with_paths
 from streamgw.cli.output import print_data, print_table
-from streamgw.config.compile import Loader
+from streamgw.cli.tls import (
+    TLSExplanation,
+    explain_tls,
+    facts_with_hello,
+    rank_certificates,
+    show_tls,
+    tls_as_data,
+)
+from streamgw.config.compile import Compilation, Loader
 from streamgw.config.store import Store
 from streamgw.core.model import Address, Facts, Listener
 from streamgw.core.router import Explanation
+from streamgw.core.wire.tls import ClientHello
 
 
 @click.command()
@@ -28,7 +38,9 @@ from streamgw.core.router import Explanation
     type=click.IntRange(1, 65535),
     help="The port.  [default: of the only listener, if there is one]",
 )
-@click.option("--sni", help="The TLS server name.")
+@click.option("--sni", help="The TLS server name that the client asks for.")
+@click.option("--no-sni", is_flag=True, help="A TLS client that names no server.")
+@click.option("--alpn", multiple=True, help="Protocol that the TLS client offers. May be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def explain(  # noqa: PLR0913, PLR0917  # one parameter per option
     config: Path,
@@ -37,26 +49,76 @@ def explain(  # noqa: PLR0913, PLR0917  # one parameter per option
     server_addr: str | None,
     server_port: int | None,
     sni: str | None,
+    no_sni: bool,
+    alpn: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Say which route a client gets, and for every other one why not.
 
-    The same code decides in the gateway.
+    Where the listener looks for TLS: also what becomes of it, and which certificate is served. The same code decides in
+    the gateway.
     """
-    listeners = read_settings(config).listeners
-    facts = _facts(listeners, _address(remote_addr), server_addr, server_port, sni)
-    explanation = Loader(Store(routes), environ=os.environ).load(listeners).snapshot.router.explain(facts)
+    said = _said(sni, no_sni, alpn)
+    settings = read_settings(config)
+    listener, facts = _facts(settings.listeners, _address(remote_addr), server_addr, server_port)
+    loader = Loader(Store(routes), environ=os.environ, tls=lambda: settings.tls)
+    meeting = _meet(listener, facts, said, loader.load(settings.listeners))
     if as_json:
-        print_data(_as_data(facts, explanation), "json")
-        return
-    name = f", server name {facts.server_name}" if facts.server_name else ""
-    click.echo(f"{facts.client.host} → {facts.server}{name}")
-    if not facts.listener:
+        print_data(_as_data(meeting), "json")
+    else:
+        _show(meeting)
+
+
+@attrs.frozen
+class _Meeting:
+    """One client, one listener, and what comes of it."""
+
+    listener: Listener | None
+    facts: Facts
+    routing: Explanation
+    tls: TLSExplanation | None
+    """None: the listener does not look for TLS."""
+    is_hello_unread: bool
+    """A hello was described, and nobody there reads one."""
+
+
+def _meet(listener: Listener | None, facts: Facts, said: ClientHello | None, found: Compilation) -> _Meeting:
+    looks = listener is None or listener.tls != "off"
+    hello = said if looks else None
+    if listener is None:
+        # Nobody there: what a listener with TLS would do with the name is still worth knowing.
+        name, alpn = (hello.server_name, hello.alpn) if hello else (None, ())
+        facts = attrs.evolve(facts, server_name=name, alpn=alpn)
+    elif hello is None and listener.tls == "required":
+        hello = ClientHello(None, (), ())
+    if listener is not None:
+        facts = facts_with_hello(facts, listener, hello)
+    snapshot = found.snapshot
+    routing = snapshot.router.explain(facts)
+    tls = None
+    if listener is not None and looks:
+        tls = explain_tls(listener, hello, facts, routing.winner, snapshot)
+        if tls.does in {"terminate", "refuse"} and facts.server_name:
+            ranked = rank_certificates(facts.server_name, snapshot, found.documents)
+            tls = attrs.evolve(tls, candidates=ranked)
+    return _Meeting(listener, facts, routing, tls, is_hello_unread=said is not None and not looks)
+
+
+def _show(meeting: _Meeting) -> None:
+    facts, winner = meeting.facts, meeting.routing.winner
+    click.echo(_headline(meeting))
+    if meeting.listener is None:
         click.echo(f"nobody listens on {facts.server}: the client is refused before any route is asked")
-    if explanation.winner is None:
+    elif meeting.is_hello_unread:
+        click.echo(
+            f"{facts.listener} is a plain listener: no client of it has a server name or ALPN. Decided without them"
+        )
+    if winner is None:
         click.echo("no route matches: the connection is closed (no_route)")
     else:
-        click.echo(f"route {explanation.winner.id} wins ({explanation.winner.source})")
+        click.echo(f"route {winner.id} wins ({winner.source})")
+    for line in show_tls(meeting.tls) if meeting.tls else ():
+        click.echo(line)
     rows = [
         [
             "✓" if verdict.wins else "",
@@ -65,20 +127,42 @@ def explain(  # noqa: PLR0913, PLR0917  # one parameter per option
             str(verdict.route.source),
             verdict.why,
         ]
-        for verdict in explanation.verdicts
+        for verdict in meeting.routing.verdicts
     ]
     if rows:
         click.echo()
     print_table(["", "ROUTE", "PRIORITY", "FILE", "WHY"], rows)
+    candidates = meeting.tls.candidates if meeting.tls else ()
+    if candidates:
+        click.echo()
+    print_table(
+        ["", "CERTIFICATE", "FILE", "WHY"],
+        [["✓" if each.serves else "", each.id, str(each.source), each.why] for each in candidates],
+    )
 
 
-def _as_data(facts: Facts, explanation: Explanation) -> dict[str, object]:
+def _headline(meeting: _Meeting) -> str:
+    facts = meeting.facts
+    line = f"{facts.client.host} → {facts.server}"
+    if facts.server_name:
+        line += f", server name {facts.server_name}"
+        if meeting.tls is not None and meeting.tls.has_fallback_name:
+            line += " (fallback_sni: the client sends none)"
+    return line + (f", offers {', '.join(facts.alpn)}" if facts.alpn else "")
+
+
+def _as_data(meeting: _Meeting) -> dict[str, object]:
+    facts, winner = meeting.facts, meeting.routing.winner
     return {
         "client": facts.client.host,
         "server": str(facts.server),
         "sni": facts.server_name,
+        "alpn": list(facts.alpn),
         "listener": facts.listener or None,
-        "winner": explanation.winner.id if explanation.winner else None,
+        "winner": winner.id if winner else None,
+        "tls": tls_as_data(meeting.listener, facts, meeting.tls)
+        if meeting.listener and meeting.tls
+        else None,
         "routes": [
             {
                 "id": verdict.route.id,
@@ -88,9 +172,29 @@ def _as_data(facts: Facts, explanation: Explanation) -> dict[str, object]:
                 "wins": verdict.wins,
                 "why": verdict.why,
             }
-            for verdict in explanation.verdicts
+            for verdict in meeting.routing.verdicts
         ],
     }
+
+
+def _said(sni: str | None, no_sni: bool, alpn: tuple[str, ...]) -> ClientHello | None:
+    """The hello that the options describe; None: they describe none."""
+    if sni is not None and no_sni:
+        raise click.UsageError("--sni and --no-sni exclude each other")
+    if sni is None:
+        return ClientHello(None, alpn, ()) if no_sni or alpn else None
+    name = sni.lower().removesuffix(".")
+    if not name or "*" in name or _is_address(name):
+        raise click.UsageError(f"{sni!r} is no name that a client can send (RFC 6066); see --no-sni")
+    return ClientHello(name, alpn, ())
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _facts(
@@ -98,8 +202,7 @@ def _facts(
     client: str,
     server_addr: str | None,
     server_port: int | None,
-    sni: str | None,
-) -> Facts:
+) -> tuple[Listener | None, Facts]:
     if server_port is None:
         ports = {listener.port for listener in listeners if listener.port}
         if len(ports) != 1:
@@ -112,13 +215,8 @@ def _facts(
         server_addr = own[0] if own else "::1" if ":" in client else "127.0.0.1"
     server = Address(_address(server_addr), server_port)
     accepting = [listener for listener in listeners if _accepts(listener, server)]
-    return Facts(
-        transport="tcp",
-        listener=accepting[0].name if accepting else "",
-        client=Address(client, 0),
-        server=server,
-        server_name=sni.lower().removesuffix(".") if sni else None,
-    )
+    listener = accepting[0] if accepting else None
+    return listener, Facts("tcp", listener.name if listener else "", Address(client, 0), server)
 
 
 def _shown(listeners: Sequence[Listener]) -> str:

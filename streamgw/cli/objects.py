@@ -19,12 +19,16 @@ from streamgw.cli.output import print_data, print_table
 from streamgw.config.compile import Loader
 from streamgw.config.documents import Document, parse_file
 from streamgw.config.render import render_flow
+from streamgw.config.settings import Settings
 from streamgw.config.store import AlreadyExists, NotFound, Store, Written
 from streamgw.config.tree import Tree
 from streamgw.core.errors import ConfigError, StoreError
-from streamgw.core.model import Key, Listener
+from streamgw.core.model import Key
 
 _POLL_S: Final = 0.02
+_HIDDEN: Final = "***"
+_SECRETS: Final = {"ssls": {"key", "keys"}, "tls": {"client_key"}}
+"""Where an object holds the text of a key: in a collection, or in a field of that name."""
 _NOT_IN_AN_ID: Final = re.compile(r"[^A-Za-z0-9_.]+")
 
 
@@ -60,7 +64,7 @@ def list_objects(
     routes: Path, collection: str, output: str, columns: Mapping[str, Callable[[Mapping[str, Any]], str]]
 ) -> None:
     """Print every object of a collection that can be read; what cannot is a failure afterwards."""
-    documents, trouble = _documents(routes, collection)
+    documents, trouble = read_documents(routes, collection)
     if output == "table":
         rows = [
             [document.key[1], *(show(document.data) for show in columns.values()), str(document.source)]
@@ -68,23 +72,28 @@ def list_objects(
         ]
         print_table(["ID", *columns, "FILE"], rows)
     else:
-        print_data([{"id": document.key[1], **document.data} for document in documents], output)
+        print_data([shown_object(document) for document in documents], output)
     if trouble:
         raise trouble
 
 
 def get_object(routes: Path, key: Key, output: str) -> None:
     """Print one object."""
-    documents, trouble = _documents(routes, key[0])
+    documents, trouble = read_documents(routes, key[0])
     for document in documents:
         if document.key == key:
             if output == "table":
-                rows = [[name, _cell(value)] for name, value in document.data.items()]
+                rows = [[name, _cell(value)] for name, value in shown_object(document).items()]
                 print_table(["FIELD", "VALUE"], [*rows, ["", f"({document.source})"]])
             else:
-                print_data({"id": key[1], **document.data}, output)
+                print_data(shown_object(document), output)
             return
     raise trouble or NotFound(f"{routes}: no {key[0]} {key[1]}")
+
+
+def shown_object(document: Document) -> dict[str, Any]:
+    """An object as it may be printed: without the text of any key."""
+    return {"id": document.key[1], **_without_keys(document.data, document.key[0])}
 
 
 def complete_id(collection: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
@@ -94,7 +103,7 @@ def complete_id(collection: str) -> Callable[[click.Context, click.Parameter, st
         del parameter
         routes = Path(ctx.params.get("routes") or "routes.d")
         try:
-            documents, _ = _documents(routes, collection)
+            documents, _ = read_documents(routes, collection)
         except StoreError:
             return []
         return [document.key[1] for document in documents if document.key[1].startswith(incomplete)]
@@ -102,7 +111,8 @@ def complete_id(collection: str) -> Callable[[click.Context, click.Parameter, st
     return complete
 
 
-def _documents(routes: Path, collection: str) -> tuple[list[Document], Failure | None]:
+def read_documents(routes: Path, collection: str) -> tuple[list[Document], Failure | None]:
+    """Every object of a collection that can be read, and what is wrong with the files, if anything is."""
     files = [parse_file(file, os.environ) for file in Store(routes).read().files]
     documents = [document for file in files for document in file.documents if document.key[0] == collection]
     problems = [problem for file in files for problem in file.problems]
@@ -110,7 +120,26 @@ def _documents(routes: Path, collection: str) -> tuple[list[Document], Failure |
 
 
 def _cell(value: object) -> str:
-    return value if isinstance(value, str) else render_flow(value)
+    if not isinstance(value, str):
+        return render_flow(value)
+    first, newline, _ = value.partition("\n")
+    return f"{first}…" if newline else first
+
+
+def _without_keys(data: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    """Without the text of keys; references to keys stay, for they give nothing away."""
+    secret = _SECRETS.get(owner, set())
+    return {name: _hidden(value) if name in secret else _inside(value, name) for name, value in data.items()}
+
+
+def _inside(value: object, name: str) -> object:
+    return _without_keys(value, name) if isinstance(value, Mapping) else value
+
+
+def _hidden(value: object) -> object:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_hidden(item) for item in value]
+    return value if str(value).startswith("$") and "://" in str(value) else _HIDDEN
 
 
 # Writing
@@ -124,12 +153,12 @@ def add_object(target: Target, collection: str, ids: Iterator[str], data: Mappin
       AlreadyExists: no id is free.
     """
     store = Store(target.routes)
-    listeners = read_settings(target.config).listeners
+    settings = read_settings(target.config)
     taken: AlreadyExists | None = None
     for id_ in ids:
         key = (collection, id_)
         try:
-            _examine(store, store.preview_put(key, data, if_absent=True), listeners)
+            _examine(store, store.preview_put(key, data, if_absent=True), settings)
             started = time.perf_counter()
             _report(target, key, store.put(key, data, if_absent=True), started)
         except AlreadyExists as error:
@@ -149,7 +178,7 @@ def change_object(
     if found is None:
         raise NotFound(f"{target.routes}: no {key[0]} {key[1]}")
     data = change(found.data)
-    _examine(store, store.preview_put(key, data), read_settings(target.config).listeners)
+    _examine(store, store.preview_put(key, data), read_settings(target.config))
     started = time.perf_counter()
     _report(target, key, store.put(key, data, if_match=found.digest), started)
 
@@ -157,7 +186,7 @@ def change_object(
 def remove_object(target: Target, key: Key) -> None:
     """Remove an object that nothing refers to."""
     store = Store(target.routes)
-    _examine(store, store.preview_delete(key), read_settings(target.config).listeners)
+    _examine(store, store.preview_delete(key), read_settings(target.config))
     started = time.perf_counter()
     path = store.delete(key)
     click.echo(f"removed from {path}" if path.exists() else f"removed {path}")
@@ -172,10 +201,11 @@ def slugs(parts: Sequence[str], *, otherwise: str) -> Iterator[str]:
     yield from (f"{slug}-{number}" for number in range(2, 1000))
 
 
-def _examine(store: Store, tree: Tree, listeners: Sequence[Listener]) -> None:
+def _examine(store: Store, tree: Tree, settings: Settings) -> None:
     """Compile what the directory would be, and say what is new in it to warn of."""
     try:
-        found = Loader(store, environ=os.environ).check(tree, listeners)
+        loader = Loader(store, environ=os.environ, tls=lambda: settings.tls)
+        found = loader.check(tree, settings.listeners)
     except ConfigError as error:
         lines = show_problems(error.problems)
         raise Failure(DATA, *lines, "nothing was written") from error

@@ -11,12 +11,20 @@ import click
 from streamgw.config.render import render_block
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table: with lines and colours on a terminal, plain columns for a pipe. Nothing at all without rows."""
+def print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], *, styles: Sequence[str] = ()
+) -> None:
+    """A table: with lines and colours on a terminal, plain columns for a pipe. Nothing at all without rows.
+
+    Args:
+      headings: one per column.
+      rows: of as many cells each.
+      styles: of the rows, on a terminal: `red`; empty for none.
+    """
     if not rows:
         return
     if sys.stdout.isatty():
-        _print_rich(headings, rows)
+        _print_rich(headings, rows, styles or [""] * len(rows))
         return
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     for row in (headings, *rows):
@@ -32,7 +40,7 @@ def print_data(data: object, output: str) -> None:
     click.echo(render_block(data, indent=0))
 
 
-def _print_rich(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _print_rich(headings: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str]) -> None:
     # 50 ms that a pipe need not pay.
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415  # see above
     from rich.console import Console  # noqa: PLC0415  # see above
@@ -40,7 +48,7 @@ def _print_rich(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.text import Text  # noqa: PLC0415  # see above
 
     table = Table(*headings, box=SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
+    for row, style in zip(rows, styles, strict=True):
         # Text, so that what stands in a file is never taken for markup.
-        table.add_row(*map(Text, row))
+        table.add_row(*map(Text, row), style=style)
     Console().print(table)

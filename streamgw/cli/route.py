@@ -21,8 +21,8 @@ from streamgw.cli.objects import (
 )
 from streamgw.cli.options import with_output, with_paths
 from streamgw.cli.upstream import (
+    UpstreamOptions,
     build_description,
-    build_upstream,
     show_nodes,
     with_description,
     with_upstream,
@@ -47,6 +47,12 @@ def route() -> None:
 )
 @click.option("--server-addr", help="Address of the gateway, or a CIDR.")
 @click.option("--remote-addr", multiple=True, help="Address of the client, or a CIDR. May be repeated.")
+@click.option("--alpn", multiple=True, help="Protocol that the client offers (TLS). May be repeated.")
+@click.option(
+    "--tls-passthrough",
+    is_flag=True,
+    help="Hand TLS on untouched, where the listener leaves that to the route.",
+)
 @with_upstream
 @click.option("--upstream-id", help="Go to this upstream.")
 @click.option("--service-id", help="Go where this service goes.")
@@ -62,9 +68,9 @@ def add(  # noqa: PLR0913, PLR0917  # one parameter per option
     server_port: tuple[str, ...],
     server_addr: str | None,
     remote_addr: tuple[str, ...],
-    node: tuple[str, ...],
-    balancer: str | None,
-    retries: int | None,
+    alpn: tuple[str, ...],
+    tls_passthrough: bool,
+    upstream: UpstreamOptions,
     upstream_id: str | None,
     service_id: str | None,
     priority: int | None,
@@ -82,15 +88,16 @@ def add(  # noqa: PLR0913, PLR0917  # one parameter per option
     \b
     streamgw route add --server-port 9101 --node 127.0.0.1:3306
     streamgw route add mysql --server-port 9101 --node 10.0.0.5:3306=3 --node 10.0.0.6:3306 --wait
+    streamgw route add --sni a.test.com --node 127.0.0.1:5991
     """  # noqa: D301  # \b is Click's mark for lines that stay as they are
     if positional_id and id_ and positional_id != id_:
         raise click.UsageError(f"two ids: {positional_id} and {id_}")
-    if not (node or upstream_id or service_id):
+    if not (upstream.node or upstream_id or service_id):
         raise click.UsageError("where to? Give a --node, an --upstream-id or a --service-id")
-    if node and upstream_id:
+    if upstream.node and upstream_id:
         raise click.UsageError("--node and --upstream-id exclude each other")
-    if not node and (balancer or retries is not None):
-        raise click.UsageError("--type and --retries belong to --node")
+    if not upstream.node and upstream.besides_nodes:
+        raise click.UsageError("--type, --retries, --scheme and --tls-… of the upstream belong to --node")
     data = {
         **build_description(name, desc, label),
         **_one_or_many("sni", "snis", sni),
@@ -100,11 +107,13 @@ def add(  # noqa: PLR0913, PLR0917  # one parameter per option
             {
                 "priority": priority,
                 "server_addr": server_addr,
+                "alpn": list(alpn) or None,
+                "tls_passthrough": tls_passthrough or None,
                 "upstream_id": upstream_id,
                 "service_id": service_id,
             }
         ),
-        **({"upstream": build_upstream(node, balancer, retries)} if node else {}),
+        **({"upstream": upstream.build(_COLLECTION, routes)} if upstream.node else {}),
     }
     wanted = positional_id or id_
     ids = iter([wanted]) if wanted else slugs(_about(data), otherwise="default")
@@ -192,12 +201,23 @@ def _about(data: Mapping[str, Any]) -> list[str]:
 
 
 def _show_match(data: Mapping[str, Any]) -> str:
-    names = ("sni", "snis", "remote_addr", "remote_addrs", "server_addr", "server_port", "server_ports")
+    names = (
+        "sni",
+        "snis",
+        "alpn",
+        "remote_addr",
+        "remote_addrs",
+        "server_addr",
+        "server_port",
+        "server_ports",
+    )
     shown = []
     for name in names:
         if name in data:
             value = data[name]
             shown.append(f"{name} {', '.join(map(str, value)) if isinstance(value, list) else value}")
+    if data.get("tls_passthrough") is True:
+        shown.append("TLS untouched")
     return ", ".join(shown) or "everything"
 
 
@@ -205,5 +225,6 @@ def _show_upstream(data: Mapping[str, Any]) -> str:
     if "upstream_id" in data:
         return f"upstream {data['upstream_id']}"
     if "upstream" in data:
-        return show_nodes(data["upstream"])
+        scheme = "tls " if data["upstream"].get("scheme") == "tls" else ""
+        return f"{scheme}{show_nodes(data['upstream'])}"
     return f"service {data['service_id']}" if "service_id" in data else "nowhere"

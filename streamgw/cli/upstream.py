@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import attrs
 import click
 
 from streamgw.cli.objects import (
@@ -23,18 +26,78 @@ from streamgw.cli.options import with_output, with_paths
 _COLLECTION = "upstreams"
 
 
+@attrs.frozen(kw_only=True)
+class UpstreamOptions:
+    """What the options of `with_upstream` say, before it is written."""
+
+    node: tuple[str, ...]
+    balancer: str | None
+    retries: int | None
+    scheme: str | None
+    tls_verify: bool
+    tls_ca: str | None
+    tls_server_name: str | None
+    tls_alpn: tuple[str, ...]
+    tls_client_cert_id: str | None
+
+    @property
+    def besides_nodes(self) -> bool:
+        """Whether anything is said that means nothing without a node."""
+        said = attrs.astuple(attrs.evolve(self, node=()), recurse=False)
+        return any(value is not None and value is not False and value != () for value in said)
+
+    def build(self, collection: str, routes: Path) -> dict[str, object]:
+        """An upstream as it is written in a file of that collection. Whoever says anything of TLS means TLS."""
+        tls = without_none(
+            {
+                # A CA is for nothing but verifying.
+                "verify": True if self.tls_verify or self.tls_ca else None,
+                "ca_certs": self.tls_ca and _ca_reference(self.tls_ca, routes / collection),
+                "server_name": self.tls_server_name,
+                "alpn": list(self.tls_alpn) or None,
+                "client_cert_id": self.tls_client_cert_id,
+            }
+        )
+        return without_none(
+            {
+                "nodes": _weights(self.node),
+                "type": self.balancer,
+                "retries": self.retries,
+                "scheme": self.scheme or ("tls" if tls else None),
+                "tls": tls or None,
+            }
+        )
+
+
 def with_upstream(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that describe an upstream: parameters `node`, `balancer` and `retries`."""
-    node = click.option(
+    """The options that describe an upstream, together as the parameter `upstream`."""
+
+    @functools.wraps(command)
+    def collected(**parameters: Any) -> None:  # noqa: ANN401  what Click parsed
+        names = [field.name for field in attrs.fields(UpstreamOptions)]
+        options = UpstreamOptions(**{name: parameters.pop(name) for name in names})
+        command(upstream=options, **parameters)
+
+    for option in reversed(_OPTIONS):
+        option(collected)
+    return collected
+
+
+_OPTIONS: Final = (
+    click.option(
         "--node", multiple=True, metavar="HOST:PORT[=WEIGHT]", help="A place to connect to. May be repeated."
-    )
-    balancer = click.option(
-        *("--type", "balancer"), help="How to choose among the nodes.  [default: roundrobin]"
-    )
-    retries = click.option(
+    ),
+    click.option(*("--type", "balancer"), help="How to choose among the nodes.  [default: roundrobin]"),
+    click.option(
         "--retries", type=click.IntRange(0), help="Further nodes to try.  [default: all the others]"
-    )
-    return node(balancer(retries(command)))
+    ),
+    click.option("--scheme", type=click.Choice(["tcp", "tls"]), help="tls: speak TLS to the nodes."),
+    click.option("--tls-verify", is_flag=True, help="Check the nodes' certificates."),
+    click.option("--tls-ca", metavar="FILE|system", help="Check them against these CAs.  [default: system]"),
+    click.option("--tls-server-name", help="The name to ask for and to check.  [default: the client's]"),
+    click.option("--tls-alpn", multiple=True, help="Protocol to offer to the nodes. May be repeated."),
+    click.option("--tls-client-cert-id", help="Show the nodes this certificate (`ssl add --type client`)."),
+)
 
 
 def with_description(command: Callable[..., None]) -> Callable[..., None]:
@@ -43,19 +106,6 @@ def with_description(command: Callable[..., None]) -> Callable[..., None]:
     desc = click.option("--desc", help="What it is for.")
     label = click.option("--label", multiple=True, metavar="KEY=VALUE", help="May be repeated.")
     return name(desc(label(command)))
-
-
-def build_upstream(nodes: tuple[str, ...], balancer: str | None, retries: int | None) -> dict[str, object]:
-    """An upstream as it is written in a file."""
-    weights: dict[str, int] = {}
-    for text in nodes:
-        address, _, weight = text.partition("=")
-        if weight and not weight.isdecimal():
-            raise click.BadParameter(f"{text!r}: a weight is a number", param_hint="--node")
-        if address in weights:
-            raise click.BadParameter(f"{address} is named twice", param_hint="--node")
-        weights[address] = int(weight or 1)
-    return without_none({"nodes": weights, "type": balancer, "retries": retries})
 
 
 def build_description(name: str | None, desc: str | None, labels: tuple[str, ...]) -> dict[str, object]:
@@ -67,6 +117,27 @@ def build_description(name: str | None, desc: str | None, labels: tuple[str, ...
 def without_none(fields: Mapping[str, object]) -> dict[str, object]:
     """The fields that are given."""
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def file_reference(path: str, directory: Path) -> str:
+    """How an object written in `directory` names a file: relative names stay relative, to where they will be read."""
+    return f"$file://{path if os.path.isabs(path) else os.path.relpath(path, directory)}"  # noqa: PTH117  text in, text out
+
+
+def _ca_reference(path: str, directory: Path) -> str:
+    return path if path == "system" else file_reference(path, directory)
+
+
+def _weights(nodes: tuple[str, ...]) -> dict[str, int]:
+    weights: dict[str, int] = {}
+    for text in nodes:
+        address, _, weight = text.partition("=")
+        if weight and not weight.isdecimal():
+            raise click.BadParameter(f"{text!r}: a weight is a number", param_hint="--node")
+        if address in weights:
+            raise click.BadParameter(f"{address} is named twice", param_hint="--node")
+        weights[address] = int(weight or 1)
+    return weights
 
 
 def show_nodes(data: Mapping[str, Any]) -> str:
@@ -94,9 +165,7 @@ def add(  # noqa: PLR0913, PLR0917  # one parameter per option
     config: Path,
     routes: Path,
     id_: str | None,
-    node: tuple[str, ...],
-    balancer: str | None,
-    retries: int | None,
+    upstream: UpstreamOptions,
     name: str | None,
     desc: str | None,
     label: tuple[str, ...],
@@ -105,10 +174,10 @@ def add(  # noqa: PLR0913, PLR0917  # one parameter per option
     url: str | None,
 ) -> None:
     """Add an upstream in a file of its own, routes.d/upstreams/ID.yaml, and print that file."""
-    if not node:
+    if not upstream.node:
         raise click.UsageError("an upstream needs a --node")
-    data = {**build_description(name, desc, label), **build_upstream(node, balancer, retries)}
-    ids = iter([id_]) if id_ else slugs([node[0].partition("=")[0]], otherwise="upstream")
+    data = {**build_description(name, desc, label), **upstream.build(_COLLECTION, routes)}
+    ids = iter([id_]) if id_ else slugs([upstream.node[0].partition("=")[0]], otherwise="upstream")
     add_object(Target(config, routes, wait, timeout_s, url), _COLLECTION, ids, data)
 
 

@@ -31,6 +31,22 @@ def test_a_terminal_gets_a_table(capsys: pytest.CaptureFixture[str], monkeypatch
     assert "─" in shown
 
 
+def test_rows_have_colours_on_a_terminal_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    print_table(["ID"], [["a"], ["b"]], styles=["red", ""])
+    piped = capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_table(["ID"], [["a"], ["b"]], styles=["red", ""])
+    on_terminal = capsys.readouterr().out
+
+    assert piped == "ID\na\nb\n"
+    assert "\x1b[31ma" in on_terminal
+    assert "\x1b[31mb" not in on_terminal
+
+
 def test_data_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     print_data([{"id": "ü", "port": 1}], "json")
     print_data([{"port": 1, "id": "no"}], "yaml")

@@ -86,6 +86,27 @@ def test_every_option_has_its_field(desk: Desk) -> None:
     assert "warning: routes.d/stream_routes/all.yaml:" in result.stderr
 
 
+def test_a_route_can_ask_for_tls_on_both_sides(desk: Desk) -> None:
+    desk.config.write_text(
+        "apisix: {stream_proxy: {tcp: [{addr: '127.0.0.1:9100', tls: true, tls_passthrough: true}]}}"
+    )
+    desk.hand_written.write_text("")
+
+    untouched = desk.run(
+        "route", "add", "--sni", "a.test", "--alpn", "h2", "--tls-passthrough", "--node", "a:1"
+    )
+    onward = desk.run("route", "add", "--sni", "b.test", "--node", "b:1", "--scheme", "tls", "--tls-verify")
+
+    assert untouched.exit_code == onward.exit_code == 0
+    (route,) = yaml.safe_load(written(untouched.stdout))["stream_routes"]
+    assert (route["alpn"], route["tls_passthrough"]) == (["h2"], True)
+    (route,) = yaml.safe_load(written(onward.stdout))["stream_routes"]
+    assert route["upstream"] == {"nodes": {"b:1": 1}, "scheme": "tls", "tls": {"verify": True}}
+    listed = desk.run("route", "list").stdout
+    assert "sni a.test, alpn h2, TLS untouched  a:1" in listed
+    assert "tls b:1" in listed
+
+
 def test_an_id_is_made_from_what_the_route_matches(desk: Desk) -> None:
     made = [
         (["--server-port", "9100"], "port-9100"),
@@ -139,7 +160,10 @@ def test_while_another_file_is_broken_nothing_is_written(desk: Desk) -> None:
     [
         ([], "where to? Give a --node, an --upstream-id or a --service-id"),
         (["--node", "a:1", "--upstream-id", "1"], "--node and --upstream-id exclude each other"),
-        (["--upstream-id", "1", "--retries", "0"], "--type and --retries belong to --node"),
+        (
+            ["--upstream-id", "1", "--retries", "0"],
+            "--type, --retries, --scheme and --tls-… of the upstream belong to --node",
+        ),
         (["a", "--id", "b", "--node", "a:1"], "two ids: a and b"),
         (["--node", "a:1=x"], "'a:1=x': a weight is a number"),
         (["--node", "a:1", "--node", "a:1=2"], "a:1 is named twice"),

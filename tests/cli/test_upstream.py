@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import attrs
 import pytest
 
-from streamgw.cli.upstream import build_description, build_upstream, show_nodes
+from streamgw.cli.upstream import UpstreamOptions, build_description, file_reference, show_nodes
 from tests.cli.conftest import Desk
+from tests.support.certificates import document, issue
 
 
 def test_an_upstream_is_added_in_a_file_of_its_own(desk: Desk) -> None:
@@ -73,12 +76,81 @@ def test_nodes_on_one_line(data: dict[str, object], shown: str) -> None:
     assert show_nodes(data) == shown
 
 
+def options(**given: Any) -> UpstreamOptions:
+    nothing = UpstreamOptions(
+        node=(),
+        balancer=None,
+        retries=None,
+        scheme=None,
+        tls_verify=False,
+        tls_ca=None,
+        tls_server_name=None,
+        tls_alpn=(),
+        tls_client_cert_id=None,
+    )
+    return attrs.evolve(nothing, **given)
+
+
 def test_only_what_is_given_is_written() -> None:
-    assert build_upstream(("a:1",), None, None) == {"nodes": {"a:1": 1}}
-    assert build_upstream(("a:1=0",), "roundrobin", 0) == {
+    routes = Path("routes.d")
+
+    assert options(node=("a:1",)).build("upstreams", routes) == {"nodes": {"a:1": 1}}
+    assert options(node=("a:1=0",), balancer="roundrobin", retries=0, scheme="tcp").build(
+        "upstreams", routes
+    ) == {
         "nodes": {"a:1": 0},
         "type": "roundrobin",
         "retries": 0,
+        "scheme": "tcp",
     }
     assert build_description(None, None, ()) == {}
     assert build_description("n", "", ("a=b=c",)) == {"name": "n", "desc": "", "labels": {"a": "b=c"}}
+
+
+@pytest.mark.parametrize(
+    ("given", "tls"),
+    [
+        ({"tls_verify": True}, {"verify": True}),
+        ({"tls_ca": "ca.pem"}, {"verify": True, "ca_certs": "$file://../../ca.pem"}),
+        ({"tls_ca": "system"}, {"verify": True, "ca_certs": "system"}),
+        ({"tls_server_name": "db.test", "tls_alpn": ("h2",)}, {"server_name": "db.test", "alpn": ["h2"]}),
+        ({"tls_client_cert_id": "me"}, {"client_cert_id": "me"}),
+    ],
+)
+def test_whoever_says_anything_of_tls_means_tls(given: dict[str, object], tls: dict[str, object]) -> None:
+    said = options(node=("a:1",), **given)
+
+    assert said.besides_nodes
+    assert said.build("upstreams", Path("routes.d")) == {"nodes": {"a:1": 1}, "scheme": "tls", "tls": tls}
+
+
+def test_tls_without_more_is_allowed_and_warned_of(desk: Desk) -> None:
+    result = desk.run("upstream", "add", "db", "--node", "a:1", "--scheme", "tls")
+
+    assert result.exit_code == 0
+    assert "the nodes' certificates are not verified" in result.stderr
+    assert desk.run("upstream", "list", "-o", "json").stdout.count('"scheme": "tls"') == 1
+
+
+def test_a_file_is_named_as_it_will_be_found(tmp_path: Path) -> None:
+    assert file_reference("/etc/ssl/ca.pem", Path("routes.d/ssls")) == "$file:///etc/ssl/ca.pem"
+    assert file_reference("certs/a.pem", Path("routes.d/ssls")) == "$file://../../certs/a.pem"
+
+
+def test_the_key_shown_to_nodes_is_never_printed(desk: Desk) -> None:
+    mine = issue("me.test")
+    tls = {"client_cert": mine.cert, "client_key": mine.key}
+    upstream = {"id": "db", "nodes": {"a:1": 1}, "scheme": "tls", "tls": tls}
+    route = {"id": "inline", "upstream": {name: upstream[name] for name in ("nodes", "scheme", "tls")}}
+    (desk.routes / "z.yaml").write_text(document(upstreams=[upstream], stream_routes=[route]))
+
+    for command in (
+        ["upstream", "get", "db"],
+        ["upstream", "list"],
+        ["route", "get", "inline"],
+        ["route", "list"],
+    ):
+        for output in ("table", "json", "yaml"):
+            result = desk.run(*command, "-o", output)
+            assert result.exit_code == 0
+            assert "PRIVATE KEY" not in result.output

@@ -1,0 +1,172 @@
+"""What a listener does with a TLS client, and which certificate it serves: for `streamgw explain`.
+
+The decisions are those of `dataplane/session.py`, asked of the same objects; here they get their reasons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Literal
+
+import attrs
+
+from streamgw.config.documents import Document
+from streamgw.config.schema import SSLSpec
+from streamgw.core.model import Certificate, Facts, Listener, Route, Source
+from streamgw.core.snapshot import Snapshot
+from streamgw.core.sni import matches_name
+from streamgw.core.wire.tls import ClientHello
+
+Does = Literal["plain", "close", "passthrough", "terminate", "refuse"]
+
+
+@attrs.frozen
+class Candidate:
+    """One certificate that the name speaks for, served or not."""
+
+    id: str
+    source: Source
+    serves: bool
+    why: str
+
+
+@attrs.frozen
+class TLSExplanation:
+    """What becomes of one client's TLS."""
+
+    does: Does
+    why: str
+    """For a person, with its subject: `TLS is terminated here: …`."""
+    has_fallback_name: bool = False
+    """The server name is the listener's, not the client's."""
+    certificate: Certificate | None = None
+    candidates: tuple[Candidate, ...] = ()
+
+
+def facts_with_hello(facts: Facts, listener: Listener, hello: ClientHello | None) -> Facts:
+    """What the gateway knows of this client once it has read its hello."""
+    if hello is None:
+        return facts
+    name = hello.server_name or listener.fallback_sni or None
+    return attrs.evolve(facts, server_name=name, alpn=hello.alpn)
+
+
+def explain_tls(
+    listener: Listener, hello: ClientHello | None, facts: Facts, winner: Route | None, snapshot: Snapshot
+) -> TLSExplanation:
+    """What the session does once its route is chosen. `facts` are those with the hello."""
+    if hello is None:
+        also = " that comes without TLS" if listener.tls == "optional" else ""
+        return TLSExplanation("plain", f"no TLS: this is a plain client{also}")
+    fallback = hello.server_name is None and facts.server_name is not None
+    if winner is None:
+        why = "TLS is not begun: without a route the connection is closed after its ClientHello"
+        return TLSExplanation("close", why, fallback)
+    if winner.passes_through(listener):
+        whose = "the listener" if listener.passthrough == "always" else f"route {winner.id}"
+        why = f"TLS is handed on untouched: {whose} has tls_passthrough, no certificate of ours is served"
+        return TLSExplanation("passthrough", why, fallback)
+    name = facts.server_name
+    certificate = next(snapshot.certificates.candidates(name), None) if name else None
+    if certificate is not None:
+        because = (
+            f"route {winner.id} has no tls_passthrough"
+            if listener.passthrough == "route"
+            else "the listener has tls"
+        )
+        why = f"TLS is terminated here ({because})"
+        return TLSExplanation("terminate", why, fallback, certificate)
+    lacking = (
+        f"no certificate for {name}" if name else "the client sends no name, and there is no fallback_sni"
+    )
+    why = f"TLS is refused: {lacking} (tls_failed; the client sees the alert unrecognized_name)"
+    return TLSExplanation("refuse", why, fallback)
+
+
+def rank_certificates(name: str, snapshot: Snapshot, documents: Sequence[Document]) -> tuple[Candidate, ...]:
+    """Every certificate that has something to do with a name, the one that is served first."""
+    in_turn = {certificate.id: certificate for certificate in snapshot.certificates.candidates(name)}
+    first = next(iter(in_turn), "")
+    found = [
+        Candidate(id_, certificate.source, id_ == first, _why(certificate.names, name, first, id_))
+        for id_, certificate in in_turn.items()
+    ]
+    return (*found, *_near_misses(name, in_turn.keys(), documents))
+
+
+def _why(names: Sequence[str], name: str, first: str, id_: str) -> str:
+    pattern = next(iter(_covering(names, name, one_label=True)))
+    covers = "is its name" if pattern == name else f"{pattern} covers it"
+    return covers if id_ == first else f"{covers}, but {first} is more precise"
+
+
+def _near_misses(name: str, taken: Collection[str], documents: Sequence[Document]) -> Iterator[Candidate]:
+    for document in documents:
+        spec = document.spec
+        if not isinstance(spec, SSLSpec) or spec.type != "server" or document.key[1] in taken:
+            continue
+        patterns = list(_covering(spec.names, name, one_label=False))
+        if not patterns:
+            continue
+        if not spec.status:
+            why = "is disabled (status: 0)"
+        elif any(_covering(patterns, name, one_label=True)):
+            why = f"{patterns[0]} is served from another object, which comes first"
+        else:
+            why = f"{patterns[0]} covers one label only, unlike the sni of a route"
+        yield Candidate(document.key[1], document.source, serves=False, why=why)
+
+
+def _covering(patterns: Sequence[str], name: str, *, one_label: bool) -> Iterator[str]:
+    """Longest first: the exact one, then by how much a wildcard says."""
+    for pattern in sorted(patterns, key=lambda text: (text.startswith("*"), -len(text))):
+        if matches_name(pattern, name, one_label=one_label):
+            yield pattern
+
+
+def show_tls(explanation: TLSExplanation) -> Iterator[str]:
+    """The explanation in sentences."""
+    yield explanation.why
+    certificate = explanation.certificate
+    if certificate is None:
+        return
+    until = datetime.fromtimestamp(certificate.not_after_s, UTC)
+    yield f"certificate {certificate.id} is served ({certificate.source}), valid until {until:%Y-%m-%d}"
+    asked = certificate.requires_client_certificate
+    yield "a client certificate is required" if asked else "no client certificate is asked for"
+
+
+def tls_as_data(listener: Listener, facts: Facts, explanation: TLSExplanation) -> dict[str, object]:
+    """The explanation for programs."""
+    served = explanation.certificate
+    return {
+        "listener": listener.tls,
+        "passthrough": listener.passthrough,
+        "does": explanation.does,
+        "why": explanation.why,
+        "server_name": facts.server_name,
+        "from_fallback_sni": explanation.has_fallback_name,
+        "certificate": {
+            "id": served.id,
+            "file": served.source.file,
+            "line": served.source.line,
+            "names": list(served.names),
+            "issuer": served.issuer,
+            "fingerprint": served.fingerprint,
+            "not_after": datetime.fromtimestamp(served.not_after_s, UTC).isoformat(),
+            "requires_client_certificate": served.requires_client_certificate,
+        }
+        if served
+        else None,
+        "certificates": [
+            {
+                "id": candidate.id,
+                "file": candidate.source.file,
+                "line": candidate.source.line,
+                "serves": candidate.serves,
+                "why": candidate.why,
+            }
+            for candidate in explanation.candidates
+        ],
+    }
