@@ -136,3 +136,23 @@ async def test_an_end_is_relayed_by_one_relay_at_a_time_and_closed_by_it() -> No
                 bridge.pump.close(session.end)
             client.shutdown(socket.SHUT_WR)
             assert await receive_to_eof(upstream) == b""
+
+
+async def test_trouble_and_bugs_are_logged_unless_somebody_wants_to_be_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pump = SocketPump()
+    async with trio.open_nursery() as nursery:
+        with socket.create_server((HOST, 0)) as listening, trio.socket.socket() as client:
+
+            def on_accept(_end: End, _client: Address, _server: Address) -> None:
+                raise RuntimeError("nobody expected this")
+
+            await nursery.start(pump.run)
+            pump.listen(listening, on_accept)
+            pump.tell("accepting pauses")
+            await client.connect(listening.getsockname())
+            await until(lambda: pump.bugs == 1)
+        nursery.cancel_scope.cancel()
+    assert "accepting pauses" in caplog.text
+    assert "nobody expected this" in caplog.text
