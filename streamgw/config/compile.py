@@ -113,10 +113,13 @@ def _compile(files: Sequence[ParsedFile], revision: Revision, listeners: Sequenc
     resolution.warn_of_listeners(routes, listeners)
     warnings = [warning for file in files for warning in file.warnings]
     warnings += resolution.report(resolution.warnings)
+    upstreams = {route.upstream.key: route.upstream for _, route in routes if route.upstream}
+    nodes = (node for upstream in upstreams.values() for node in upstream.nodes)
     snapshot = Snapshot(
         revision=revision,
         router=router,
-        upstreams={route.upstream.key: route.upstream for _, route in routes if route.upstream},
+        upstreams=upstreams,
+        names=frozenset(node.host for node in nodes if node.is_looked_up),
         sources={document.key: document.digest for document in resolution.documents},
     )
     return Compilation(snapshot, tuple(sorted(warnings)), resolution.documents)

@@ -21,6 +21,7 @@ from streamgw.core.model import (
 )
 from streamgw.core.router import Router
 from streamgw.core.snapshot import Snapshot
+from streamgw.dataplane.pool import UpstreamPool
 
 
 def upstream(*nodes: str, key: str = "upstreams/1", **settings: object) -> Upstream:
@@ -86,3 +87,9 @@ class FakeNames:
 
     async def first(self, name: str) -> None:
         self.table[name] = self.later.get(name, ())
+
+
+def sync(pool: UpstreamPool, *upstreams: Upstream) -> None:
+    """As a reload does it."""
+    nodes = [node for each in upstreams for node in each.nodes]
+    pool.sync({each.key: each for each in upstreams}, {node.host for node in nodes if node.is_looked_up})
