@@ -1,6 +1,6 @@
 """The life of a TCP session, read top to bottom: accept, preread, match, connect, relay, close.
 
-A session is one child task of its listener's nursery, and that task is its state machine. `run` is the only boundary: a
+A session is one child task of its listener's nursery, and that task is its state machine. `run` is the boundary: a
 `SessionError` is an outcome, any other exception is a bug of ours that costs this session and no other. Whatever
 happens, both sockets are closed, the registry forgets the session, and one outcome is told.
 
@@ -140,7 +140,7 @@ class Sessions:
         return session
 
     async def run(self, session: Session) -> None:
-        """Live one session to its end. The tree's only broad `except`.
+        """Live one session to its end: the boundary, beyond which no exception of a session gets.
 
         Cancellation:
           Both sockets are reset, the outcome says `drain` (or what `cut_reason` says), Cancelled goes on.
