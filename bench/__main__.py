@@ -26,25 +26,26 @@ BASELINE = Path(__file__).with_name("baseline.json")
     "--rounds", default=3, show_default=True, help="Each scenario through each peer this many times."
 )
 @click.option("--seconds", default=1.5, show_default=True, help="Measured time of one run.")
-@click.option("--only", default="", help="Comma-separated parts of scenario names: bulk, ping-32, connect.")
+@click.option("--only", default="", help="Comma-separated parts of scenario names: bulk, ping-32, tls.")
 @click.option("--peers", default="direct,streamgw,nginx,haproxy", show_default=True, help="Whom to measure.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write every sample and median here.")
 @click.option("--save-baseline", is_flag=True, help=f"Write the ratios to {BASELINE.name}.")
 def main(
     rounds: int, seconds: float, only: str, peers: str, output: Path | None, *, save_baseline: bool
 ) -> None:
-    """Compare streamgw with nginx and HAProxy: bulk, ping-pong and connection rate, one worker each.
+    """Compare streamgw with nginx and HAProxy, one worker each: bulk, ping-pong, connections; TLS handshakes and bulk.
 
     Runs in a network namespace of its own. Peers take turns within a round, so that a machine that is busy for a
     while is busy for all of them. Differences below 20 % are noise on a shared machine: look at the CPU columns.
     """
     congestion = enter_private_network("bench")
     scenarios = _chosen(only)
-    program = build()
+    for name in ["load", *{scenario.program for scenario in scenarios}]:
+        build(name)
     raise_descriptor_limit()
     with tempfile.TemporaryDirectory(prefix="streamgw-bench-") as directory, contextlib.ExitStack() as stack:
-        running = _start(peers.split(","), program, Path(directory), stack)
-        samples = _measure_all(program, scenarios, running, rounds, seconds)
+        running = _start(peers.split(","), Path(directory), stack)
+        samples = _measure_all(scenarios, running, rounds, seconds)
 
     medians = {name: {peer: median(rows) for peer, rows in found.items()} for name, found in samples.items()}
     found_ratios = {name: ratios(rows) for name, rows in medians.items()}
@@ -73,11 +74,11 @@ def _chosen(only: str) -> list[Scenario]:
     return chosen
 
 
-def _start(names: Sequence[str], program: Path, directory: Path, stack: contextlib.ExitStack) -> list[Peer]:
+def _start(names: Sequence[str], directory: Path, stack: contextlib.ExitStack) -> list[Peer]:
     unknown = set(names) - {"direct", *STARTERS}
     if unknown:
         raise click.BadParameter(f"unknown: {', '.join(sorted(unknown))}", param_hint="--peers")
-    origin = stack.enter_context(running_origin(program))
+    origin = stack.enter_context(running_origin(build()))
     running = []
     for name in names:
         if name == "direct":
@@ -90,20 +91,25 @@ def _start(names: Sequence[str], program: Path, directory: Path, stack: contextl
 
 
 def _measure_all(
-    program: Path, scenarios: Sequence[Scenario], peers: Sequence[Peer], rounds: int, seconds: float
+    scenarios: Sequence[Scenario], peers: Sequence[Peer], rounds: int, seconds: float
 ) -> dict[str, dict[str, list[Sample]]]:
     samples: dict[str, dict[str, list[Sample]]] = {
-        scenario.name: {peer.name: [] for peer in peers} for scenario in scenarios
+        scenario.name: {peer.name: [] for peer in _able(scenario, peers)} for scenario in scenarios
     }
     for number in range(rounds):
         # Nobody always comes first, right after an idle moment, or last.
         turn = number % len(peers)
         for scenario in scenarios:
-            for peer in [*peers[turn:], *peers[:turn]]:
+            for peer in _able(scenario, [*peers[turn:], *peers[:turn]]):
                 click.echo(f"round {number + 1}/{rounds}  {scenario.name}  {peer.name}", err=True)
-                sample = measure(program, scenario, peer, warmup_s=WARMUP_S, seconds=seconds)
+                sample = measure(scenario, peer, warmup_s=WARMUP_S, seconds=seconds)
                 samples[scenario.name][peer.name].append(sample)
     return samples
+
+
+def _able(scenario: Scenario, peers: Sequence[Peer]) -> list[Peer]:
+    """The origin speaks no TLS."""
+    return [peer for peer in peers if not scenario.tls or peer.tls_port is not None]
 
 
 def _write(path: Path, document: object) -> None:

@@ -21,6 +21,8 @@ class Usage:
     """Seconds of CPU, since some start or between two looks."""
 
     proxy_s: float
+    load_s: float
+    """Of the load generator: near one whole CPU, and it is what was measured."""
     kernel_threads_s: float
     machine_s: float
     """All CPUs, everything but idle and I/O wait."""
@@ -28,21 +30,24 @@ class Usage:
     def since(self, earlier: Usage) -> Usage:
         return Usage(
             self.proxy_s - earlier.proxy_s,
+            self.load_s - earlier.load_s,
             self.kernel_threads_s - earlier.kernel_threads_s,
             self.machine_s - earlier.machine_s,
         )
 
 
-def look(root: int | None) -> Usage:
+def look(proxy: int | None, load: int) -> Usage:
     """Read the clocks now.
 
     Args:
-      root: the proxy's first process; its descendants count too. None: there is no proxy.
+      proxy: the proxy's first process; its descendants count too. None: there is no proxy.
+      load: the load generator's only process.
     """
     processes = _processes()
-    family = _descendants(root, processes)
+    family = _descendants(proxy, processes)
     return Usage(
         proxy_s=sum(cpu_s for pid, (_, cpu_s) in processes.items() if pid in family),
+        load_s=processes[load][1],
         kernel_threads_s=sum(
             cpu_s for parent, cpu_s in processes.values() if parent == _KERNEL_THREAD_PARENT
         ),

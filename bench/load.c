@@ -12,50 +12,14 @@
  * really passed. The harness samples CPU time at these two lines.
  */
 #define _GNU_SOURCE
+#include "load.h"
+
 #include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
-enum { MESSAGE = 64, CHUNK = 256 * 1024, MAX_FDS = 1 << 16, BATCH = 256, TURNS = 4 };
-
-static char chunk[CHUNK];
-static int epoll_fd;
-
-static void die(const char *what) {
-  perror(what);
-  exit(1);
-}
-
-static uint64_t now_ns(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-static struct sockaddr_in loopback(int port) {
-  struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
-  a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  return a;
-}
-
-static void watch(int operation, int fd, uint32_t events) {
-  struct epoll_event e = {.events = events, .data.fd = fd};
-  if (epoll_ctl(epoll_fd, operation, fd, &e) < 0) die("epoll_ctl");
-}
-
-static void no_delay(int fd) {
-  int on = 1;
-  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-}
+enum { TURNS = 4 };
 
 /* Origin */
 
@@ -118,28 +82,6 @@ static void origin(int port) {
   }
 }
 
-/* Latency: buckets that double, each cut in 128, so that a percentile is exact to 1 % */
-
-enum { CUTS = 256 };
-static uint64_t histogram[64 * CUTS], samples, longest;
-
-static void record(uint64_t ns) {
-  unsigned exponent = ns < CUTS ? 0 : 63u - (unsigned)__builtin_clzll(ns) - 7u;
-  uint64_t cut = ns >> exponent; /* 128..255 once the exponent counts */
-  histogram[exponent * CUTS + cut]++;
-  samples++;
-  if (ns > longest) longest = ns;
-}
-
-static double percentile_us(double share) {
-  uint64_t wanted = (uint64_t)((double)samples * share), seen = 0;
-  for (unsigned i = 0; i < 64 * CUTS; i++) {
-    seen += histogram[i];
-    if (histogram[i] && seen > wanted) return (double)((uint64_t)(i % CUTS) << (i / CUTS)) / 1000.0;
-  }
-  return 0;
-}
-
 /* Clients */
 
 static uint64_t count, errors, began_ns[MAX_FDS];
@@ -166,8 +108,8 @@ static void start_again(int fd) {
 
 static void failed(int fd) {
   errors++;
-  if (errors > 1000) {
-    fprintf(stderr, "more than 1000 failed connections\n");
+  if (errors > MAX_ERRORS) {
+    fprintf(stderr, "more than %d failed connections\n", MAX_ERRORS);
     exit(1);
   }
   start_again(fd);
@@ -242,8 +184,7 @@ static void client(int connections, double warmup_s, double seconds) {
         exchange(fd);
     }
   }
-  printf("stop %llu %.6f %.1f %.1f %.1f %llu\n", (unsigned long long)count, (double)(now - start) / 1e9,
-         percentile_us(0.50), percentile_us(0.99), (double)longest / 1e3, (unsigned long long)errors);
+  print_stop(count, now - start, errors);
 }
 
 int main(int argc, char **argv) {

@@ -1,7 +1,8 @@
-"""The load generator: built from load.c at first use, then run once per measurement."""
+"""The load generators: built from load.c and load_tls.c at first use, then run once per measurement."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import shutil
 import subprocess
@@ -13,7 +14,9 @@ import attrs
 from bench.cpu import look
 from bench.peers import Peer
 
-_SOURCE = Path(__file__).with_name("load.c")
+_SOURCES = Path(__file__).parent
+_LIBRARIES = {"load": (), "load_tls": ("-lssl", "-lcrypto")}
+_PACKAGES = {"load": "gcc libc6-dev", "load_tls": "gcc libc6-dev libssl-dev"}
 _CACHE = Path(__file__).parents[1] / "build" / "bench"
 _GRACE_S = 20.0
 
@@ -24,9 +27,15 @@ class Scenario:
 
     name: str
     kind: str
-    """What load.c calls it: ping, connect, down, up."""
+    """What the generator calls it: ping, connect, down, up; full, resumed, resumed12, down, up."""
     connections: int
     unit: str
+    tls: bool = False
+    """Clients speak TLS, and the proxy terminates it."""
+
+    @property
+    def program(self) -> str:
+        return "load_tls" if self.tls else "load"
 
     @property
     def is_bulk(self) -> bool:
@@ -47,6 +56,13 @@ SCENARIOS = (
     Scenario("ping-32", "ping", 32, "req"),
     Scenario("ping-256", "ping", 256, "req"),
     Scenario("connect-32", "connect", 32, "conn"),
+    Scenario("tls-full-32", "full", 32, "conn", tls=True),
+    Scenario("tls-resumed-32", "resumed", 32, "conn", tls=True),
+    Scenario("tls12-resumed-32", "resumed12", 32, "conn", tls=True),
+    Scenario("tls-bulk-down-1", "down", 1, "GiB", tls=True),
+    Scenario("tls-bulk-down-8", "down", 8, "GiB", tls=True),
+    Scenario("tls-bulk-up-1", "up", 1, "GiB", tls=True),
+    Scenario("tls-bulk-up-8", "up", 8, "GiB", tls=True),
 )
 
 
@@ -61,39 +77,50 @@ class Sample:
     max_us: float
     """All 0 for bulk."""
     errors: int
-    """Connections that failed and were opened again."""
+    """Connections that failed, or were not resumed, and were opened again."""
     proxy_us: float
+    load_us: float
     kernel_threads_us: float
     machine_us: float
-    """CPU microseconds per unit: of the proxy's processes, of kernel threads, of everything."""
+    """CPU microseconds per unit: of the proxy's processes, of the load generator, of kernel threads, of everything."""
 
 
-def build() -> Path:
-    """Compile load.c unless this very text was compiled before; return the program."""
-    digest = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]
-    program = _CACHE / f"load-{digest}"
+@functools.cache
+def build(name: str = "load") -> Path:
+    """Compile a load generator unless this very text was compiled before; return the program."""
+    source = _SOURCES / f"{name}.c"
+    digest = hashlib.sha256(source.read_bytes() + (_SOURCES / "load.h").read_bytes()).hexdigest()[:16]
+    program = _CACHE / f"{name}-{digest}"
     if program.exists():
         return program
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
-        sys.exit("bench: the load generator is written in C: apt-get install gcc libc6-dev")
+        sys.exit(f"bench: the load generators are written in C: apt-get install {_PACKAGES[name]}")
     _CACHE.mkdir(parents=True, exist_ok=True)
     unfinished = program.with_suffix(".tmp")
-    subprocess.run([compiler, "-O2", "-Wall", "-Wextra", "-o", str(unfinished), str(_SOURCE)], check=True)
+    flags = ["-O2", "-Wall", "-Wextra", "-o", str(unfinished)]
+    done = subprocess.run([compiler, *flags, str(source), *_LIBRARIES[name]], check=False)
+    if done.returncode:
+        sys.exit(f"bench: {source.name} does not compile; it needs {_PACKAGES[name]} (apt-get install)")
     unfinished.replace(program)
     return program
 
 
-def measure(program: Path, scenario: Scenario, peer: Peer, *, warmup_s: float, seconds: float) -> Sample:
+def begin(scenario: Scenario, peer: Peer, *, warmup_s: float, seconds: float) -> subprocess.Popen[str]:
+    """Put one load on one peer: the generator, which says on stdout when the measured time begins and ends."""
+    port = peer.tls_port if scenario.tls else peer.port
+    assert port is not None, f"{peer.name} does not terminate TLS"
+    words = [build(scenario.program), scenario.kind, port, scenario.connections, warmup_s, seconds]
+    return subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, text=True)
+
+
+def measure(scenario: Scenario, peer: Peer, *, warmup_s: float, seconds: float) -> Sample:
     """Put one load on one peer and look at the CPU clocks at both ends of the measured time."""
-    words = [scenario.kind, peer.port, scenario.connections, warmup_s, seconds]
-    process = subprocess.Popen([str(program), *map(str, words)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    with process:
-        _read(process, "start", peer)
-        before = look(peer.pid)
-        result = _read(process, "stop", peer)
-        after = look(peer.pid)
+    with begin(scenario, peer, warmup_s=warmup_s, seconds=seconds) as process:
+        read_line(process, "start", peer)
+        before = look(peer.pid, process.pid)
+        result = read_line(process, "stop", peer)
+        after = look(peer.pid, process.pid)
         process.wait(_GRACE_S)
     count, real_s, p50_us, p99_us, max_us, errors = map(float, result)
     units = count / scenario.scale
@@ -107,12 +134,14 @@ def measure(program: Path, scenario: Scenario, peer: Peer, *, warmup_s: float, s
         max_us=max_us,
         errors=int(errors),
         proxy_us=used.proxy_s * 1e6 / units,
+        load_us=used.load_s * 1e6 / units,
         kernel_threads_us=used.kernel_threads_s * 1e6 / units,
         machine_us=used.machine_s * 1e6 / units,
     )
 
 
-def _read(process: subprocess.Popen[str], word: str, peer: Peer) -> list[str]:
+def read_line(process: subprocess.Popen[str], word: str, peer: Peer) -> list[str]:
+    """The rest of the generator's next line, which begins with that word."""
     assert process.stdout is not None
     line = process.stdout.readline().split()
     if not line or line[0] != word:

@@ -1,4 +1,8 @@
-"""The proxies that are compared: one worker each, defaults, one access-log line per connection into a file."""
+"""The proxies that are compared: one worker each, defaults, one access-log line per connection into a file.
+
+Each has a plain port and one that terminates TLS 1.2 and 1.3 with the same P-256 certificate. Sessions are resumed by
+tickets, which is everybody's default; who also keeps a cache of sessions by default keeps it.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
+import trustme
 
 ORIGIN_PORT = 9000
+_TLS = 10
+"""From a proxy's plain port to its TLS port."""
 _SEARCH_PATH = "/usr/local/sbin:/usr/sbin:/sbin:" + os.environ.get("PATH", "")
 _START_TRIES = 200
 _START_PAUSE_S = 0.05
@@ -30,6 +37,14 @@ stream {{
   log_format line '$remote_addr [$time_local] $protocol $status $bytes_sent $bytes_received $session_time';
   access_log {directory}/access.log line;
   server {{ listen 127.0.0.1:{port}; proxy_pass 127.0.0.1:{origin}; }}
+  server {{
+    listen 127.0.0.1:{tls_port} ssl;
+    ssl_certificate {directory}/bench.pem;
+    ssl_certificate_key {directory}/bench.key;
+    ssl_protocols TLSv1.2 TLSv1.3;
+    ssl_session_tickets on;
+    proxy_pass 127.0.0.1:{origin};
+  }}
 }}
 """
 
@@ -48,13 +63,16 @@ defaults
     timeout server 10m
 listen bench
     bind 127.0.0.1:{port}
+    bind 127.0.0.1:{tls_port} ssl crt {directory}/bench-both.pem ssl-min-ver TLSv1.2
     server origin 127.0.0.1:{origin}
 """
 
 _STREAMGW = """\
 apisix:
   stream_proxy:
-    tcp: ["127.0.0.1:{port}"]
+    tcp:
+      - "127.0.0.1:{port}"
+      - {{addr: "127.0.0.1:{tls_port}", tls: true}}
 streamgw:
   access_log:
     path: {directory}/access.log
@@ -66,6 +84,11 @@ stream_routes:
     upstream:
       type: roundrobin
       nodes: {{"127.0.0.1:{origin}": 1}}
+ssls:
+  - id: bench
+    sni: bench.test
+    cert: $file://../bench.pem
+    key: $file://../bench.key
 """
 
 
@@ -75,6 +98,8 @@ class Peer:
 
     name: str
     port: int
+    tls_port: int | None
+    """None: it does not terminate TLS."""
     pid: int | None
     """None: the origin itself, reached directly."""
     version: str
@@ -84,43 +109,63 @@ class Peer:
 def running_origin(load: Path) -> Iterator[Peer]:
     """The origin that every proxy leads to; as a peer it shows what the machine does without a proxy."""
     with _running([str(load), "origin", str(ORIGIN_PORT)], ORIGIN_PORT, Path(os.devnull)):
-        yield Peer("direct", ORIGIN_PORT, None, "")
+        yield Peer("direct", ORIGIN_PORT, None, None, "")
 
 
 @contextmanager
 def running_streamgw(directory: Path) -> Iterator[Peer]:
     port = ORIGIN_PORT + 1
-    (directory / "config.yaml").write_text(_STREAMGW.format(port=port, directory=directory))
+    _write_certificate(directory)
+    settings = _STREAMGW.format(port=port, tls_port=port + _TLS, directory=directory)
+    (directory / "config.yaml").write_text(settings)
     (directory / "routes.d").mkdir()
     (directory / "routes.d" / "bench.yaml").write_text(_ROUTE.format(origin=ORIGIN_PORT))
     files = ["-c", str(directory / "config.yaml"), "-r", str(directory / "routes.d")]
     command = [sys.executable, "-m", "streamgw", "run", *files]
     with _running(command, port, directory / "log") as pid:
         version = _version([sys.executable, "-m", "streamgw", "--version"])
-        yield Peer("streamgw", port, pid, version)
+        yield Peer("streamgw", port, port + _TLS, pid, version)
 
 
 @contextmanager
 def running_nginx(directory: Path) -> Iterator[Peer]:
     port = ORIGIN_PORT + 2
     program = _find("nginx", "nginx libnginx-mod-stream")
+    _write_certificate(directory)
     config = directory / "nginx.conf"
-    config.write_text(_NGINX.format(port=port, origin=ORIGIN_PORT, directory=directory))
+    config.write_text(_NGINX.format(port=port, tls_port=port + _TLS, origin=ORIGIN_PORT, directory=directory))
     with _running([program, "-p", str(directory), "-c", str(config)], port, directory / "log") as pid:
-        yield Peer("nginx", port, pid, _version([program, "-v"]))
+        yield Peer("nginx", port, port + _TLS, pid, _version([program, "-v"]))
 
 
 @contextmanager
 def running_haproxy(directory: Path) -> Iterator[Peer]:
     port = ORIGIN_PORT + 3
     program = _find("haproxy", "haproxy")
+    _write_certificate(directory)
     config = directory / "haproxy.cfg"
-    config.write_text(_HAPROXY.format(port=port, origin=ORIGIN_PORT))
+    config.write_text(
+        _HAPROXY.format(port=port, tls_port=port + _TLS, origin=ORIGIN_PORT, directory=directory)
+    )
     with _running([program, "-db", "-f", str(config)], port, directory / "access.log") as pid:
-        yield Peer("haproxy", port, pid, _version([program, "-v"]))
+        yield Peer("haproxy", port, port + _TLS, pid, _version([program, "-v"]))
 
 
 STARTERS = {"streamgw": running_streamgw, "nginx": running_nginx, "haproxy": running_haproxy}
+
+
+def _write_certificate(directory: Path) -> None:
+    """A P-256 certificate for bench.test and its key: as two files, and as one, which HAProxy wants."""
+    pair = trustme.CA().issue_cert("bench.test", key_type=trustme.KeyType.ECDSA)
+    chain = b"".join(blob.bytes() for blob in pair.cert_chain_pems)
+    for name, content in {
+        "bench.pem": chain,
+        "bench.key": pair.private_key_pem.bytes(),
+        "bench-both.pem": chain + pair.private_key_pem.bytes(),
+    }.items():
+        file = directory / name
+        file.touch(0o600)
+        file.write_bytes(content)
 
 
 @contextmanager

@@ -33,10 +33,9 @@ _ONE_AT_A_TIME = Scenario("connect-1", "connect", 1, "conn")
 def main(routes: int, seconds: float, every: float) -> None:
     """Measure the wait of new connections in peace and under reloads."""
     enter_private_network("bench.reload")
-    program = build()
     raise_descriptor_limit()
     with tempfile.TemporaryDirectory(prefix="streamgw-reload-") as name, contextlib.ExitStack() as stack:
-        origin = stack.enter_context(running_origin(program))
+        origin = stack.enter_context(running_origin(build()))
         peer = stack.enter_context(running_streamgw(Path(name)))
         # Sorts before bench.yaml, whose one route fits everybody, so that it hides none of them.
         directory = Path(name) / "routes.d" / "a"
@@ -44,16 +43,16 @@ def main(routes: int, seconds: float, every: float) -> None:
         print(f"{routes:,} routes in {FILES} files; one connection at a time")
         print(f"{'':<24}{'conn/s':>10}{'p50 µs':>10}{'p99 µs':>10}{'max µs':>10}")
         # What the machine itself does to the longest wait, busy as it may be.
-        _print("no gateway, in peace", _measure(program, origin, seconds))
-        _print("in peace", _measure(program, peer, seconds))
+        _print("no gateway, in peace", _measure(origin, seconds))
+        _print("in peace", _measure(peer, seconds))
         with _changing(directory, routes, every, FILES):
-            _print("all routes change", _measure(program, peer, seconds))
+            _print("all routes change", _measure(peer, seconds))
         with _changing(directory, routes, every, 1):
-            _print("one file changes", _measure(program, peer, seconds))
+            _print("one file changes", _measure(peer, seconds))
 
 
-def _measure(program: Path, peer: Peer, seconds: float) -> Sample:
-    return measure(program, _ONE_AT_A_TIME, peer, warmup_s=WARMUP_S, seconds=seconds)
+def _measure(peer: Peer, seconds: float) -> Sample:
+    return measure(_ONE_AT_A_TIME, peer, warmup_s=WARMUP_S, seconds=seconds)
 
 
 def _print(phase: str, sample: Sample) -> None:

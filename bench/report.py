@@ -51,8 +51,20 @@ def table(
     return "\n".join(lines)
 
 
-_TITLES = ("", "rate/s", "p50 µs", "p99 µs", "/nginx", "/haproxy", "proxy", "kthreads", "machine", "errors")
-_COLUMNS = "  {:<10}{:>12}{:>9}{:>9}{:>9}{:>10}{:>10}{:>10}{:>10}{:>8}"
+_TITLES = (
+    "",
+    "rate/s",
+    "p50 µs",
+    "p99 µs",
+    "/nginx",
+    "/haproxy",
+    "proxy",
+    "load",
+    "kthreads",
+    "machine",
+    "errors",
+)
+_COLUMNS = "  {:<10}{:>12}{:>9}{:>9}{:>9}{:>10}{:>9}{:>9}{:>9}{:>9}{:>8}"
 
 
 def _heading(scenario: Scenario) -> str:
@@ -72,7 +84,7 @@ def _row(scenario: Scenario, peer: str, sample: Sample, medians: Mapping[str, Sa
     digits = 0 if scenario.is_bulk else 1
     costs = [
         f"{value / per_ms:,.{digits}f}"
-        for value in (sample.proxy_us, sample.kernel_threads_us, sample.machine_us)
+        for value in (sample.proxy_us, sample.load_us, sample.kernel_threads_us, sample.machine_us)
     ]
     return _COLUMNS.format(peer, rate, *latency, *against, *costs, sample.errors)
 

@@ -74,22 +74,27 @@ def test_an_ellipsis_stands_for_anything() -> None:
 
 
 class Newcomer(Reader):
-    """Somebody in a fresh checkout. `make` targets are looked up rather than run: `make test` runs this very test."""
+    """Somebody in a fresh checkout. `make` targets are looked up rather than run: `make test` runs this very test.
 
-    def __init__(self, directory: Path, prefix: Prefix, stack: contextlib.ExitStack) -> None:
+    Args:
+      page: README.md is read first: what is in `.venv` is out of reach until it has been activated.
+    """
+
+    def __init__(self, directory: Path, page: str, prefix: Prefix, stack: contextlib.ExitStack) -> None:
         checkout = directory / "checkout"
         for name in ("conf", "routes.d"):
             shutil.copytree(ROOT / name, checkout / name)
         (checkout / ".venv").symlink_to(sys.prefix)
         super().__init__(checkout, logs=directory, prefix=prefix, stack=stack)
-        # Until the page has activated it, the virtual environment that runs this test is out of reach.
         self.path = [part for part in self.path if not part.startswith(sys.prefix)]
+        if page != "README.md":
+            self._activate()
 
     def follow(self, step: Step) -> None:
         """As a reader does, with what only a newcomer has to do."""
         if step.what == ACTIVATE:
             assert (self.directory / ".venv/bin/activate").exists(), step
-            self.path = [str(self.directory / ".venv/bin"), *self.path]
+            self._activate()
         elif step.what.split()[0] == "make":
             target = step.what.split()[1:] or ["help"]
             commands = run(["make", "--no-print-directory", "-n", *target], cwd=ROOT).stdout.splitlines()
@@ -98,6 +103,9 @@ class Newcomer(Reader):
                 self.start([str(self.directory / ".venv/bin/streamgw"), "demo"])
         else:
             super().follow(step)
+
+    def _activate(self) -> None:
+        self.path = [str(self.directory / ".venv/bin"), *self.path]
 
 
 @contextlib.contextmanager
@@ -127,7 +135,7 @@ def test_a_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         prefix = stack.enter_context(private_network(tmp_path))
         stack.enter_context(server(tmp_path, port, prefix=prefix))
-        reader = Newcomer(tmp_path, prefix, stack)
+        reader = Newcomer(tmp_path, name, prefix, stack)
         for step in steps_of(name, page.read_text()):
             reader.follow(step)
 

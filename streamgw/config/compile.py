@@ -173,10 +173,13 @@ def _compile(
     warnings = [warning for file in files for warning in file.warnings]
     warnings += reach.problems()
     warnings += resolution.report(resolution.warnings)
+    upstreams = {route.upstream.key: route.upstream for _, route in routes if route.upstream}
+    nodes = (node for upstream in upstreams.values() for node in upstream.nodes)
     snapshot = Snapshot(
         revision=_with_credentials(revision, credentials),
         router=router,
-        upstreams={route.upstream.key: route.upstream for _, route in routes if route.upstream},
+        upstreams=upstreams,
+        names=frozenset(node.host for node in nodes if node.is_looked_up),
         certificates=SNIIndex(entries, one_label=True),
         sources={document.key: document.digest for document in resolution.documents},
     )

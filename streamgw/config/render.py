@@ -70,7 +70,8 @@ def in_order(data: Mapping[str, object]) -> list[tuple[str, object]]:
 
 def rank(name: str, siblings: Mapping[str, object]) -> int:
     """Where a field stands among its siblings. A node's `priority` comes after its weight, a route's before its match;
-    `key` goes with a certificate, or says what an upstream hashes."""
+    `key` goes with a certificate, or says what an upstream hashes.
+    """
     if "host" in siblings and name in _NODE_ORDER:
         return _NODE_ORDER[name]
     if "cert" in siblings and name == "key":

@@ -354,7 +354,7 @@ class LimitSettings:
     max_sessions_per_listener: Count = 0
     max_session_duration_s: Seconds = 0.0
     preread_timeout_s: PositiveSeconds = 3.0
-    preread_limit_bytes: Annotated[int, integer(536, 1 << 20)] = 16_384
+    preread_limit_bytes: Annotated[int, integer(536, 1 << 16)] = 32_768
     """At least 536, so that any PROXY header without extensions fits (v2 specification, § 2.2)."""
     handshake_timeout_s: PositiveSeconds = 10.0
     """Of one TLS handshake, with a client or with a node, from its first byte."""

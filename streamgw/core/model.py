@@ -147,6 +147,17 @@ class Node:
     priority: int = 0
     """Higher is preferred; lower groups are for when the higher ones failed."""
 
+    @property
+    def is_looked_up(self) -> bool:
+        """The host is a name, and its addresses are wanted. A node with weight 0 may have lost its DNS record."""
+        if self.weight == 0:
+            return False
+        try:
+            ipaddress.ip_address(self.host)
+        except ValueError:
+            return True
+        return False
+
 
 @attrs.frozen
 class Timeouts:

@@ -31,7 +31,13 @@ class Bounds:
 
 
 async def look(
-    pump: Pump, end: End, parse: Callable[[bytes], T | NeedMore], bounds: Bounds, *, what: str, owed: bool
+    pump: Pump,
+    end: End,
+    parse: Callable[[bytes], T | NeedMore],
+    bounds: Bounds,
+    *,
+    what: str,
+    is_owed: Callable[[bytes], bool],
 ) -> T | None:
     """Peek until `parse` has its answer.
 
@@ -41,11 +47,11 @@ async def look(
       parse: pure; asked again whenever there is more, with everything from the first byte on.
       bounds: silence and size.
       what: is waited for, in messages: `a PROXY header`.
-      owed: the client must send it. Otherwise silence, or too little, is an answer too: None.
+      is_owed: whether a client that has sent this much must send the rest. Otherwise silence is an answer too: None.
 
     Raises:
       ParseError: by `parse`.
-      PrereadTimeout, PrereadTooLong: it was owed and did not come, or asks for more than is allowed.
+      PrereadTimeout, PrereadTooLong: it is owed and did not come, or asks for more than is allowed.
       PeerReset: the client reset the connection.
     """
     at_least = 1
@@ -55,7 +61,7 @@ async def look(
         if not isinstance(found, NeedMore):
             return found
         if len(buffer) < at_least:
-            if not owed:
+            if not is_owed(buffer):
                 return None
             if trio.current_time() < bounds.deadline:
                 raise PrereadTimeout(f"the client closed after {len(buffer)} bytes of {what}")

@@ -1,6 +1,6 @@
 """The life of a TCP or TLS session, read top to bottom: accept, preread, match, handshake, connect, relay, close.
 
-A session is one child task of its listener's nursery, and that task is its state machine. `run` is the only boundary: a
+A session is one child task of its listener's nursery, and that task is its state machine. `run` is the boundary: a
 `SessionError` is an outcome, any other exception is a bug of ours that costs this session and no other. Whatever
 happens, both sockets are closed, the registry forgets the session, and one outcome is told.
 
@@ -34,8 +34,8 @@ from streamgw.core.model import (
 )
 from streamgw.core.preread import parse_hello, parse_preface
 from streamgw.core.snapshot import Snapshot
-from streamgw.core.wire.proxy_protocol import build_v1, build_v2
-from streamgw.core.wire.tls import UNRECOGNIZED_NAME, ClientHello
+from streamgw.core.wire.proxy_protocol import SIGNATURE_V1, SIGNATURE_V2, build_v1, build_v2
+from streamgw.core.wire.tls import UNRECOGNIZED_NAME, ClientHello, may_become_client_hello
 from streamgw.dataplane.dialer import Dialer, Introduction, Trail
 from streamgw.dataplane.preread import Bounds, look
 from streamgw.dataplane.pump import End, Ending, Limits, Meter, Pump
@@ -60,7 +60,7 @@ class Policy:
     trusted_proxies: tuple[Network, ...] = ()
     """Peers whose PROXY header names the client; the header of anybody else is read and thrown away."""
     preread_timeout_s: float = 3.0
-    preread_limit_bytes: int = 16_384
+    preread_limit_bytes: int = 32_768
     handshake_timeout_s: float = 10.0
     max_handshakes: float = 256
     """Clients that may owe us their ClientHello or their part of the handshake at a time. One more cuts off the one that
@@ -154,7 +154,7 @@ class Sessions:
         return session
 
     async def run(self, session: Session) -> None:
-        """Live one session to its end. The tree's only broad `except`.
+        """Live one session to its end: the boundary, beyond which no exception of a session gets.
 
         Cancellation:
           Both sockets are reset, the outcome says `drain` (or what `cut_reason` says), Cancelled goes on.
@@ -225,10 +225,10 @@ class Sessions:
             lambda buffer: parse_preface(buffer, mode),
             self._bounds(session),
             what="a PROXY header",
-            owed=mode == "required",
+            is_owed=lambda buffer: mode == "required" or buffer.startswith((SIGNATURE_V1, SIGNATURE_V2)),
         )
         if found is None:
-            return  # it said nothing yet, or too little for a header: a plain client
+            return  # it said nothing yet, or less than the signature: a plain client
         self.pump.consume(session.end, found.consumed)
         header, trusted = found.header, session.policy.trusted_proxies
         if header is not None and header.client is not None and _is_in(session.peer, trusted):
@@ -245,7 +245,10 @@ class Sessions:
                 lambda buffer: parse_hello(buffer, mode),
                 bounds,
                 what="a ClientHello",
-                owed=mode == "required",
+                # A record that has begun is no plain client's: handing half a hello to a plain upstream helps nobody.
+                is_owed=lambda buffer: (
+                    mode == "required" or (len(buffer) > 1 and may_become_client_hello(buffer))
+                ),
             )
         if isinstance(hello, ClientHello):
             name = hello.server_name or session.listener.fallback_sni or None

@@ -177,7 +177,7 @@ class Worker:
         )
 
     def _on_swap(self, snapshot: Snapshot) -> None:
-        self.pool.sync(snapshot.upstreams)
+        self.pool.sync(snapshot.upstreams, snapshot.names)
 
     def _on_outcome(self, outcome: Outcome) -> None:
         if self._format is not None:

@@ -361,3 +361,11 @@ def test_another_state_can_be_checked_without_becoming_the_current_one() -> None
         loader.check(broken.read(), ())
 
     assert len(loader.load(()).documents) == 1
+
+
+def test_the_snapshot_knows_every_name_to_look_up() -> None:
+    nodes = '{"b.example:1": 1, "a.example:1": 2, "a.example:2": 1, "10.0.0.1:1": 1, "drained.example:1": 0}'
+
+    compilation = load(f"stream_routes: [{{id: 1, upstream: {{nodes: {nodes}}}}}]")
+
+    assert compilation.snapshot.names == {"a.example", "b.example"}

@@ -81,7 +81,7 @@ def test_name_servers_are_written_as_nginx_takes_them(written: str, address: str
         ("nginx_config.stream.access_log", "", ": expected at least 1 characters, got 0"),
         ("streamgw.workers", 2, ": this version runs one worker; expected 1, got 2"),
         ("streamgw.workers", "auto", ": expected an integer ≥ 1, got 'auto'"),
-        ("streamgw.limits.preread_limit_bytes", 100, ": expected an integer 536–1048576, got 100"),
+        ("streamgw.limits.preread_limit_bytes", 100, ": expected an integer 536–65536, got 100"),
         ("streamgw.reload.settle_ms", 0, ": expected an integer 1–10000, got 0"),
         ("streamgw.reload.relook_s", 0, ": expected a number > 0, got 0"),
         ("streamgw.resolver", {"min_ttl_s": 301}, ".min_ttl_s: expected at most max_ttl_s (300), got 301"),

@@ -28,6 +28,8 @@ from tests.support.bridge import (
     TIMEOUT_S,
     Bridge,
     RelayedSession,
+    Talker,
+    Way,
     accepted_by,
     full_backlog,
     no_descriptor_left,
@@ -45,8 +47,18 @@ MB = 1_000_000
 CLOSED = Ending(Reason.CLOSED)
 
 
-@pytest.fixture(params=[None, 1, 4], ids=["copy", "splice", "observed"])
-def splice_after(request: pytest.FixtureRequest) -> int | None:
+WAYS = {
+    "copy": Way(None),
+    "splice": Way(1),
+    "observed": Way(4),
+    "tls-plain": Way(1, client_tls=True),
+    "plain-tls": Way(1, upstream_tls=True),
+    "tls-tls": Way(1, client_tls=True, upstream_tls=True),
+}
+
+
+@pytest.fixture(params=WAYS.values(), ids=WAYS.keys())
+def way(request: pytest.FixtureRequest) -> Way:
     return request.param
 
 
@@ -58,8 +70,8 @@ def noise(count: int, seed: int = 1) -> bytes:
 # Order, completeness, half-close
 
 
-async def test_what_either_side_says_reaches_the_other(splice_after: int | None) -> None:
-    async with open_bridge(splice_after=splice_after) as bridge:
+async def test_what_either_side_says_reaches_the_other(way: Way) -> None:
+    async with open_bridge(way) as bridge:
         client, upstream = await bridge.connect()
         with client, upstream:
             await client.send(b"ping")
@@ -87,13 +99,13 @@ async def test_an_upstream_that_speaks_first_is_heard() -> None:
                 assert await receive_exactly(client, len(line)) == line
 
 
-async def test_ten_megabytes_each_way_at_once_arrive_in_order_and_complete(splice_after: int | None) -> None:
+async def test_ten_megabytes_each_way_at_once_arrive_in_order_and_complete(way: Way) -> None:
     up, down = noise(10 * MB, 1), noise(10 * MB + 1, 2)
     received = {}
-    async with open_bridge(splice_after=splice_after) as bridge:
+    async with open_bridge(way) as bridge:
         client, upstream = await bridge.connect()
 
-        async def talk(name: str, sock: trio.socket.SocketType, data: bytes) -> None:
+        async def talk(name: str, sock: Talker, data: bytes) -> None:
             async with trio.open_nursery() as nursery:
 
                 async def say() -> None:
@@ -113,15 +125,15 @@ async def test_ten_megabytes_each_way_at_once_arrive_in_order_and_complete(splic
         assert received["upstream"] == up
         assert received["client"] == down
         assert (session.meter.bytes_up, session.meter.bytes_down) == (len(up), len(down))
-        assert bool(bridge.pump.splices) == (splice_after is not None)
+        assert bool(bridge.pump.splices) == way.splices
 
 
 @pytest.mark.parametrize("closes_first", ["client", "upstream"])
 async def test_eof_from_one_side_still_lets_ten_megabytes_through_the_other_way(
-    splice_after: int | None, closes_first: str
+    way: Way, closes_first: str
 ) -> None:
     data = noise(10 * MB)
-    async with open_bridge(splice_after=splice_after) as bridge:
+    async with open_bridge(way) as bridge:
         client, upstream = await bridge.connect()
         quiet, talker = (client, upstream) if closes_first == "client" else (upstream, client)
         with client, upstream:
@@ -133,7 +145,7 @@ async def test_eof_from_one_side_still_lets_ten_megabytes_through_the_other_way(
 
                 async def say() -> None:
                     await send_all(talker, data)
-                    talker.close()
+                    talker.shutdown(socket.SHUT_WR)
 
                 nursery.start_soon(say)
                 assert await receive_to_eof(quiet) == data
@@ -143,11 +155,11 @@ async def test_eof_from_one_side_still_lets_ten_megabytes_through_the_other_way(
 
 
 async def test_eof_behind_bytes_that_a_slow_reader_has_not_taken_comes_after_them(
-    splice_after: int | None,
+    way: Way,
 ) -> None:
     """The FIN is announced while the direction is stuck; nobody announces it again when it flows."""
     data = noise(6 * MB)
-    async with open_bridge(splice_after=splice_after, upstream_receive_buffer=8192) as bridge:
+    async with open_bridge(way, upstream_receive_buffer=8192) as bridge:
         client, upstream = await bridge.connect()
         with client, upstream:
             session = await bridge.only_session()
@@ -180,10 +192,10 @@ async def test_bytes_sent_before_the_upstream_answers_the_connect_are_not_lost()
             assert await receive_to_eof(client) == b"late"
 
 
-async def test_an_urgent_byte_neither_stops_the_stream_nor_leaves_it(splice_after: int | None) -> None:
+async def test_an_urgent_byte_neither_stops_the_stream_nor_leaves_it(way: Way) -> None:
     """Reads end at an urgent mark, though more waits behind it, and splice(2) does not pass one at all."""
     before, after = noise(2 * MB, 1), noise(2 * MB, 2)
-    async with open_bridge(splice_after=splice_after) as bridge:
+    async with open_bridge(way) as bridge:
         client, upstream = await bridge.connect()
         with client, upstream:
             async with trio.open_nursery() as nursery:
@@ -248,10 +260,10 @@ async def test_a_side_that_is_sent_more_than_it_takes_is_still_heard() -> None:
 
 
 async def test_a_reader_that_stops_stops_the_writer_and_nothing_piles_up_in_between(
-    splice_after: int | None,
+    way: Way,
 ) -> None:
     small = 16 * 1024
-    async with open_bridge(splice_after=splice_after, upstream_receive_buffer=small) as bridge:
+    async with open_bridge(way, upstream_receive_buffer=small) as bridge:
         client, upstream = await bridge.connect()
         with client, upstream:
             session = await bridge.only_session()
@@ -266,7 +278,7 @@ async def test_a_reader_that_stops_stops_the_writer_and_nothing_piles_up_in_betw
             assert session.end.stuck
             # What the pump itself holds is what was taken from the client and not given to the upstream's socket.
             held = sent - session.meter.bytes_up - queued_bytes(client) - received_bytes(session.end.sock)
-            window = WINDOW_BYTES if splice_after is None else PIPE_BYTES + WINDOW_BYTES
+            window = PIPE_BYTES + WINDOW_BYTES if way.splices else WINDOW_BYTES + TLS_BYTES
             assert held <= window
             assert bridge.pump.pipes <= 1
 
@@ -274,7 +286,7 @@ async def test_a_reader_that_stops_stops_the_writer_and_nothing_piles_up_in_betw
             assert len(received) == sent
 
 
-def queued_bytes(sock: trio.socket.SocketType) -> int:
+def queued_bytes(sock: Talker) -> int:
     """Sent, but not acknowledged by the peer's kernel (SIOCOUTQ)."""
     return ioctl_int(sock.fileno(), 0x5411)
 
@@ -288,8 +300,8 @@ def ioctl_int(fd: int, request: int) -> int:
     return struct.unpack("i", fcntl.ioctl(fd, request, bytes(4)))[0]
 
 
-async def test_a_session_that_is_stuck_stops_nobody_else(splice_after: int | None) -> None:
-    async with open_bridge(splice_after=splice_after, upstream_receive_buffer=8192) as bridge:
+async def test_a_session_that_is_stuck_stops_nobody_else(way: Way) -> None:
+    async with open_bridge(way, upstream_receive_buffer=8192) as bridge:
         client, upstream = await bridge.connect()
         with client, upstream:
             session = await bridge.only_session()
@@ -307,20 +319,20 @@ async def test_a_session_that_is_stuck_stops_nobody_else(splice_after: int | Non
                 nursery.cancel_scope.cancel()
 
 
-async def test_bulk_flows_do_not_starve_a_ping_pong(splice_after: int | None) -> None:
+async def test_bulk_flows_do_not_starve_a_ping_pong(way: Way) -> None:
     """Per round trip, four bulk flows may each take a turn or two; never does the small one wait for them to end."""
-    async with open_bridge(splice_after=splice_after) as bridge:
+    async with open_bridge(way) as bridge:
         async with trio.open_nursery() as nursery:
             sockets = []
             for _ in range(4):
                 client, upstream = await bridge.connect()
                 sockets += [client, upstream]
 
-                async def pour(sock: trio.socket.SocketType) -> None:
+                async def pour(sock: Talker) -> None:
                     while True:
                         await sock.send(bytes(1 << 18))
 
-                async def drink(sock: trio.socket.SocketType) -> None:
+                async def drink(sock: Talker) -> None:
                     while await sock.recv(1 << 18):
                         pass
 
@@ -347,7 +359,7 @@ async def test_bulk_flows_do_not_starve_a_ping_pong(splice_after: int | None) ->
 
 async def test_small_talk_after_bulk_is_copied_again() -> None:
     """Three system calls per message instead of two would be the price of a bulk phase that never ends."""
-    async with open_bridge(splice_after=1) as bridge:
+    async with open_bridge(Way(1)) as bridge:
         client, upstream = await bridge.connect()
         with client, upstream:
             session = await bridge.only_session()
@@ -368,8 +380,8 @@ async def test_small_talk_after_bulk_is_copied_again() -> None:
 
 
 @pytest.mark.parametrize("side", ["client", "upstream"])
-async def test_a_reset_of_one_side_becomes_a_reset_of_the_other(splice_after: int | None, side: str) -> None:
-    async with open_bridge(splice_after=splice_after) as bridge:
+async def test_a_reset_of_one_side_becomes_a_reset_of_the_other(way: Way, side: str) -> None:
+    async with open_bridge(way) as bridge:
         client, upstream = await bridge.connect()
         with client, upstream:
             await client.send(b"x")
@@ -415,9 +427,9 @@ async def test_a_fin_and_a_reset_found_together_are_a_reset() -> None:
             assert (await session.wait_ended()).reason is Reason.RESET
 
 
-async def test_a_stream_cut_by_the_upstream_looks_cut_to_the_client(splice_after: int | None) -> None:
+async def test_a_stream_cut_by_the_upstream_looks_cut_to_the_client(way: Way) -> None:
     """Bytes were on their way when the upstream reset: the client may get some of them, but never an EOF."""
-    async with open_bridge(splice_after=splice_after) as bridge:
+    async with open_bridge(way) as bridge:
         client, upstream = await bridge.connect(receive_buffer=16 * 1024)
         with client, upstream:
             session = await bridge.only_session()
@@ -433,9 +445,9 @@ async def test_a_stream_cut_by_the_upstream_looks_cut_to_the_client(splice_after
 
 
 async def test_a_reader_that_resets_with_bytes_on_their_way_ends_the_writer_by_reset(
-    splice_after: int | None,
+    way: Way,
 ) -> None:
-    async with open_bridge(splice_after=splice_after) as bridge:
+    async with open_bridge(way) as bridge:
         client, upstream = await bridge.connect(receive_buffer=16 * 1024)
         with client, upstream:
             session = await bridge.only_session()
@@ -648,9 +660,9 @@ MOMENTS: list[Moment] = [connecting, idle, half_closed, stuck]
 
 @pytest.mark.parametrize("moment", MOMENTS)
 async def test_aborted_at_any_moment_a_session_ends_with_that_reason_and_leaves_nothing(
-    splice_after: int | None, moment: Moment
+    way: Way, moment: Moment
 ) -> None:
-    async with open_bridge(splice_after=splice_after) as bridge:
+    async with open_bridge(way) as bridge:
         with contextlib.ExitStack() as stack:
             session = await moment(bridge, stack)
 
@@ -664,9 +676,9 @@ async def test_aborted_at_any_moment_a_session_ends_with_that_reason_and_leaves_
 
 @pytest.mark.parametrize("moment", MOMENTS)
 async def test_cancelled_at_any_moment_a_session_is_gone_before_cancelled_is_raised(
-    splice_after: int | None, moment: Moment
+    way: Way, moment: Moment
 ) -> None:
-    async with open_bridge(splice_after=splice_after) as bridge:
+    async with open_bridge(way) as bridge:
         with contextlib.ExitStack() as stack:
             session = await moment(bridge, stack)
 
@@ -690,7 +702,7 @@ async def test_a_pump_that_stops_lets_nobody_hang(moment: Moment) -> None:
 
 async def test_a_pipe_left_dirty_by_one_session_never_serves_another() -> None:
     data = noise(3 * MB)
-    async with open_bridge(splice_after=1) as bridge:
+    async with open_bridge(Way(1)) as bridge:
         with contextlib.ExitStack() as stack:
             session = await stuck(bridge, stack)
             assert session.upstream.pipe.held
@@ -952,7 +964,7 @@ async def test_dialling_without_a_descriptor_is_exhausted() -> None:
 
 async def test_bulk_is_copied_when_no_pipe_can_be_had() -> None:
     data = noise(5 * MB)
-    async with open_bridge(splice_after=1) as bridge:
+    async with open_bridge(Way(1)) as bridge:
         client, upstream = await bridge.connect()
         with client, upstream:
             session = await bridge.only_session()

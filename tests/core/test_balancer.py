@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -109,16 +109,23 @@ def test_over_a_cycle_every_node_is_picked_exactly_by_its_weight(
         }
 
 
-@given(weight_lists.filter(lambda weights: len(weights) > 1), starts)
-def test_no_node_is_picked_much_longer_in_a_row_than_it_outweighs_the_others(
-    weights: list[int], start: int
-) -> None:
+@given(weight_lists)
+def test_picks_are_interleaved_exactly_as_nginx_does_it(weights: list[int]) -> None:
     upstream = nodes(*weights)
-    found = picks(RoundRobin(upstream, start=start), 3 * sum(weights))
 
-    for node, run in itertools.groupby(found):
-        outweighs = math.ceil(node.weight / (sum(weights) - node.weight))
-        assert len(list(run)) <= 2 * outweighs
+    found = picks(RoundRobin(upstream), 3 * sum(weights))
+
+    assert found == [upstream[at] for at in smooth_picks_of_nginx(weights, 3 * sum(weights))]
+
+
+def smooth_picks_of_nginx(weights: list[int], count: int) -> Iterator[int]:
+    """The algorithm of ngx_http_upstream_get_peer, as plainly as it can be written."""
+    current = [0] * len(weights)
+    for _ in range(count):
+        current = [have + weight for have, weight in zip(current, weights, strict=True)]
+        best = current.index(max(current))
+        current[best] -= sum(weights)
+        yield best
 
 
 @given(

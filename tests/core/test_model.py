@@ -73,3 +73,16 @@ def test_defaults_are_those_of_apisix() -> None:
     assert upstream.retries is None
     assert upstream.nodes[0].weight == 1
     assert not PrereadPlan.NONE
+
+
+@pytest.mark.parametrize(
+    ("node", "is_looked_up"),
+    [
+        (Node("10.0.0.1", 1), False),
+        (Node("2001:db8::1", 1), False),
+        (Node("db.example", 1), True),
+        (Node("db.example", 1, weight=0), False),
+    ],
+)
+def test_only_names_that_may_be_dialled_are_looked_up(node: Node, is_looked_up: bool) -> None:
+    assert node.is_looked_up is is_looked_up

@@ -15,7 +15,7 @@ from streamgw.dataplane.dialer import Dialer, Introduction, Trail
 from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.pump import Ending, Limits, Meter
 from tests.support.fake_pump import Dialled, FakeEnd, FakePump
-from tests.support.scenes import FakeNames, upstream
+from tests.support.scenes import FakeNames, sync, upstream
 
 
 async def join(
@@ -28,7 +28,7 @@ async def join(
     client: FakeEnd | None = None,
 ) -> Ending:
     pool = UpstreamPool(FakeNames(), rng=random.Random(1))
-    pool.sync({to.key: to})
+    sync(pool, to)
     dialer = Dialer(pump, pool)
     return await dialer.join(
         client or FakeEnd(),

@@ -19,7 +19,7 @@ from streamgw.dataplane.listener import Listeners
 from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.session import Policy, Sessions
 from tests.support.fake_pump import Dialled, FakeAccepting, FakePump
-from tests.support.scenes import FakeNames, listener, route, snapshot, upstream
+from tests.support.scenes import FakeNames, listener, route, snapshot, sync, upstream
 
 A, B = listener(9100), listener(9101)
 
@@ -44,7 +44,7 @@ async def gateway(policy: Policy = Policy()) -> AsyncIterator[Scene]:
     current = snapshot(route("1", upstream("10.0.0.1:1")))
     pump = FakePump({"10.0.0.1:1": Dialled(ending=None)})
     pool = UpstreamPool(FakeNames(), rng=random.Random(1))
-    pool.sync(current.upstreams)
+    sync(pool, *current.upstreams.values())
     outcomes: list[Outcome] = []
     sessions = Sessions(
         pump=pump,

@@ -8,12 +8,12 @@ import pytest
 
 from streamgw.core.model import Upstream
 from streamgw.dataplane.pool import UpstreamPool
-from tests.support.scenes import FakeNames, upstream
+from tests.support.scenes import FakeNames, sync, upstream
 
 
 def pool_of(*upstreams: Upstream, names: FakeNames | None = None) -> UpstreamPool:
     pool = UpstreamPool(names or FakeNames(), rng=random.Random(7))
-    pool.sync({each.key: each for each in upstreams})
+    sync(pool, *upstreams)
     return pool
 
 
@@ -45,7 +45,7 @@ async def test_a_reload_that_leaves_the_nodes_alone_keeps_the_turn() -> None:
     first = (await offered(pool, to))[0]
 
     edited = upstream("10.0.0.1:1", "10.0.0.2:1", name="renamed")
-    pool.sync({edited.key: edited})
+    sync(pool, edited)
     second = (await offered(pool, edited))[0]
 
     assert {first, second} == {"10.0.0.1:1", "10.0.0.2:1"}
@@ -55,7 +55,7 @@ async def test_other_nodes_after_a_reload_are_the_ones_offered() -> None:
     old, new = upstream("10.0.0.1:1"), upstream("10.0.0.2:1")
     pool = pool_of(old)
 
-    pool.sync({new.key: new})
+    sync(pool, new)
 
     assert await offered(pool, new) == ["10.0.0.2:1"]
 
@@ -63,7 +63,7 @@ async def test_other_nodes_after_a_reload_are_the_ones_offered() -> None:
 async def test_a_session_accepted_before_the_reload_gets_its_own_nodes() -> None:
     old, new = upstream("10.0.0.1:1"), upstream("10.0.0.2:1")
     pool = pool_of(old)
-    pool.sync({new.key: new})
+    sync(pool, new)
 
     assert await offered(pool, old) == ["10.0.0.1:1"]
 
@@ -71,7 +71,7 @@ async def test_a_session_accepted_before_the_reload_gets_its_own_nodes() -> None
 async def test_an_upstream_that_was_deleted_still_serves_the_session_that_pinned_it() -> None:
     old = upstream("10.0.0.1:1")
     pool = pool_of(old)
-    pool.sync({})
+    sync(pool)
 
     assert await offered(pool, old) == ["10.0.0.1:1"]
 

@@ -19,7 +19,9 @@ def line(buffer: bytes) -> bytes | NeedMore:
 
 async def look_at(end: FakeEnd, *, owed: bool = True, limit_bytes: int = 100) -> bytes | None:
     bounds = Bounds(deadline=trio.current_time() + 3, limit_bytes=limit_bytes, timeout_s=3)
-    return await look(FakePump(), end, line, bounds, what="a line", owed=owed)
+    return await look(
+        FakePump(), end, line, bounds, what="a line", is_owed=lambda buffer: owed or buffer.startswith(b"he")
+    )
 
 
 async def test_it_is_asked_again_until_there_is_enough(autojump_clock: trio.testing.MockClock) -> None:
@@ -40,7 +42,12 @@ async def test_what_is_owed_and_does_not_come_is_an_error(
 
 
 async def test_what_is_not_owed_may_stay_away(autojump_clock: trio.testing.MockClock) -> None:
-    assert await look_at(FakeEnd(received=b"he"), owed=False) is None
+    assert await look_at(FakeEnd(received=b"h"), owed=False) is None
+
+
+async def test_what_has_begun_is_owed(autojump_clock: trio.testing.MockClock) -> None:
+    with pytest.raises(PrereadTimeout):
+        await look_at(FakeEnd(received=b"hel"), owed=False)
 
 
 async def test_more_than_the_limit_is_not_waited_for() -> None:

@@ -20,7 +20,7 @@ from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.pump import Ending
 from streamgw.dataplane.session import Policy, Session, Sessions
 from tests.support.fake_pump import Dialled, FakeEnd, FakePump
-from tests.support.scenes import FakeNames, listener, route, snapshot, upstream
+from tests.support.scenes import FakeNames, listener, route, snapshot, sync, upstream
 
 PEER = Address("127.0.0.1", 50000)
 HERE = Address("127.0.0.1", 9100)
@@ -42,7 +42,7 @@ class Scene:
 
     def __attrs_post_init__(self) -> None:
         self.pool = UpstreamPool(FakeNames(), rng=random.Random(1))
-        self.pool.sync(self.current.upstreams)
+        sync(self.pool, *self.current.upstreams.values())
         self.sessions = Sessions(
             pump=self.pump,
             dialer=Dialer(self.pump, self.pool),
@@ -332,7 +332,7 @@ async def test_a_session_keeps_the_snapshot_it_was_accepted_under(
     session = play.arrive(FakeEnd())
 
     play.current = snapshot(revision="r2")
-    play.pool.sync({})
+    sync(play.pool)
     await play.sessions.run(session)
 
     assert (play.outcomes[0].reason, play.outcomes[0].revision) == ("closed", "r1")

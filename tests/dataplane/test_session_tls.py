@@ -259,3 +259,15 @@ async def test_cancelled_while_the_client_owes_nothing_is_left(
     assert play.outcomes[0].reason == "drain"
     assert client.closed == "reset"
     assert not play.sessions._owing
+
+
+async def test_on_an_optional_listener_a_hello_that_has_begun_is_owed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Half a ClientHello handed to a plain upstream would help nobody."""
+    play = Scene(snapshot(route("any", upstream("10.0.0.1:1"))), FakePump({"10.0.0.1:1": Dialled()}))
+
+    outcome = await play.play(FakeEnd(received=hello("a.test.com")[:9]), OPTIONAL)
+
+    assert outcome.reason == "preread_timeout"
+    assert play.pump.dialled == []

@@ -11,6 +11,7 @@ import math
 import os
 import resource
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -21,11 +22,34 @@ import trio
 
 from streamgw.core.errors import SessionError
 from streamgw.core.model import Address
-from streamgw.dataplane.pump import End, Ending, Limits, Meter
+from streamgw.dataplane.pump import End, Ending, Limits, Meter, TLSInfo
 from streamgw.dataplane.pump.loop import SocketPump
+from tests.support.tls_talker import CLIENT, NAME, SERVER, TLSTalker
 
 TIMEOUT_S = 20.0
 HOST = "127.0.0.1"
+
+
+@attrs.frozen
+class Way:
+    """What the ends of a session are, and how its bytes move."""
+
+    splice_after: int | None = 4
+    client_tls: bool = False
+    upstream_tls: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        return not (self.client_tls or self.upstream_tls)
+
+    @property
+    def splices(self) -> bool:
+        """Bulk moves without being copied."""
+        return self.is_plain and self.splice_after is not None
+
+
+Talker: TypeAlias = trio.socket.SocketType | TLSTalker
+"""An outer end of a session."""
 
 
 @attrs.define(eq=False)
@@ -42,6 +66,7 @@ class RelayedSession:
     ending: Ending | None = None
     error: SessionError | None = None
     upstream: Any = None
+    info: TLSInfo | None = None
 
     async def wait_ended(self) -> Ending:
         """How the relay ended. Fails when it ended in an error, or by cancellation."""
@@ -67,6 +92,11 @@ class Bridge:
     preface: bytes = b""
     limits: Limits = Limits()
     connect_timeout_s: float = math.inf
+    handshake_timeout_s: float = TIMEOUT_S
+    way: Way = Way()
+    server_context: ssl.SSLContext = SERVER
+    client_context: ssl.SSLContext = CLIENT
+    """Of the gateway, towards its upstream."""
 
     def on_accept(self, end: End, client: Address, server: Address) -> None:
         """Start a session's task, as the listener does."""
@@ -77,9 +107,13 @@ class Bridge:
     async def _run(self, session: RelayedSession) -> None:
         with session.scope:
             try:
+                if self.way.client_tls:
+                    await self._terminate(session)
                 session.upstream = self.pump.dial(
                     self.node, preface=self.preface, deadline=trio.current_time() + self.connect_timeout_s
                 )
+                if self.way.upstream_tls:
+                    await self._secure(session.upstream)
                 session.ending = await self.pump.relay(
                     session.end, session.upstream, session.meter, session.limits
                 )
@@ -89,8 +123,38 @@ class Bridge:
             finally:
                 session.ended.set()
 
-    async def dial(self, *, receive_buffer: int = 0) -> trio.socket.SocketType:
-        """A client's connection."""
+    async def _terminate(self, session: RelayedSession) -> None:
+        session.info = await self.pump.handshake(
+            session.end,
+            self.server_context,
+            server_side=True,
+            deadline=trio.current_time() + self.handshake_timeout_s,
+        )
+
+    async def _secure(self, upstream: Any) -> None:
+        try:
+            await self.pump.connected(upstream)
+            await self.pump.handshake(
+                upstream,
+                self.client_context,
+                server_side=False,
+                server_name=NAME,
+                deadline=trio.current_time() + self.handshake_timeout_s,
+            )
+        except BaseException:
+            self.pump.close(upstream, reset=True)
+            raise
+
+    async def dial(self, *, receive_buffer: int = 0) -> Talker:
+        """A client's connection, after its handshake."""
+        client = await self.dial_plain(receive_buffer=receive_buffer)
+        if not self.way.client_tls:
+            return client
+        with trio.fail_after(TIMEOUT_S):
+            return await TLSTalker(client, server_side=False).handshake()
+
+    async def dial_plain(self, *, receive_buffer: int = 0) -> trio.socket.SocketType:
+        """A client's connection, nothing said."""
         client = trio.socket.socket()
         if receive_buffer:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -99,15 +163,19 @@ class Bridge:
             await client.connect(self.listening.getsockname())
         return client
 
-    async def connect(
-        self, *, receive_buffer: int = 0
-    ) -> tuple[trio.socket.SocketType, trio.socket.SocketType]:
+    async def connect(self, *, receive_buffer: int = 0) -> tuple[Talker, Talker]:
         """The outer ends of a new session: (client, upstream)."""
         client = await self.dial(receive_buffer=receive_buffer)
+        return client, await self.accept()
+
+    async def accept(self) -> Talker:
+        """The upstream's side of a session, after its handshake."""
         with trio.fail_after(TIMEOUT_S):
             upstream, _ = await self.origin.accept()
-        upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return client, upstream
+            upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if not self.way.upstream_tls:
+                return upstream
+            return await TLSTalker(upstream, server_side=True).handshake()
 
     async def only_session(self) -> RelayedSession:
         """The one session there is, as soon as it is."""
@@ -146,8 +214,8 @@ async def open_pump(
 
 @contextlib.asynccontextmanager
 async def open_bridge(
+    way: Way = Way(),
     *,
-    splice_after: int | None = 4,
     preface: bytes = b"",
     limits: Limits = Limits(),
     upstream_receive_buffer: int = 0,
@@ -164,11 +232,14 @@ async def open_bridge(
         listening.bind((HOST, 0))
         listening.listen(1024)
         async with (
-            open_pump(splice_after=splice_after, on_trouble=on_trouble, on_bug=on_bug, scope=scope) as pump,
+            open_pump(
+                splice_after=way.splice_after, on_trouble=on_trouble, on_bug=on_bug, scope=scope
+            ) as pump,
             trio.open_nursery() as nursery,
         ):
             node = Address(HOST, origin.getsockname()[1])
             bridge = Bridge(pump, scope, nursery, listening, origin, node, preface=preface, limits=limits)
+            bridge.way = way
             accepting = pump.listen(listening, bridge.on_accept)
             yield bridge
             accepting.close()
@@ -238,14 +309,14 @@ async def until(condition: Callable[[], bool]) -> None:
             await trio.sleep(0.002)
 
 
-async def send_all(sock: trio.socket.SocketType, data: bytes) -> None:
+async def send_all(sock: Talker, data: bytes) -> None:
     """Send everything."""
     view = memoryview(data)
     while view:
         view = view[await sock.send(view) :]
 
 
-async def receive_exactly(sock: trio.socket.SocketType, count: int) -> bytes:
+async def receive_exactly(sock: Talker, count: int) -> bytes:
     """So many bytes, or what came before EOF."""
     data = bytearray()
     with trio.fail_after(TIMEOUT_S):
@@ -254,12 +325,12 @@ async def receive_exactly(sock: trio.socket.SocketType, count: int) -> bytes:
     return bytes(data)
 
 
-async def receive_to_eof(sock: trio.socket.SocketType) -> bytes:
+async def receive_to_eof(sock: Talker) -> bytes:
     """Everything up to EOF. ConnectionResetError when it was cut."""
     return await receive_exactly(sock, 1 << 62)
 
 
-def reset(sock: trio.socket.SocketType | socket.socket) -> None:
+def reset(sock: Talker | socket.socket) -> None:
     """Close by RST."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()

@@ -14,14 +14,16 @@ from tests.support.child import find_program, run, running
 def private_network(directory: Path) -> Iterator[tuple[str, ...]]:
     """Make a network that holds nothing but a loopback interface; yield the words to put before a command.
 
-    Without root a user namespace gives the right to make one, where the kernel's settings allow that to everybody.
+    Without root a user namespace gives the right to make one, where the kernel's settings allow that to everybody. Where
+    nobody may (most containers, a chroot), the machine's own loopback has to do, and the ports have to be free.
     """
     unshare = find_program("unshare", package="util-linux")
     nsenter = find_program("nsenter", package="util-linux")
     ip = find_program("ip", package="iproute2")
-    as_root = os.geteuid() == 0
-    new = ["--net"] if as_root else ["--user", "--map-current-user", "--keep-caps", "--net"]
-    enter = [] if as_root else ["--user", "--preserve-credentials"]
+    new, enter = _flags()
+    if not may_make_networks():
+        yield ()
+        return
 
     # Ports below 1024 are for everybody in here: who is not root stays who they are, as servers look at that.
     any_port = "echo 0 > /proc/sys/net/ipv4/ip_unprivileged_port_start"
@@ -31,6 +33,19 @@ def private_network(directory: Path) -> Iterator[tuple[str, ...]]:
     with running(keeper, log=directory / "network.log", name="private network") as child:
         child.wait_for_line("ready")
         yield (nsenter, "--target", str(child.pid), *enter, "--net", "--")
+
+
+def may_make_networks() -> bool:
+    """Whether the kernel lets us."""
+    unshare = find_program("unshare", package="util-linux")
+    return run([unshare, *_flags()[0], "true"], check=False).returncode == 0
+
+
+def _flags() -> tuple[list[str], list[str]]:
+    """For making a network, and for entering it."""
+    if os.geteuid() == 0:
+        return ["--net"], []
+    return ["--user", "--map-current-user", "--keep-caps", "--net"], ["--user", "--preserve-credentials"]
 
 
 def is_listening(port: int, *, prefix: tuple[str, ...] = ()) -> bool:

@@ -25,6 +25,7 @@ from streamgw.core.model import (
 from streamgw.core.router import Router
 from streamgw.core.snapshot import Snapshot
 from streamgw.core.sni import SNIIndex
+from streamgw.dataplane.pool import UpstreamPool
 
 
 def upstream(*nodes: str, key: str = "upstreams/1", **settings: object) -> Upstream:
@@ -110,3 +111,9 @@ def certificate(*names: str, mtls: bool = False) -> Certificate:
         issuer="",
         fingerprint="",
     )
+
+
+def sync(pool: UpstreamPool, *upstreams: Upstream) -> None:
+    """As a reload does it."""
+    nodes = [node for each in upstreams for node in each.nodes]
+    pool.sync({each.key: each for each in upstreams}, {node.host for node in nodes if node.is_looked_up})

@@ -109,7 +109,10 @@ class Pump(Protocol):
     """
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
-        """Drive the epoll. Ends only by cancellation; every End still open is then closed by RST."""
+        """Drive the epoll. Ends only by cancellation; every End still open is then closed by RST.
+
+        Whoever is still parked is not left hanging: `relay` returns `Reason.DRAIN`, `peek` raises Drained.
+        """
 
     def listen(self, sock: socket.socket, on_accept: OnAccept) -> Accepting:
         """Accept from a listening, non-blocking socket until the result is closed.
@@ -118,12 +121,13 @@ class Pump(Protocol):
         """
 
     async def peek(self, end: End, at_least: int, *, deadline: float) -> bytes:
-        """Wait until `at_least` bytes wait in the receive buffer and look at all of them (up to 16 KiB).
+        """Wait until `at_least` bytes wait in the receive buffer and look at all of them (up to 64 KiB).
 
         Nothing is consumed. Fewer bytes than asked: the client sent EOF, or the deadline (trio.current_time()) passed.
 
         Raises:
           PeerReset: the client reset the connection.
+          Killed, Drained: `abort` was called with that reason, now or since the end was last waited for.
         """
 
     def consume(self, end: End, count: int) -> None:
@@ -174,7 +178,8 @@ class Pump(Protocol):
     def abort(self, end: End, reason: Reason) -> None:
         """End the relay (or peek) that this end is part of, as soon as possible: `relay` returns that reason.
 
-        Both sockets get an RST. Does nothing to an end that is closed.
+        Both sockets get an RST. Does nothing to an end that is closed. An end that nobody waits for at the moment (its
+        session is looking for a node) is closed at once, and the next `peek` or `relay` says why.
         """
 
     def say_last(self, end: End, words: bytes) -> None:

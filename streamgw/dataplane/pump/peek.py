@@ -11,7 +11,7 @@ import trio
 from streamgw.core.errors import Drained, Killed, PeerReset, Reason, SessionError
 from streamgw.dataplane.pump.end import Socket, words_for
 
-PEEK_BYTES = 16 * 1024
+PEEK_BYTES = 64 * 1024
 
 _ABORTED: dict[Reason, type[SessionError]] = {Reason.DRAIN: Drained, Reason.KILLED: Killed}
 
