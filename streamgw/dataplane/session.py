@@ -194,6 +194,8 @@ class Sessions:
         session.phase = "match"
         route = session.route = session.snapshot.router.match(session.facts)
         if route is None:
+            if hello is not None:
+                self.pump.say_last(session.end, UNRECOGNIZED_NAME)
             raise NoRoute(f"no route matches {session.facts.client} on {session.facts.server}")
         upstream = session.upstream = route.upstream
         if upstream is None:

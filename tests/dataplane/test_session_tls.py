@@ -93,6 +93,7 @@ async def test_an_unknown_name_costs_no_cryptography() -> None:
     outcome = await play.play(client, TERMINATING)
 
     assert (outcome.reason, outcome.phase) == ("no_route", "match")
+    assert client.last_words == UNRECOGNIZED_NAME
     assert client.secured_by is None
     assert play.pump.dialled == []
 
