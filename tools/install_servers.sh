@@ -12,5 +12,5 @@ exec "$(dirname "$0")/debian_install.sh" \
     redis-server redis-tools \
     mosquitto mosquitto-clients \
     openssh-server openssh-client \
-    iperf3 wrk gcc libc6-dev \
+    iperf3 wrk gcc libc6-dev libssl-dev \
     nginx-light libnginx-mod-stream haproxy
