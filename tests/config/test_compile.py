@@ -174,6 +174,49 @@ def test_a_service_for_http_is_a_warning() -> None:
     ) == ["routes.d/0.yaml:1:37 stream_routes[0].service_id: service 's' is of type http, not stream"]
 
 
+TO_TLS = "{scheme: tls, nodes: {a:1: 1}}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "rest", "is_refused"),
+    [
+        (f"upstream: {TO_TLS}", "", True),
+        ("upstream_id: u", "upstreams: [{id: u, scheme: tls, nodes: {a:1: 1}}]", True),
+        ("service_id: s", f"services: [{{id: s, upstream: {TO_TLS}}}]", True),
+        (f"service_id: s, {TO_A}", f"services: [{{id: s, upstream: {TO_TLS}}}]", False),
+        ("service_id: s", "services: [{id: s}]", False),
+        (f"status: 0, upstream: {TO_TLS}", "", False),
+        ("", "", False),
+    ],
+)
+def test_tls_that_is_handed_on_is_not_put_into_tls(fields: str, rest: str, is_refused: bool) -> None:
+    text = f"stream_routes: [{{id: r, tls_passthrough: true, {fields}}}]\n{rest}"
+
+    if is_refused:
+        (said,) = problems(text)
+        assert "tls_passthrough: the client's TLS is handed on untouched" in said
+    else:
+        assert all(route.tls_passthrough for route in load(text).snapshot.router.routes)
+
+
+def test_an_object_with_faults_causes_no_others_in_a_route_that_hands_tls_on() -> None:
+    for name, collection in (("upstream_id", "upstreams"), ("service_id", "services")):
+        text = f"stream_routes: [{{id: r, tls_passthrough: true, {name}: x}}]\n{collection}: [{{id: x, type: 1}}]"
+        (said,) = (problem for problem in problems(text) if "nodes" not in problem)
+        assert f"{collection}[0].type" in said
+    assert len(problems("stream_routes: [{id: r, tls_passthrough: true, service_id: x}]")) == 1
+
+
+def test_what_goes_into_a_context_is_part_of_the_revision() -> None:
+    """A certificate beside the routes may change without them."""
+    directory = MemoryDirectory({"a.yaml": f"upstreams: [{{id: u, {TO_TLS[1:-1]}}}]"})
+
+    first = Loader(directory, environ={}).load(()).snapshot.revision
+
+    assert first != directory.read().revision
+    assert Loader(directory, environ={}).load(()).snapshot.revision == first
+
+
 def test_references_to_nothing_are_all_named() -> None:
     assert problems(
         "stream_routes:\n"

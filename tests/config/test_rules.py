@@ -163,6 +163,11 @@ def test_what_is_no_server_name(value: object) -> None:
     assert refusal(rules.server_name, value).startswith("expected a server name like ")
 
 
+def test_a_name_that_a_client_sends_has_no_wildcard() -> None:
+    assert rules.host_name("A.Test.") == "a.test"
+    assert refusal(rules.host_name, "*.test") == "expected a name without wildcard, got '*.test'"
+
+
 @pytest.mark.parametrize(
     ("written", "seconds"),
     [

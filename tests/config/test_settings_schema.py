@@ -65,6 +65,13 @@ def test_name_servers_are_written_as_nginx_takes_them(written: str, address: str
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
+        ("apisix.ssl.ssl_protocols", "SSLv3", ": expected versions out of TLSv1.1, TLSv1.2, TLSv1.3, with a space between, got 'SSLv3'"),
+        ("apisix.ssl.ssl_protocols", "TLSv1.2 TLSv1.2", ": expected versions out of TLSv1.1, TLSv1.2, TLSv1.3, with a space between, got 'TLSv1.2 TLSv1.2'"),
+        ("apisix.ssl.ssl_protocols", ["TLSv1.2"], ": expected versions out of TLSv1.1, TLSv1.2, TLSv1.3, with a space between, got a list"),
+        ("apisix.ssl.ssl_protocols", "TLSv1.1 TLSv1.3", ": expected versions without a gap between them, got 'TLSv1.1 TLSv1.3'"),
+        ("apisix.ssl.ssl_ciphers", "XYZZY", ": OpenSSL knows none of these ciphers"),
+        ("apisix.ssl.fallback_sni", "*.test", ": expected a name without wildcard, got '*.test'"),
+        ("streamgw.limits.max_handshakes", 0, ": expected an integer ≥ 1, got 0"),
         ("apisix.dns_resolver", ["dns.example"], "[0]: expected an IP address, got 'dns.example'"),
         ("apisix.dns_resolver", ["dns:53"], "[0]: expected an IP address, got 'dns'"),
         ("apisix.dns_resolver", ["10.0.0.1:0"], "[0]: expected an integer 1–65535, got 0"),
@@ -131,3 +138,11 @@ def test_every_section_can_be_made_without_words() -> None:
     for kind in (ConfigSpec, *(field.type for field in attrs.fields(ConfigSpec))):
         assert kind is not None
         assert kind() == structure({}, kind)
+
+
+def test_tls_is_written_as_nginx_takes_it() -> None:
+    ssl = {"ssl_protocols": " TLSv1.3  TLSv1.2", "ssl_ciphers": "ECDHE+AESGCM"}
+
+    written = structure({"ssl": ssl}, ApisixSpec).ssl
+
+    assert (written.ssl_protocols, written.ssl_ciphers) == (("TLSv1.2", "TLSv1.3"), "ECDHE+AESGCM")
