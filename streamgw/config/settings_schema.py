@@ -3,6 +3,8 @@
 Names and places are APISIX's 3.x; ours stand under `streamgw:`. Settings of APISIX that have no meaning for this
 gateway are listed in `WITHOUT_EFFECT`: accepted unread, and named in one warning. Everything else is unknown.
 
+Longer than 400 lines, a quarter of them that list: it is one file that is described here.
+
 Source:
   APISIX `conf/config.yaml.example`, `apisix/cli/config.lua`, `apisix/cli/schema.lua`.
 """
