@@ -44,6 +44,9 @@ DEFAULT_CIPHERS: Final = (
 MAX_ACCEPTED: Final = 65_536
 """More than the 20,480 sessions that OpenSSL remembers per context."""
 
+_CHAIN_TOO_LONG: Final = 22
+"""X509_V_ERR_CERT_CHAIN_TOO_LONG."""
+
 
 @attrs.frozen
 class Pair:
@@ -197,17 +200,25 @@ class ClientAuthentication(ssl.SSLContext):
             with self._lock:
                 is_known = fingerprint in self._accepted
             if not is_known:
-                raise ssl.SSLCertVerificationError("client certificate of a resumed session is not known")
+                raise _refusal("client certificate of a resumed session is not known")
             return
         between = len(_verified_chain(side)) - 2
         if between > self.client_depth:
             message = f"client certificate chain too long: {between} intermediates, depth {self.client_depth}"
-            raise ssl.SSLCertVerificationError(message)
+            raise _refusal(message)
         with self._lock:
             self._accepted.pop(fingerprint, None)
             self._accepted[fingerprint] = None
             if len(self._accepted) > MAX_ACCEPTED:
                 del self._accepted[next(iter(self._accepted))]
+
+
+def _refusal(message: str) -> ssl.SSLCertVerificationError:
+    """As OpenSSL's own: whoever catches it asks for these attributes, which Python sets in C only."""
+    error = ssl.SSLCertVerificationError(ssl.SSL_ERROR_SSL, message)
+    error.library, error.reason = "SSL", "CERTIFICATE_VERIFY_FAILED"
+    error.verify_code, error.verify_message = _CHAIN_TOO_LONG, message
+    return error
 
 
 class _Socket(ssl.SSLSocket):

@@ -2,7 +2,9 @@
 
 Names are APISIX's; this is where they stop. Each class checks its own object (`check`), says which of its settings have
 no effect (`warnings`), and becomes a value of `core.model` (`build`). What other objects are needed for is not known
-here: references are resolved in `config/compile.py`.
+here: references are resolved in `config/compile.py`, certificates are read in `config/tls.py`.
+
+Longer than 400 lines: the four kinds of objects contain each other, and are read side by side with APISIX's one file.
 
 Source:
   APISIX `apisix/schema_def.lua`: stream_route, upstream, service, ssl. Ours are `priority`, `status`, `remote_addrs`,

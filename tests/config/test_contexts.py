@@ -178,6 +178,15 @@ def test_a_chain_has_at_most_so_many_links(
             shake(server, client(identity, version))
 
 
+def test_the_refusal_looks_like_one_of_openssl() -> None:
+    with pytest.raises(ssl.SSLCertVerificationError) as caught:
+        shake(make_server_context(MUTUAL), client(TWO))
+
+    said = "client certificate chain too long: 2 intermediates, depth 1"
+    assert (caught.value.reason, caught.value.verify_message) == ("CERTIFICATE_VERIFY_FAILED", said)
+    assert (caught.value.library, caught.value.verify_code) == ("SSL", 22)
+
+
 @pytest.fixture
 def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
     one, other = socket.socketpair()
