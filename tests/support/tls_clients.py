@@ -183,9 +183,7 @@ class Handwritten:
 
     def __init__(self, port: int, host_name: str, context: ssl.SSLContext | None = None) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = (context or trusting()).wrap_bio(
-            self._incoming, self._outgoing, server_hostname=host_name
-        )
+        self.tls = (context or trusting()).wrap_bio(self._incoming, self._outgoing, server_hostname=host_name)
         with contextlib.suppress(ssl.SSLWantReadError):
             self.tls.do_handshake()
         self.hello = self._outgoing.read()
@@ -298,6 +296,10 @@ class Witness:
         accepted = self._held.enter_context(self._listening.accept()[0])
         accepted.settimeout(TIMEOUT_S)
         return accepted
+
+    def let_go(self) -> None:
+        """Close every connection accepted so far."""
+        self._held.close()
 
     def visitors(self) -> int:
         """How many are waiting to be accepted; they are, so each is counted once."""
