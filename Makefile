@@ -45,9 +45,10 @@ own-coverage: $(VENV)/.dev ## core and config: every branch, from the module's o
 servers: ## Debian packages that the tests need
 	@tools/install_servers.sh
 
-bench: $(VENV)/.dev servers ## matching with up to 100,000 routes; bytes side by side with nginx and HAProxy
+bench: $(VENV)/.dev servers ## matching with up to 100,000 routes; bytes and TLS side by side with nginx and HAProxy
 	$(BIN)/python -m bench.router
 	$(BIN)/python -m bench
+	$(BIN)/python -m bench.stall
 
 measure: $(VENV)/.dev ## the style of the tree in one line of figures
 	@$(BIN)/python -m tools.measure streamgw tests
