@@ -24,7 +24,7 @@ from streamgw.config.schema import ServiceSpec, SSLSpec, StreamRouteSpec, Upstre
 from streamgw.config.settings_schema import ConfigSpec
 from streamgw.core import access_log
 from streamgw.core.errors import Fault, Reason
-from streamgw.core.model import Address, Attempt, Facts, Outcome
+from streamgw.core.model import Address, Attempt, ClientCertificate, Facts, Outcome
 from tests.support.child import run
 from tests.support.namespace import private_network
 from tests.support.page import Reader, Step, is_like, steps_of
@@ -35,7 +35,11 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "ex
 # A session with everything that a log line can tell.
 OUTCOME = Outcome(
     session_id="1",
-    facts=Facts("tcp", "tcp *:9100", Address("192.0.2.7", 1), Address("127.0.0.1", 9100)),
+    facts=Facts(
+        *("tcp", "tcp *:9100", Address("192.0.2.7", 1), Address("127.0.0.1", 9100)),
+        server_name="a.test",
+        client_certificate=ClientCertificate("CN=alice", (), "00", "1"),
+    ),
     peer=Address("192.0.2.1", 2),
     reason=Reason.CONNECT_FAILED,
     fault=Fault.UPSTREAM,
@@ -45,6 +49,7 @@ OUTCOME = Outcome(
     connect_s=None,
     bytes_up=0,
     bytes_down=0,
+    tls_version="TLSv1.3",
     attempts=(Attempt(Address("127.0.0.1", 1995), 0.1, "connection refused"),),
 )
 

@@ -61,7 +61,7 @@ def explain_tls(
         return TLSExplanation("plain", f"no TLS: this is a plain client{also}")
     fallback = hello.server_name is None and facts.server_name is not None
     if winner is None:
-        why = "TLS is not begun: without a route the connection is closed after its ClientHello"
+        why = "TLS is not begun: without a route the client gets the alert unrecognized_name"
         return TLSExplanation("close", why, fallback)
     if winner.passes_through(listener):
         whose = "the listener" if listener.passthrough == "always" else f"route {winner.id}"
