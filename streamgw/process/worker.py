@@ -31,7 +31,7 @@ from streamgw.config.identity import read_client_certificate
 from streamgw.config.settings import ReloadSettings, Settings
 from streamgw.config.store import Store
 from streamgw.control.reloader import Reloader
-from streamgw.control.watch import changes
+from streamgw.control.watch import Further, changes
 from streamgw.core.access_log import compile_format
 from streamgw.core.errors import Fault
 from streamgw.core.model import Listener, Outcome
@@ -88,11 +88,13 @@ class Worker:
         )
         rng = random.Random()  # noqa: S311  where a balancer starts is no secret
         self.pool = UpstreamPool(self.resolver, rng=rng)
+        loader, further = Loader(Store(routes), environ=os.environ, tls=lambda: self.settings.tls), Further()
         self.reloader = Reloader(
-            Loader(Store(routes), environ=os.environ),
+            loader,
             lambda: self.settings.listeners,
             self._on_swap,
-            watch=lambda: watch(routes, settings.reload),
+            watch=lambda: watch(routes, settings.reload, further),
+            on_loaded=lambda: further.replace(loader.files),
         )
         self.sessions = Sessions(
             pump=self.pump,
@@ -208,10 +210,14 @@ class Worker:
         return compile_format(access_log.format, access_log.escape, hostname=socket.gethostname())
 
 
-def watch(path: Path, reload: ReloadSettings) -> AsyncGenerator[None]:
-    """Say "look again" for a file or a directory, as the settings tell."""
+def watch(path: Path, reload: ReloadSettings, further: Further | None = None) -> AsyncGenerator[None]:
+    """Say "look again" for a file or a directory, and for whatever it refers to, as the settings tell."""
     return changes(
-        path, settle_ms=reload.settle_ms, relook_s=reload.relook_s, force_polling=reload.force_polling
+        path,
+        settle_ms=reload.settle_ms,
+        relook_s=reload.relook_s,
+        force_polling=reload.force_polling,
+        further=further,
     )
 
 
@@ -221,6 +227,8 @@ def _policy(settings: Settings) -> Policy:
         trusted_proxies=settings.trusted_proxies,
         preread_timeout_s=limits.preread_timeout_s,
         preread_limit_bytes=limits.preread_limit_bytes,
+        handshake_timeout_s=limits.handshake_timeout_s,
+        max_handshakes=limits.max_handshakes or math.inf,
         max_duration_s=limits.max_session_duration_s or math.inf,
         max_sessions=limits.max_sessions or math.inf,
         max_sessions_per_listener=limits.max_sessions_per_listener or math.inf,
