@@ -23,6 +23,7 @@ from streamgw.core.model import UNIX_HOST, Address
 from streamgw.dataplane.pump import End, Ending, Limits, Meter
 from streamgw.dataplane.pump.bulk import PIPE_BYTES
 from streamgw.dataplane.pump.move import WINDOW_BYTES
+from streamgw.dataplane.pump.tls import RECORD_BYTES
 from tests.support.bridge import (
     HOST,
     TIMEOUT_S,
@@ -44,6 +45,8 @@ from tests.support.bridge import (
 )
 
 MB = 1_000_000
+TLS_BYTES = 2 * RECORD_BYTES
+"""What TLS adds to a window: the piece of a record that OpenSSL keeps, and the envelopes of five."""
 CLOSED = Ending(Reason.CLOSED)
 
 
@@ -192,10 +195,11 @@ async def test_bytes_sent_before_the_upstream_answers_the_connect_are_not_lost()
             assert await receive_to_eof(client) == b"late"
 
 
-async def test_an_urgent_byte_neither_stops_the_stream_nor_leaves_it(way: Way) -> None:
+@pytest.mark.parametrize("splice_after", [None, 1, 4])
+async def test_an_urgent_byte_neither_stops_the_stream_nor_leaves_it(splice_after: int | None) -> None:
     """Reads end at an urgent mark, though more waits behind it, and splice(2) does not pass one at all."""
     before, after = noise(2 * MB, 1), noise(2 * MB, 2)
-    async with open_bridge(way) as bridge:
+    async with open_bridge(Way(splice_after)) as bridge:
         client, upstream = await bridge.connect()
         with client, upstream:
             async with trio.open_nursery() as nursery:
@@ -259,11 +263,8 @@ async def test_a_side_that_is_sent_more_than_it_takes_is_still_heard() -> None:
 # Back-pressure and fairness
 
 
-async def test_a_reader_that_stops_stops_the_writer_and_nothing_piles_up_in_between(
-    way: Way,
-) -> None:
-    small = 16 * 1024
-    async with open_bridge(way, upstream_receive_buffer=small) as bridge:
+async def test_a_reader_that_stops_stops_the_writer_and_nothing_piles_up_in_between(way: Way) -> None:
+    async with open_bridge(way, upstream_receive_buffer=16 * 1024) as bridge:
         client, upstream = await bridge.connect()
         with client, upstream:
             session = await bridge.only_session()
@@ -272,9 +273,12 @@ async def test_a_reader_that_stops_stops_the_writer_and_nothing_piles_up_in_betw
                 while True:
                     # Half a second without room for a byte: nobody takes anything any more.
                     scope.deadline = trio.current_time() + 0.5
-                    sent += await client.send(bytes(1 << 16))
+                    # A TLS talker that is cancelled here has sealed its record, and sends it when there is room.
+                    sent += 1 << 14 if way.client_tls else 0
+                    count = await client.send(bytes(1 << 14))
+                    sent += 0 if way.client_tls else count
 
-            assert len(session.end.pend) <= WINDOW_BYTES
+            assert len(session.end.pend) <= WINDOW_BYTES + TLS_BYTES
             assert session.end.stuck
             # What the pump itself holds is what was taken from the client and not given to the upstream's socket.
             held = sent - session.meter.bytes_up - queued_bytes(client) - received_bytes(session.end.sock)
@@ -282,7 +286,10 @@ async def test_a_reader_that_stops_stops_the_writer_and_nothing_piles_up_in_betw
             assert held <= window
             assert bridge.pump.pipes <= 1
 
-            received = await receive_exactly(upstream, sent)
+            async with trio.open_nursery() as nursery:
+                if way.client_tls:
+                    nursery.start_soon(client.flush)
+                received = await receive_exactly(upstream, sent)
             assert len(received) == sent
 
 
@@ -433,9 +440,7 @@ async def test_a_stream_cut_by_the_upstream_looks_cut_to_the_client(way: Way) ->
         client, upstream = await bridge.connect(receive_buffer=16 * 1024)
         with client, upstream:
             session = await bridge.only_session()
-            with trio.move_on_after(0.3):
-                await send_all(upstream, bytes(40 * MB))
-            assert session.upstream.stuck
+            await send_until_stuck(session, upstream)
 
             reset(upstream)
             assert (await session.wait_ended()).side == "upstream"
@@ -451,9 +456,7 @@ async def test_a_reader_that_resets_with_bytes_on_their_way_ends_the_writer_by_r
         client, upstream = await bridge.connect(receive_buffer=16 * 1024)
         with client, upstream:
             session = await bridge.only_session()
-            with trio.move_on_after(0.3):
-                await send_all(upstream, bytes(40 * MB))
-            assert session.upstream.stuck
+            await send_until_stuck(session, upstream)
 
             reset(client)
             assert (await session.wait_ended()).side == "client"
@@ -477,6 +480,14 @@ async def test_what_the_upstream_said_before_its_reset_is_passed_on() -> None:
                 await receive_to_eof(client)
         session = await bridge.only_session()
         assert (await session.wait_ended()).reason is Reason.RESET
+
+
+async def send_until_stuck(session: RelayedSession, upstream: Talker) -> None:
+    """More than anybody takes."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send_all, upstream, bytes(200 * MB))
+        await until(lambda: session.upstream is not None and session.upstream.stuck)
+        nursery.cancel_scope.cancel()
 
 
 # Connecting
@@ -618,6 +629,8 @@ async def test_a_session_that_moves_a_byte_now_and_then_is_not_idle() -> None:
 
 
 async def connecting(bridge: Bridge, stack: contextlib.ExitStack) -> RelayedSession:
+    if bridge.way.upstream_tls:
+        pytest.skip("no relay has begun: see test_pump_tls.py")
     bridge.node = stack.enter_context(full_backlog())
     stack.enter_context(await bridge.dial())
     session = await bridge.only_session()
@@ -647,10 +660,8 @@ async def stuck(bridge: Bridge, stack: contextlib.ExitStack) -> RelayedSession:
     client, upstream = await bridge.connect(receive_buffer=8192)
     stack.enter_context(client)
     stack.enter_context(upstream)
-    with trio.move_on_after(0.3):
-        await send_all(upstream, bytes(30 * MB))
     session = await bridge.only_session()
-    assert session.upstream.stuck
+    await send_until_stuck(session, upstream)
     return session
 
 

@@ -400,7 +400,7 @@ class SocketPump(Pump):
             self._mover.handle(end, flags)
         elif not end.is_client:
             self._connect_ended(relay)
-        elif end.broken:
+        elif end.broken and end.tls is None:
             self._finish(relay, _reset_by(end))
 
     def _connect_ended(self, relay: Relay) -> None:
@@ -432,7 +432,7 @@ class SocketPump(Pump):
         client.relay = upstream.relay = relay
         self._relays[relay] = None
         self._sweep.watch()
-        if client.broken:
+        if client.broken and client.tls is None:  # what a TLS end said before counts, see Mover._check
             self._finish(relay, _reset_by(client))
         elif upstream.writable or upstream.broken:
             # Its connect ended before anybody waited for it, and an edge comes once. Ask for it again: bytes move in

@@ -167,8 +167,14 @@ class Mover:
         self._finish(end.relay, Ending(Reason.RESET, end.side, words))
 
     def _check(self, end: Socket) -> bool:
-        """End the pair if its socket has an error pending. True: it is well."""
+        """End the pair if its socket has an error pending. True: it is well.
+
+        A TLS end that has said close_notify is well: nobody can have cut it off. Clients that only write do this all
+        the time: closing over the session tickets that they never read (TLS 1.3) makes their FIN an RST.
+        """
         number = end.error()
+        if number and end.tls is not None and end.eof and not end.truncated:
+            return True
         if number:
             self.reset(end, OSError(number, ""))
         return not number

@@ -22,11 +22,12 @@ from tests.support.bridge import (
     receive_exactly,
     receive_to_eof,
     until,
+    Way,
 )
 
 
 async def test_counters_tell_what_happened() -> None:
-    async with open_bridge(splice_after=1) as bridge:
+    async with open_bridge(Way(1)) as bridge:
         pump = bridge.pump
         client, upstream = await bridge.connect()
         with client, upstream:
