@@ -57,7 +57,7 @@ async def look(
     at_least = 1
     while True:
         buffer = await pump.peek(end, at_least, deadline=bounds.deadline)
-        found = parse(buffer)
+        found = parse(buffer[: bounds.limit_bytes])  # what came early counts like what is waited for
         if not isinstance(found, NeedMore):
             return found
         if len(buffer) < at_least:

@@ -55,6 +55,11 @@ async def test_more_than_the_limit_is_not_waited_for() -> None:
         await look_at(FakeEnd(received=b"hell"), limit_bytes=4)
 
 
+async def test_what_has_come_beyond_the_limit_does_not_count() -> None:
+    with pytest.raises(PrereadTooLong):
+        await look_at(FakeEnd(received=b"hello\n"), limit_bytes=4)
+
+
 async def test_a_reset_is_passed_on() -> None:
     with pytest.raises(PeerReset):
         await look_at(FakeEnd(resets=True))
