@@ -63,6 +63,9 @@ def explain_tls(
     if winner is None:
         why = "TLS is not begun: without a route the client gets the alert unrecognized_name"
         return TLSExplanation("close", why, fallback)
+    if winner.upstream is None:
+        why = f"TLS is not begun: route {winner.id} names no upstream, the connection is closed (no_upstream)"
+        return TLSExplanation("close", why, fallback)
     if winner.passes_through(listener):
         whose = "the listener" if listener.passthrough == "always" else f"route {winner.id}"
         why = f"TLS is handed on untouched: {whose} has tls_passthrough, no certificate of ours is served"

@@ -5,13 +5,26 @@ from __future__ import annotations
 import pytest
 
 from streamgw.cli.tls import explain_tls, facts_with_hello
-from streamgw.core.model import Address, Facts, Listener, Match, Passthrough, Revision, Route, Source, TLSIn
+from streamgw.core.model import (
+    Address,
+    Facts,
+    Listener,
+    Match,
+    Node,
+    Passthrough,
+    Revision,
+    Route,
+    Source,
+    TLSIn,
+    Upstream,
+)
 from streamgw.core.router import Router
 from streamgw.core.snapshot import Snapshot
 from streamgw.core.sni import SNIIndex
 from streamgw.core.wire.tls import ClientHello
 
 FACTS = Facts("tcp", "tcp 127.0.0.1:9100", Address("192.0.2.1", 1), Address("127.0.0.1", 9100))
+UPSTREAM = Upstream("upstreams/1", (Node("127.0.0.1", 1),))
 NOTHING = Snapshot(Revision(""), Router([]), {}, SNIIndex([], one_label=True), {})
 
 
@@ -19,8 +32,8 @@ def listener(tls: TLSIn, passthrough: Passthrough = "never", fallback_sni: str =
     return Listener("tcp", "127.0.0.1", 9100, tls=tls, passthrough=passthrough, fallback_sni=fallback_sni)
 
 
-def route(*, tls_passthrough: bool = False) -> Route:
-    return Route("r", Match(), None, Source("routes.d/r.yaml", 1), tls_passthrough=tls_passthrough)
+def route(*, tls_passthrough: bool = False, upstream: Upstream | None = UPSTREAM) -> Route:
+    return Route("r", Match(), upstream, Source("routes.d/r.yaml", 1), tls_passthrough=tls_passthrough)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +55,7 @@ def test_the_fallback_is_the_name_of_whoever_sends_none(
         ("route", route(), "refuse"),
         ("never", route(tls_passthrough=True), "refuse"),
         ("never", None, "close"),
+        ("always", route(upstream=None), "close"),
     ],
 )
 def test_listener_and_route_decide_together(
