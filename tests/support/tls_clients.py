@@ -215,6 +215,17 @@ class Handwritten:
                 self._flush()
                 return
 
+    def write(self, data: bytes) -> None:
+        """Say something to the upstream."""
+        self.tls.write(data)
+        self._flush()
+
+    def say_goodbye(self) -> None:
+        """Send a close_notify, and go on listening, which Python's sockets cannot."""
+        with contextlib.suppress(ssl.SSLWantReadError):  # for the peer's, which comes in its own time
+            self.tls.unwrap()
+        self._flush()
+
     def read(self) -> bytes:
         """What the upstream says next; nothing after a close_notify.
 
