@@ -93,6 +93,19 @@ def _proxy_protocol(scene: Scene) -> Iterator[object]:
         yield None
 
 
+@contextlib.contextmanager
+def _web(scene: Scene) -> Iterator[object]:
+    with _nginx(scene, "web.conf", 8080):
+        yield None
+
+
+@contextlib.contextmanager
+def _tls_web(scene: Scene) -> Iterator[object]:
+    """nginx reads its certificates when a client asks for one: they need not be there yet."""
+    with _nginx(scene, "web.conf", 8442):
+        yield None
+
+
 SCENES: Mapping[str, Callable[[Scene], contextlib.AbstractContextManager[object]]] = {
     "balancing": _nodes,
     "from-apisix": _redis,
@@ -102,6 +115,9 @@ SCENES: Mapping[str, Callable[[Scene], contextlib.AbstractContextManager[object]
     "proxy-protocol": _proxy_protocol,
     "redis": _redis,
     "ssh": _ssh,
+    "tls-mtls": _web,
+    "tls-passthrough": _tls_web,
+    "tls-termination": _web,
 }
 """What a page takes for granted."""
 

@@ -124,7 +124,7 @@ def test_tls_and_plain_clients_share_a_port(scene: Scene, ports: Ports, tmp_path
     ca = tmp_path / "ca.pem"
     ca.write_text(CA_PEM)
     plain = [find_program("redis-cli", package="redis-tools"), "-h", "127.0.0.1", "-p", str(scene.port)]
-    secure = [*plain, "--tls", "--sni", "a.test.com", "--cacert", ca]
+    secure = [*plain, "--tls", "--sni", "a.test.com", "--cacert", str(ca)]
 
     with redis(tmp_path, server), scene.gateway.running():
         assert run([*secure, "SET", "from", "tls"]).stdout.strip() == "OK"

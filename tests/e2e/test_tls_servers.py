@@ -83,14 +83,14 @@ def broker(scene: Scene, tmp_path: Path) -> Iterator[Server]:
 
 def _publish(scene: Scene, way: str, *, host: str = NAME) -> subprocess.CompletedProcess[str]:
     program = find_program("mosquitto_pub", package="mosquitto-clients")
-    where = ["-h", host, "-p", str(scene.ports[way]), "--cafile", scene.ca]
+    where = ["-h", host, "-p", str(scene.ports[way]), "--cafile", str(scene.ca)]
     return run([program, *where, "-t", "greetings", "-m", f"hello, {way}", "-q", "1"], check=False)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_mosquitto_publishes_and_subscribes(scene: Scene, broker: Server, tmp_path: Path, way: str) -> None:
     program = find_program("mosquitto_sub", package="mosquitto-clients")
-    where = ["-h", NAME, "-p", str(scene.ports[way]), "--cafile", scene.ca]
+    where = ["-h", NAME, "-p", str(scene.ports[way]), "--cafile", str(scene.ca)]
     listen = [program, *where, "-t", "greetings", "-C", "1", "-q", "1"]
 
     with scene.gateway.running(), running(listen, log=tmp_path / "sub.log") as subscriber:
@@ -133,7 +133,17 @@ def test_mosquitto_refuses_a_name_that_the_certificate_is_not_for(
 def test_redis_answers_over_tls(scene: Scene, tmp_path: Path, way: str) -> None:
     tls = write_server_tls(tmp_path, BEHIND)
     program = find_program("redis-cli", package="redis-tools")
-    where = ["-h", "127.0.0.1", "-p", str(scene.ports[way]), "--tls", "--sni", NAME, "--cacert", scene.ca]
+    where = [
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(scene.ports[way]),
+        "--tls",
+        "--sni",
+        NAME,
+        "--cacert",
+        str(scene.ca),
+    ]
 
     with (
         redis(tmp_path, scene.server_plain, tls=tls, tls_port=scene.server_tls),

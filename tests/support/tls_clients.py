@@ -154,8 +154,8 @@ def s_client(
     ca = directory / "ca.pem"
     ca.write_text(CA_PEM)
     names = ["-noservername"] if name is None else ["-servername", name, "-verify_hostname", name]
-    command = [*prefix, openssl, "s_client", "-connect", f"{LOOPBACK}:{port}", "-CAfile", ca]
-    command += ["-verify_return_error", *names, *options]
+    command = [*prefix, openssl, "s_client", "-connect", f"{LOOPBACK}:{port}", "-CAfile", str(ca)]
+    command += ["-verify_return_error", *names, *map(str, options)]
     log = directory / "s_client.log"
     log.unlink(missing_ok=True)
     with running(command, log=log, name="openssl s_client", talk=True) as child:
