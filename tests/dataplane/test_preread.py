@@ -47,7 +47,7 @@ async def test_what_is_not_owed_may_stay_away(autojump_clock: trio.testing.MockC
 
 async def test_what_has_begun_is_owed(autojump_clock: trio.testing.MockClock) -> None:
     with pytest.raises(PrereadTimeout):
-        await look_at(FakeEnd(received=b"hel"), owed=False)
+        await look_at(FakeEnd(received=b"he!"), owed=False)
 
 
 async def test_more_than_the_limit_is_not_waited_for() -> None:
