@@ -20,6 +20,7 @@ import pytest
 from tests.support.certificates import CA_PEM, OTHER_CA, Issued, issue
 from tests.support.gateway import Gateway, stream_route
 from tests.support.hello import SERVER_NAME, hello, vector
+from tests.support.origin import named_origin
 from tests.support.ports import Ports
 from tests.support.tls_clients import (
     Handwritten,
@@ -33,6 +34,7 @@ from tests.support.tls_clients import (
     session_of,
     ssl_object,
     trusting,
+    whom,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.servers]
@@ -169,11 +171,16 @@ def test_an_allowed_certificate_without_its_key_is_worth_nothing(scene: Scene) -
 # With a session from elsewhere
 
 
-@pytest.mark.parametrize("versions", [TLS_1_2, TLS_1_3], ids=["1.2", "1.3"])
+@pytest.mark.parametrize(
+    ("versions", "options"),
+    [(TLS_1_2, 0), (TLS_1_2, ssl.OP_NO_TICKET), (TLS_1_3, 0)],
+    ids=["1.2 by ticket", "1.2 by number", "1.3"],
+)
 def test_a_session_made_under_an_open_name_opens_no_guarded_one(
-    scene: Scene, versions: tuple[ssl.TLSVersion, ssl.TLSVersion]
+    scene: Scene, versions: tuple[ssl.TLSVersion, ssl.TLSVersion], options: int
 ) -> None:
     context = trusting(versions=versions)
+    context.options |= options
     with TLSVisitor(scene.port, OPEN, context) as visitor:
         with scene.behind_open.accept() as behind:
             behind.sendall(b"tickets come with the first bytes\n")
@@ -198,6 +205,41 @@ def test_a_session_made_under_an_open_name_opens_no_guarded_one(
     assert (line["reason"], line["phase"], line["sni"]) == ("tls_failed", "handshake", GUARDED)
 
 
+@pytest.mark.parametrize("versions", [TLS_1_2, TLS_1_3], ids=["1.2", "1.3"])
+def test_a_session_made_before_the_rule_was_written_does_not_outlive_it(
+    gateway: Gateway, ports: Ports, versions: tuple[ssl.TLSVersion, ssl.TLSVersion]
+) -> None:
+    port, context = ports.take(), trusting(versions=versions)
+    gateway.write_settings([{"addr": f"127.0.0.1:{port}", "tls": True}])
+
+    with Witness() as witness:
+        route = stream_route("1", witness.port)
+        gateway.write_routes("routes.yaml", route, ssls=[ssl_object(BOTH_NAMES, GUARDED)])
+        with gateway.running():
+            with TLSVisitor(port, GUARDED, context) as visitor:
+                with witness.accept() as behind:
+                    behind.sendall(b"tickets come with the first bytes\n")
+                visitor.greeting()
+                session = visitor.socket.session
+            before = gateway.status()["config"]["revision"]
+
+            gateway.write_routes(
+                "routes.yaml", route, ssls=[ssl_object(BOTH_NAMES, GUARDED, client={"ca": CA_PEM})]
+            )
+            gateway.wait_for_status(
+                lambda status: status["config"]["revision"] != before, what="the rule holds"
+            )
+
+            with (
+                contextlib.suppress(ssl.SSLError, ConnectionError),
+                TLSVisitor(port, GUARDED, context, session=session) as visitor,
+            ):
+                assert not visitor.socket.session_reused
+                assert visitor.greeting() == ""
+            gateway.wait_for_access_line(lambda line: line["reason"] == "tls_failed", what="refused")
+            assert witness.visitors() == 0
+
+
 @pytest.mark.parametrize("option", ["-tls1_2", "-tls1_3"])
 def test_openssl_cannot_carry_its_session_over_either(scene: Scene, option: str) -> None:
     session = scene.directory / f"session{option}.pem"
@@ -214,6 +256,24 @@ def test_openssl_cannot_carry_its_session_over_either(scene: Scene, option: str)
     line = scene.latest(resume)
 
     assert (line["reason"], line["sni"]) == ("tls_failed", GUARDED)
+
+
+@pytest.mark.parametrize("versions", [TLS_1_2, TLS_1_3], ids=["1.2", "1.3"])
+def test_who_comes_back_with_an_allowed_session_is_still_known_by_name(
+    scene: Scene, versions: tuple[ssl.TLSVersion, ssl.TLSVersion]
+) -> None:
+    context = trusting(identity=ALICE, versions=versions)
+    session = None
+
+    for _ in range(2):
+        with TLSVisitor(scene.port, GUARDED, context, session=session) as visitor:
+            with scene.behind_guarded.accept() as behind:
+                behind.sendall(b"hello\n")
+            visitor.greeting()
+            session = visitor.socket.session
+            client = visitor.socket.getsockname()
+
+        assert scene.ending_of(client)["client_sans"] == ["email:alice@test.com"]
 
 
 @pytest.mark.parametrize("versions", [TLS_1_2, TLS_1_3], ids=["1.2", "1.3"])
@@ -428,3 +488,24 @@ def test_who_never_finishes_the_handshake_is_cut_off(scene: Scene) -> None:
     assert (line["reason"], line["phase"], line["fault"]) == ("tls_failed", "handshake", "client")
     assert line["duration_s"] < HANDSHAKE_TIMEOUT_S + 1
     assert scene.behind_open.visitors() == 0
+
+
+def test_a_flood_of_slow_hellos_starves_nobody(gateway: Gateway, ports: Ports, tmp_path: Path) -> None:
+    port, alpha = ports.take(), ports.take()
+    limits = {"max_handshakes": 8, "preread_timeout_s": 30, "handshake_timeout_s": 30}
+    gateway.write_settings([{"addr": f"127.0.0.1:{port}", "tls": True}], streamgw={"limits": limits})
+    gateway.write_routes("routes.yaml", stream_route("1", alpha), ssls=[ssl_object(BOTH_NAMES, OPEN)])
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(named_origin(tmp_path, alpha, "alpha"))
+        stack.enter_context(gateway.running())
+        for number in range(100):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            sock.sendall(hello(OPEN)[: number % 50])
+
+        assert [whom(port, OPEN) for _ in range(5)] == ["alpha"] * 5
+
+        line = gateway.wait_for_access_line(
+            lambda line: line["reason"] == "tls_failed", what="one of the slow"
+        )
+        assert "made room" in line["detail"]

@@ -19,6 +19,7 @@ from tests.support.tls_clients import (
     TLSVisitor,
     Witness,
     is_refused,
+    last_words,
     recut,
     ssl_object,
     trusting,
@@ -133,3 +134,54 @@ def test_tls_and_plain_clients_share_a_port(scene: Scene, ports: Ports, tmp_path
         secure_line = scene.gateway.wait_for_access_line(lambda line: "tls" in line, what="with TLS")
         plain_line = scene.gateway.wait_for_access_line(lambda line: "tls" not in line, what="without")
         assert secure_line["route"] == plain_line["route"] == "redis"
+
+
+def test_a_plain_client_is_no_match_for_a_route_with_a_name(scene: Scene) -> None:
+    scene.gateway.write_settings([{"addr": f"127.0.0.1:{scene.port}", "tls": "optional"}])
+    scene.gateway.write_routes(
+        "routes.yaml", stream_route("a", scene.witness.port, sni="*"), ssls=[ssl_object(A, "a.test.com")]
+    )
+
+    with scene.gateway.running():
+        assert last_words(scene.port, b"PING\r\n") == b""
+
+        line = scene.gateway.wait_for_access_line(lambda line: True, what="of the plain client")
+        assert line["reason"] == "no_route"
+        assert scene.witness.visitors() == 0
+
+
+def test_protocols_that_the_client_offers_lead_to_different_upstreams(scene: Scene) -> None:
+    """ALPN, of a route that passes through: the client's offer is all there is to see."""
+    with Witness() as mail:
+        scene.gateway.write_settings([{"addr": f"127.0.0.1:{scene.port}", "tls_passthrough": True}])
+        scene.gateway.write_routes(
+            "routes.yaml",
+            stream_route("mail", mail.port, alpn=["smtp", "imap"]),
+            stream_route("others", scene.witness.port),
+        )
+        with scene.gateway.running():
+            for offer, upstream in ((["h2", "imap"], mail), (["h2"], scene.witness), ([], scene.witness)):
+                context = trusting()
+                if offer:
+                    context.set_alpn_protocols(offer)
+                with Handwritten(scene.port, "b.test.com", context) as client:
+                    client.send(client.hello)
+                    with upstream.accept() as behind:
+                        assert behind.recv(3) == client.hello[:3]
+
+
+@pytest.mark.parametrize("piece_bytes", [0, 1], ids=["at once", "byte by byte"])
+def test_a_proxy_header_before_the_hello_names_the_client(scene: Scene, piece_bytes: int) -> None:
+    header = b"PROXY TCP4 127.0.0.9 127.0.0.1 1234 443\r\n"
+    listener = {"addr": f"127.0.0.1:{scene.port}", "tls": True, "proxy_protocol": True}
+    trusted = {"stream": {"real_ip_from": ["127.0.0.0/8"]}}
+    scene.gateway.write_settings([listener], nginx_config=trusted)
+
+    with scene.gateway.running():
+        with Handwritten(scene.port, "a.test.com") as client:
+            client.send(header + client.hello, piece_bytes=piece_bytes)
+            client.finish()
+            assert client.read() == b"alpha\n"
+
+        line = scene.gateway.wait_for_access_line(lambda line: True, what="of the session")
+        assert (line["client"], line["sni"]) == ("127.0.0.9:1234", "a.test.com")

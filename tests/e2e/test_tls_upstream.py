@@ -185,3 +185,16 @@ def test_a_node_that_says_nothing_is_given_up_within_the_connect_timeout(scene: 
             line = scene.gateway.wait_for_access_line(lambda line: True, what="of the session")
             assert (line["reason"], line["fault"]) == ("tls_failed", "upstream")
             assert 0.5 <= line["duration_s"] < 2
+
+
+def test_a_proxy_header_goes_before_the_handshake(scene: Scene, ports: Ports, tmp_path: Path) -> None:
+    port, tls = ports.take(), write_server_tls(tmp_path, BEHIND)
+    config = _SAYS_WHAT_IT_SEES.replace(" ssl;", " ssl proxy_protocol;", 1).replace(
+        "$ssl_client_verify", "$proxy_protocol_addr"
+    )
+    nodes = {f"127.0.0.1:{port}": 1}
+    upstream = {"scheme": "tls", "tls": VERIFIED, "nodes": nodes, "proxy_protocol": "v2"}
+    scene.gateway.write_routes("routes.yaml", {"id": "1", "upstream": upstream})
+
+    with nginx(tmp_path, [port], config.format(port=port, tls=tls)), scene.gateway.running():
+        assert whom(scene.plain) == "behind.test.com 127.0.0.1"
