@@ -410,6 +410,24 @@ def test_a_large_hello_is_read_whole(scene: Scene, size: int) -> None:
         assert client.read() == b"welcome\n"
 
 
+def test_the_limit_may_be_raised_for_hellos_of_several_records(gateway: Gateway, ports: Ports) -> None:
+    port = ports.take()
+    limits = {"preread_limit_bytes": 65_536}
+    gateway.write_settings([{"addr": f"127.0.0.1:{port}", "tls": True}], streamgw={"limits": limits})
+
+    with Witness() as witness:
+        gateway.write_routes(
+            "routes.yaml", stream_route("1", witness.port), ssls=[ssl_object(BOTH_NAMES, OPEN)]
+        )
+        with gateway.running(), Handwritten(port, OPEN, _talkative(40_000)) as client:
+            assert len(client.hello) > 40_000
+            client.send(client.hello)
+            client.finish()
+            with witness.accept() as behind:
+                behind.sendall(b"welcome\n")
+            assert client.read() == b"welcome\n"
+
+
 def test_a_hello_beyond_the_limit_is_not_waited_for(scene: Scene) -> None:
     data = hello(GUARDED, message_bytes=PREREAD_LIMIT_BYTES + 1)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -42,56 +43,79 @@ class Scene:
     directory: Path
 
 
-@pytest.fixture
-def scene(gateway: Gateway, ports: Ports, tmp_path: Path) -> Iterator[Scene]:
-    scene = Scene(gateway, ports.take(), tmp_path)
-    alpha, beta = ports.take(), ports.take()
-    gateway.write_settings([{"addr": f"127.0.0.1:{scene.port}", "tls": True}])
-    gateway.write_routes(
+@pytest.fixture(scope="module")
+def origins(ports: Ports, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, int]]:
+    """Ports by name."""
+    found, directory = {name: ports.take() for name in ("alpha", "beta")}, tmp_path_factory.mktemp("origins")
+    with contextlib.ExitStack() as stack:
+        for name, port in found.items():
+            stack.enter_context(named_origin(directory, port, name))
+        yield found
+
+
+def _scene(directory: Path, ports: Ports, origins: Mapping[str, int]) -> Scene:
+    scene = Scene(Gateway(directory / "gateway", ports), ports.take(), directory)
+    scene.gateway.write_settings([{"addr": f"127.0.0.1:{scene.port}", "tls": True}])
+    scene.gateway.write_routes(
         "routes.yaml",
-        stream_route("a", alpha, sni="a.test.com"),
-        stream_route("b", beta, sni="b.test.com"),
-        stream_route("partner", alpha, sni="partner.test.com"),
+        stream_route("a", origins["alpha"], sni="a.test.com"),
+        stream_route("b", origins["beta"], sni="b.test.com"),
+        stream_route("partner", origins["alpha"], sni="partner.test.com"),
         ssls=[
             ssl_object(A, "a.test.com"),
             ssl_object(B, "b.test.com"),
             ssl_object(PARTNER, "partner.test.com", client={"ca": CA_PEM}),
         ],
     )
-    with named_origin(tmp_path, alpha, "alpha"), named_origin(tmp_path, beta, "beta"):
+    return scene
+
+
+@pytest.fixture
+def scene(tmp_path: Path, ports: Ports, origins: Mapping[str, int]) -> Scene:
+    """Not started yet: to be changed first."""
+    return _scene(tmp_path, ports, origins)
+
+
+@pytest.fixture(scope="module")
+def started(
+    tmp_path_factory: pytest.TempPathFactory, ports: Ports, origins: Mapping[str, int]
+) -> Iterator[Scene]:
+    """Shared by all who take it as it is."""
+    scene = _scene(tmp_path_factory.mktemp("started"), ports, origins)
+    with scene.gateway.running():
         yield scene
 
 
 @pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
-def test_openssl_reaches_the_upstream_of_the_name_it_asks_for(scene: Scene, version: str) -> None:
+def test_openssl_reaches_the_upstream_of_the_name_it_asks_for(started: Scene, version: str) -> None:
     option = "-" + version.lower().replace("v", "").replace(".", "_")
 
-    with scene.gateway.running():
-        for name, origin in (("a.test.com", "alpha"), ("b.test.com", "beta")):
-            with s_client(scene.directory, scene.port, option, name=name) as client:
-                assert session_of(client) == ("New", version)
-                client.wait_for_line(origin)
-                client.tell("hello over there\n")
-                client.wait_for_line("hello over there")
-                client.tell("Q\n")
-                assert client.wait() == 0
+    for name, origin in (("a.test.com", "alpha"), ("b.test.com", "beta")):
+        with s_client(started.directory, started.port, option, name=name) as client:
+            assert session_of(client) == ("New", version)
+            client.wait_for_line(origin)
+            client.tell("hello over there\n")
+            client.wait_for_line("hello over there")
+            client.tell("Q\n")
+            assert client.wait() == 0
 
-        line = scene.gateway.wait_for_access_line(lambda line: line["route"] == "b", what="route b")
-        assert (line["tls"], line["sni"], line["reason"]) == (version, "b.test.com", "closed")
-        assert line["cipher"]
+    line = started.gateway.wait_for_access_line(
+        lambda line: (line["route"], line["tls"]) == ("b", version), what=f"route b, {version}"
+    )
+    assert (line["tls"], line["sni"], line["reason"]) == (version, "b.test.com", "closed")
+    assert line["cipher"]
 
 
 @pytest.mark.parametrize("option", ["-tls1_2", "-tls1_3"])
-def test_openssl_resumes_its_session_under_the_same_name(scene: Scene, option: str) -> None:
-    session = scene.directory / "session.pem"
+def test_openssl_resumes_its_session_under_the_same_name(started: Scene, option: str) -> None:
+    session = started.directory / "session.pem"
 
-    with scene.gateway.running():
-        with s_client(scene.directory, scene.port, option, "-sess_out", session, name="a.test.com") as client:
-            assert session_of(client)[0] == "New"
-            client.wait_for_line("alpha")
-        with s_client(scene.directory, scene.port, option, "-sess_in", session, name="a.test.com") as client:
-            assert session_of(client)[0] == "Reused"
-            client.wait_for_line("alpha")
+    with s_client(started.directory, started.port, option, "-sess_out", session, name="a.test.com") as client:
+        assert session_of(client)[0] == "New"
+        client.wait_for_line("alpha")
+    with s_client(started.directory, started.port, option, "-sess_in", session, name="a.test.com") as client:
+        assert session_of(client)[0] == "Reused"
+        client.wait_for_line("alpha")
 
 
 def test_without_a_name_and_without_a_fallback_the_client_is_told_so(scene: Scene) -> None:
@@ -115,18 +139,17 @@ def test_without_a_name_the_fallback_decides_route_and_certificate(scene: Scene)
         assert visitor.common_names == {"b.test.com"}
 
 
-def test_openssl_shows_its_client_certificate(scene: Scene) -> None:
-    ALICE.write(scene.directory, "alice")
-    mine = ("-cert", scene.directory / "alice.pem", "-key", scene.directory / "alice.key")
+def test_openssl_shows_its_client_certificate(started: Scene) -> None:
+    ALICE.write(started.directory, "alice")
+    mine = ("-cert", started.directory / "alice.pem", "-key", started.directory / "alice.key")
 
-    with scene.gateway.running():
-        with s_client(scene.directory, scene.port, *mine, name="partner.test.com") as client:
-            client.wait_for_line("alpha")
+    with s_client(started.directory, started.port, *mine, name="partner.test.com") as client:
+        client.wait_for_line("alpha")
 
-        line = scene.gateway.wait_for_access_line(lambda line: line["route"] == "partner", what="partner")
-        assert line["client_sans"] == ["email:alice@test.com"]
-        assert len(line["client_fingerprint"]) == 64
-        assert line["client_subject"]
+    line = started.gateway.wait_for_access_line(lambda line: line["route"] == "partner", what="partner")
+    assert line["client_sans"] == ["email:alice@test.com"]
+    assert len(line["client_fingerprint"]) == 64
+    assert line["client_subject"]
 
 
 def test_curl_verifies_the_gateway_and_fetches_from_a_plain_server(
@@ -150,12 +173,11 @@ def test_curl_verifies_the_gateway_and_fetches_from_a_plain_server(
             assert (done.returncode, done.stdout) == (code, "plain behind\n" if not code else ""), done.stderr
 
 
-def test_python_speaks_every_version_that_is_offered(scene: Scene) -> None:
-    with scene.gateway.running():
-        for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
-            with TLSVisitor(scene.port, "a.test.com", trusting(versions=(version, version))) as visitor:
-                assert visitor.greeting() == "alpha"
-                assert visitor.echo("hello") == "hello"
+def test_python_speaks_every_version_that_is_offered(started: Scene) -> None:
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        with TLSVisitor(started.port, "a.test.com", trusting(versions=(version, version))) as visitor:
+            assert visitor.greeting() == "alpha"
+            assert visitor.echo("hello") == "hello"
 
 
 def test_an_object_may_narrow_the_versions(scene: Scene) -> None:
@@ -192,19 +214,18 @@ def test_rsa_and_ecdsa_stand_beside_each_other(scene: Scene) -> None:
     assert served["ecdsa"] != served["rsa"]
 
 
-def test_names_are_compared_without_case_and_trailing_dot(scene: Scene) -> None:
+def test_names_are_compared_without_case_and_trailing_dot(started: Scene) -> None:
     careless = trusting()
     careless.check_hostname = False
 
-    with scene.gateway.running():
-        assert whom(scene.port, "A.Test.COM", careless) == "alpha"
-        assert whom(scene.port, "b.test.com.", careless) == "beta"
+    assert whom(started.port, "A.Test.COM", careless) == "alpha"
+    assert whom(started.port, "b.test.com.", careless) == "beta"
 
 
-def test_a_thousand_kilobytes_come_back_whole(scene: Scene) -> None:
+def test_a_thousand_kilobytes_come_back_whole(started: Scene) -> None:
     line = "0123456789" * 100_000
 
-    with scene.gateway.running(), TLSVisitor(scene.port, "a.test.com") as visitor:
+    with TLSVisitor(started.port, "a.test.com") as visitor:
         assert visitor.greeting() == "alpha"
         assert visitor.echo(line) == line
 
