@@ -13,15 +13,17 @@ import sys
 import pytest
 import trio
 
-from streamgw.core.errors import Reason
+from streamgw.core.errors import PeerReset, Reason
 from streamgw.core.model import Address
-from streamgw.dataplane.pump import End, Limits, Meter
-from tests.support.bridge import open_pump
+from streamgw.dataplane.pump import End, Ending, Limits, Meter
+from tests.support.bridge import Way, open_pump
 from tests.support.peers import plan_for
+from tests.support.tls_talker import CARELESS, SERVER
 
 pytestmark = pytest.mark.slow
 
 CONNECTIONS = 10_000
+TLS_CONNECTIONS = 1000
 
 
 @pytest.mark.timeout(120)
@@ -29,21 +31,57 @@ CONNECTIONS = 10_000
 async def test_ten_thousand_sessions_move_every_byte_and_end_as_their_peers_ended_them(
     concurrent: int, splice_after: int
 ) -> None:
+    await run_peers(CONNECTIONS // 2, concurrent, Way(splice_after))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "way",
+    [Way(client_tls=True), Way(upstream_tls=True), Way(client_tls=True, upstream_tls=True)],
+    ids=["tls-plain", "plain-tls", "tls-tls"],
+)
+async def test_sessions_over_tls_move_every_byte_and_end_as_their_peers_ended_them(way: Way) -> None:
+    await run_peers(TLS_CONNECTIONS, 32, way)
+
+
+async def run_peers(connections: int, concurrent: int, way: Way) -> None:
+    """All sessions of one plan, and what is to be said of them."""
     seed = int(os.environ.get("STREAMGW_SEED", "0")) or random.randrange(1 << 31)
     print(f"STREAMGW_SEED={seed}")  # noqa: T201  shown by pytest when the test fails, to replay it
     reasons: collections.Counter[str] = collections.Counter()
-    connections = CONNECTIONS // 2
+    tls = "client" * way.client_tls + "+" + "upstream" * way.upstream_tls
 
-    async with open_pump(splice_after=splice_after) as pump, trio.open_nursery() as nursery:
-        command = [sys.executable, "-m", "tests.support.peers", str(seed), str(connections), str(concurrent)]
+    async with open_pump(splice_after=way.splice_after) as pump, trio.open_nursery() as nursery:
+        command = [
+            sys.executable,
+            "-m",
+            "tests.support.peers",
+            str(seed),
+            str(connections),
+            str(concurrent),
+            tls,
+        ]
         peers = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert peers.stdin is not None
         assert peers.stdout is not None
         node = Address("127.0.0.1", int(await peers.stdout.receive_some()))
 
+        async def relay(client: End) -> Ending:
+            deadline = trio.current_time() + 60
+            if way.client_tls:
+                await pump.handshake(client, SERVER, server_side=True, deadline=deadline)
+            upstream = pump.dial(node, preface=b"", deadline=deadline)
+            if way.upstream_tls:
+                await pump.connected(upstream)
+                await pump.handshake(upstream, CARELESS, server_side=False, deadline=deadline)
+            return await pump.relay(client, upstream, Meter(), Limits())
+
         async def session(client: End) -> None:
-            upstream = pump.dial(node, preface=b"", deadline=trio.current_time() + 10)
-            ending = await pump.relay(client, upstream, Meter(), Limits())
+            try:
+                ending = await relay(client)
+            except PeerReset:
+                ending = Ending(Reason.RESET, "client")
+                pump.close(client)
             reasons[f"{ending.reason} {ending.side}"] += 1
 
         with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
@@ -64,4 +102,4 @@ async def test_ten_thousand_sessions_move_every_byte_and_end_as_their_peers_ende
         f"{Reason.CLOSED} None": connections - sum(resets.values()),
         **{f"{Reason.RESET} {side}": count for side, count in resets.items()},
     }
-    assert pump.splices > 0
+    assert bool(pump.splices) == way.splices

@@ -1,8 +1,9 @@
 """Both outer ends of thousands of sessions, in a process of their own, comparing every byte.
 
-`python -m tests.support.peers SEED CONNECTIONS CONCURRENT` starts an origin, prints its port, reads the gateway's port
+`python -m tests.support.peers SEED CONNECTIONS CONCURRENT TLS` starts an origin, prints its port, reads the gateway's port
 from its standard input, and runs the plan. What each side does in session N follows from SEED and N alone, so the
-origin needs only N (sent first) to know what to say and what to expect, and a failure can be replayed.
+origin needs only N (sent first) to know what to say and what to expect, and a failure can be replayed. TLS names the
+sides that speak it: `none`, `client`, `upstream`, `client+upstream`.
 
 Prints one line of JSON: how many sessions of each kind went well, and what did not.
 """
@@ -15,14 +16,18 @@ import json
 import math
 import random
 import socket
+import ssl
 import struct
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 import attrs
 import trio
 
-Sock = trio.socket.SocketType
+from tests.support.tls_talker import CARELESS, TLSTalker
+
+Sock = trio.socket.SocketType | TLSTalker
 KINDS = ("duplex", "client first", "upstream first", "lock-step", "client resets", "upstream resets")
 BIG_EVERY = 1500
 PATIENCE_S = 50.0
@@ -173,8 +178,8 @@ async def _suffer_reset(talker: Talker, mine: int) -> None:
         try:
             while chunk := await talker.sock.recv(1 << 18):
                 talker.theirs.check(memoryview(chunk))
-        except ConnectionResetError:
-            was_reset = True
+        except (ConnectionResetError, ssl.SSLEOFError):
+            was_reset = True  # the second, when the kernel told the other task: no close_notify came
     if not was_reset:
         raise Mismatch("a cut stream looked complete")
 
@@ -182,7 +187,8 @@ async def _suffer_reset(talker: Talker, mine: int) -> None:
 class Peers:
     """The origin and all clients."""
 
-    def __init__(self, seed: int, connections: int, concurrent: int) -> None:
+    def __init__(self, seed: int, connections: int, concurrent: int, tls: str) -> None:
+        self._client_tls, self._upstream_tls = "client" in tls, "upstream" in tls
         self._seed, self._connections = seed, connections
         self._room = trio.CapacityLimiter(concurrent)
         noise = random.Random(seed).randbytes(_PERIOD)
@@ -199,15 +205,18 @@ class Peers:
             listening.listen(1024)
             print(listening.getsockname()[1], flush=True)  # noqa: T201  how it talks to its parent
             gateway_port = int(await trio.to_thread.run_sync(sys.stdin.readline))
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._serve, listening, nursery)
-                for number in range(self._connections):
-                    await self._room.acquire_on_behalf_of(number)
-                    nursery.start_soon(self._visit, number, gateway_port)
+            async with trio.open_nursery() as answers, trio.open_nursery() as serving:
+                serving.start_soon(self._serve, listening, answers)
+                async with trio.open_nursery() as visits:
+                    for number in range(self._connections):
+                        await self._room.acquire_on_behalf_of(number)
+                        visits.start_soon(self._visit, number, gateway_port)
+                # Who resets during the handshake has no upstream: nobody else will come.
+                serving.cancel_scope.cancel()
         print(json.dumps({"well": self.well, "failures": self.failures, "nameless": self.nameless}))  # noqa: T201  the same
 
-    async def _serve(self, listening: Sock, nursery: trio.Nursery) -> None:
-        for _ in range(self._connections):
+    async def _serve(self, listening: trio.socket.SocketType, nursery: trio.Nursery) -> NoReturn:
+        while True:
             sock, _ = await listening.accept()
             nursery.start_soon(self._answer, sock)
 
@@ -215,19 +224,29 @@ class Peers:
         sock = trio.socket.socket()
         with self._noted(f"client {number}"), sock:
             await sock.connect(("127.0.0.1", gateway_port))
-            await sock.send(_NUMBER.pack(number))
-            await self._act(number, sock, client=True)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            talker = await self._secured(sock, client=True)
+            await talker.send(_NUMBER.pack(number))
+            await self._act(number, talker, client=True)
         self._room.release_on_behalf_of(number)
 
     async def _answer(self, sock: Sock) -> None:
         with self._noted("upstream of an unknown session"), sock:
             try:
-                (number,) = _NUMBER.unpack(await sock.recv(_NUMBER.size))
-            except ConnectionResetError:
+                talker = await self._secured(sock, client=False)
+                (number,) = _NUMBER.unpack(await talker.recv(_NUMBER.size))
+            except (ConnectionResetError, ssl.SSLEOFError):
                 self.nameless += 1  # its client reset before it was connected: its number was cut off
                 return
             with self._noted(f"upstream {number}"):
-                await self._act(number, sock, client=False)
+                await self._act(number, talker, client=False)
+
+    async def _secured(self, sock: Sock, *, client: bool) -> Sock:
+        """After the handshake, if this side has one. The gateway has another process's authority: nobody is verified."""
+        if not (self._client_tls if client else self._upstream_tls):
+            return sock
+        talker = TLSTalker(sock, server_side=not client, context=CARELESS if client else None)
+        return await talker.handshake()
 
     async def _act(self, number: int, sock: Sock, *, client: bool) -> None:
         plan = plan_for(self._seed, number)
@@ -247,4 +266,4 @@ class Peers:
 
 
 if __name__ == "__main__":
-    trio.run(Peers(*map(int, sys.argv[1:])).run)
+    trio.run(Peers(*map(int, sys.argv[1:4]), sys.argv[4]).run)

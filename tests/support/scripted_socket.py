@@ -39,6 +39,12 @@ class ScriptedSocket:
         buffer[: len(data)] = data
         return len(data)
 
+    def recv(self, most: int) -> bytes:
+        buffer = bytearray(1 << 16)
+        count = self.recv_into(buffer)
+        assert count <= most
+        return bytes(buffer[:count])
+
     def send(self, data: bytes | memoryview) -> int:
         take = self.takes.pop(0) if self.takes else len(data)
         if isinstance(take, OSError):

@@ -39,6 +39,8 @@ def load(context: ssl.SSLContext, identity: Issued) -> None:
 
 SERVER = serving()
 CLIENT = ssl.create_default_context(cadata=CA_PEM)
+CARELESS = ssl._create_unverified_context()
+"""A client's, that believes anybody."""
 
 
 class TLSTalker:

@@ -49,7 +49,7 @@ class Meter:
     """What one session has moved so far. Written by the pump, read by anyone."""
 
     bytes_up: int = 0
-    """Client to upstream, handed to the upstream's socket (without a PROXY header)."""
+    """Client to upstream, handed to the upstream's socket (without a PROXY header). With TLS: of plain text."""
     bytes_down: int = 0
     connected_at: float | None = None
     """trio.current_time() when the upstream's connect completed."""
@@ -99,8 +99,13 @@ class Pump(Protocol):
     * At most WINDOW_BYTES per direction are held in user space for a slow reader.
     * No session waits for another longer than a turn.
     * A peer's reset becomes a reset of the other side.
-    * A TLS side that ends without close_notify was cut off: the other side is reset, after all that came was delivered.
-      EOF towards a TLS side is a close_notify and ends the session.
+    * A TLS side that ends without close_notify was cut off: the other side gets all that came and is reset, a second after
+      nothing moves any more (`move.TRUNCATED_S`). If the other side has ended, or ends meanwhile, nobody was deceived:
+      CLOSED.
+    * EOF towards a TLS side is a close_notify and a FIN. What that side still says is passed on to its own end, or until
+      nothing has moved for five seconds (`move.PARTING_S`): then the session is CLOSED, and its other side reset.
+    * A reset towards a TLS side is an RST without close_notify.
+    * A TLS side that resets after its close_notify (a client that closes over session tickets it never read) has ended.
     * Cancelled or aborted, a pair leaves no descriptor and no pipe behind.
 
     Resource handling:

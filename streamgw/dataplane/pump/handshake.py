@@ -1,4 +1,16 @@
-"""The waits before a relay that are not a look: until a node has answered, until a handshake is done."""
+"""The waits before a relay that are not a look: until a node has answered, until a handshake is done.
+
+Every step of a handshake runs in a thread; OpenSSL lets go of the GIL. Measured with 32 clients in a storm of full TLS 1.3
+handshakes and one ping-pong through the same gateway (2 cores shared with the clients, 4 s each, P-256 / RSA-2048 /
+RSA-4096): round trips of the ping-pong
+
+    in the loop, at once    p50 11 / 19 / - ms,     p99 56 / 32 / - ms,       1200 / 1340 / -    handshakes a second
+    in the loop, one a turn p50 0.6 / 0.5 / 3.7 ms, p99 4 / 2-9 / 20 ms,      630-750 / 550-1180 / 160
+    in threads              p50 0.5 / 0.4 / 0.2 ms, p99 3-6 / 3-4 / 14 ms,    570-750 / 600-700 / 150
+
+(the tails are the two cores': everybody's are the same). In the loop each message waits for at least one signature,
+however long the operator's key is; with threads it waits for none, and a gateway with more cores uses them.
+"""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ from streamgw.dataplane.pump import End
 from streamgw.dataplane.pump.loop import HOT_WAIT_S, SocketPump
 from tests.support.bridge import (
     HOST,
+    Way,
     open_bridge,
     receive_exactly,
     receive_to_eof,
     until,
-    Way,
 )
 
 

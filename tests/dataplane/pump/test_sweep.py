@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import socket
 from typing import Any, cast
 
 import pytest
@@ -12,7 +14,7 @@ from streamgw.dataplane.pump import Ending, Limits, Meter
 from streamgw.dataplane.pump.end import Relay, Socket
 from streamgw.dataplane.pump.linger import Lingering
 from streamgw.dataplane.pump.peek import Peeks
-from streamgw.dataplane.pump.sweep import SLICE, Sweep, slices
+from streamgw.dataplane.pump.sweep import DELIVERY_S, SLICE, Sweep, slices
 from tests.support.bridge import open_bridge, until
 from tests.support.scripted_socket import ScriptedSocket
 
@@ -73,6 +75,42 @@ def test_idle_is_counted_from_the_tick_that_saw_the_last_byte_and_never_ends_ear
             break
     assert judge.verdicts == [Ending(Reason.IDLE_TIMEOUT)]
     assert now == 101.75
+
+
+def expecting(ending: Ending) -> Relay:
+    relay = relay_with(Limits())
+    relay.quiet_since, relay.quiet_s, relay.quiet_ending = 100.0, 2.0, ending
+    return relay
+
+
+def test_an_end_that_is_expected_waits_until_nothing_moves_any_more() -> None:
+    judge, relay = Judge(), expecting(Ending(Reason.CLOSED))
+    judge.sweep.check(relay, 101.9)
+    relay.meter.bytes_up += 1
+    judge.sweep.check(relay, 102.0)
+    judge.sweep.check(relay, 103.9)
+    assert judge.verdicts == []
+    judge.sweep.check(relay, 104.0)
+    assert judge.verdicts == [Ending(Reason.CLOSED)]
+
+
+def test_the_reset_of_a_truncated_stream_waits_for_what_is_under_way_but_not_for_ever() -> None:
+    ending = Ending(Reason.RESET, "client", "ended without close_notify")
+    judge, relay = Judge(), expecting(ending)
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as slow:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(listening.getsockname())
+        slow.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                slow.send(bytes(1 << 16))
+        relay.upstream.sock = slow
+
+        judge.sweep.check(relay, 102.0)
+        judge.sweep.check(relay, 100.0 + DELIVERY_S - 0.1)
+        assert judge.verdicts == []
+        judge.sweep.check(relay, 100.0 + DELIVERY_S)
+        assert judge.verdicts == [ending]
 
 
 def test_what_is_over_is_left_alone() -> None:
