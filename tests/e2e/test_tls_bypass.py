@@ -52,6 +52,7 @@ HANDSHAKE_TIMEOUT_S = 1
 PREREAD_TIMEOUT_S = 1
 PREREAD_LIMIT_BYTES = 16_384
 UNRECOGNIZED_NAME = 112
+_SLOW = 100
 
 
 @attrs.frozen
@@ -517,9 +518,14 @@ def test_a_flood_of_slow_hellos_starves_nobody(gateway: Gateway, ports: Ports, t
     with contextlib.ExitStack() as stack:
         stack.enter_context(named_origin(tmp_path, alpha, "alpha"))
         stack.enter_context(gateway.running())
-        for number in range(100):
+        for number in range(_SLOW):
             sock = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
             sock.sendall(hello(OPEN)[: number % 50])
+
+        gateway.wait_for_status(
+            lambda status: status["sessions"]["total"] == _SLOW and status["sessions"]["active"] == 8,
+            what="as many owe their hello as may",
+        )
 
         assert [whom(port, OPEN) for _ in range(5)] == ["alpha"] * 5
 
