@@ -361,7 +361,7 @@ async def test_keys_may_change_in_the_middle_of_a_session(tmp_path: Path, comman
             assert "KEYUPDATE" in child.output()
 
 
-async def test_renegotiation_is_refused_and_the_session_goes_on(tmp_path: Path) -> None:
+async def test_renegotiation_is_refused_at_once(tmp_path: Path) -> None:
     async with open_bridge(Way(client_tls=True)) as bridge:
         bridge.server_context = serving(issue("a.test"))
         port = bridge.listening.getsockname()[1]

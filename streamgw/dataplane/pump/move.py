@@ -6,7 +6,12 @@ Constitution of this module, each rule paid for (performance notes, § 4):
    been announced (`thorough`): the edge that announced it may be long gone.
 2. A direction that is `stuck` is not read, by anybody. New bytes must never overtake the ones in `pend` or `pipe`.
 3. Every OSError of a socket ends its own pair and names that socket's side. Nothing is raised through the loop.
-4. After `finish` was called for a pair none of its ends is touched again: methods that may finish return False.
+4. What goes towards a TLS end goes through `_hand_on`, in the order in which OpenSSL sealed it: a record in between, or
+   a byte less, and the peer can open nothing any more.
+5. After `finish` was called for a pair none of its ends is touched again: methods that may finish return False.
+
+Longer than other files: copy, splice and TLS are three ways through one state (`ready`, `stuck`, `eof`), and rule 2 is
+only kept by code that sees all of them. What TLS does to bytes is `tls`; pipes are `bulk`.
 """
 
 from __future__ import annotations

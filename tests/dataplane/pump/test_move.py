@@ -9,11 +9,13 @@ import errno
 import os
 import select
 
+import attrs
 import pytest
 
 from streamgw.core.errors import Reason
 from streamgw.dataplane.pump import Ending
 from streamgw.dataplane.pump.move import TURN, WINDOW_BYTES, Mover
+from streamgw.dataplane.pump.tls import TLSBroken
 from tests.support.scripted_socket import Finished, ScriptedSocket, joined
 
 RESET = ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
@@ -199,6 +201,84 @@ def test_a_socket_that_cannot_be_spliced_is_copied() -> None:
     finally:
         for fd in (reader, writer, directory):
             os.close(fd)
+
+
+# A TLS end, whose TLS is a script too: what OpenSSL does is told in test_tls.py
+
+
+@attrs.define
+class ScriptedTLS:
+    """Opens and seals nothing, and has something to say of its own."""
+
+    own_words: bytes = b""
+    flooded: bool = False
+    seal_error: TLSBroken | None = None
+    more: bool = False
+
+    def receive(self, sock: ScriptedSocket, _cipher: memoryview, plain: memoryview) -> int | None:
+        return sock.recv_into(plain) or None
+
+    def seal(self, plain: memoryview) -> bytes:
+        if self.seal_error is not None:
+            raise self.seal_error
+        return bytes(plain)
+
+    @property
+    def has_replies(self) -> bool:
+        return bool(self.own_words)
+
+    def replies(self) -> bytes:
+        words, self.own_words = self.own_words, b""
+        return words
+
+
+def test_what_openssl_says_of_its_own_accord_goes_to_that_end_and_is_not_counted() -> None:
+    client, upstream = ScriptedSocket(reads=[b"question"]), ScriptedSocket()
+    end, _ = joined(client, upstream)
+    end.tls = ScriptedTLS(own_words=b"<refused>")
+
+    Mover(Finished()).pull(end)
+
+    assert client.sent == b"<refused>"
+    assert upstream.sent == b"question"
+    assert (end.relay.meter.bytes_up, end.relay.meter.bytes_down) == (8, 0)
+
+
+def test_openssl_does_not_speak_in_the_middle_of_a_record_that_is_stuck() -> None:
+    client, upstream = ScriptedSocket(reads=[b"question"], takes=[5, 0]), ScriptedSocket(reads=[b"an answer"])
+    end, peer = joined(client, upstream)
+    end.tls = ScriptedTLS()
+    mover = Mover(Finished())
+    mover.relay_now(peer)
+    assert peer.stuck
+    assert end.relay.meter.bytes_down == 5
+
+    end.tls.own_words = b"<refused>"
+    mover.pull(end)
+
+    assert client.sent == b"an an"
+    assert end.tls.own_words == b"<refused>"
+
+
+def test_whoever_asks_and_never_reads_is_cut_off() -> None:
+    client = ScriptedSocket(reads=[b"?"])
+    end, _ = joined(client, ScriptedSocket())
+    end.tls = ScriptedTLS(own_words=b"<refused>" * 10_000, flooded=True)
+    finished = Finished()
+
+    Mover(finished).pull(end)
+
+    assert finished.endings == [Ending(Reason.RESET, "client", "asked for more answers than it read")]
+
+
+def test_what_cannot_be_sealed_any_more_is_the_reset_of_the_side_it_was_for() -> None:
+    end, peer = joined(ScriptedSocket(), ScriptedSocket(reads=[b"an answer"]))
+    end.tls = ScriptedTLS(seal_error=TLSBroken(errno.EPROTO, "protocol is shutdown"))
+    finished = Finished()
+
+    Mover(finished).relay_now(peer)
+
+    assert finished.endings == [Ending(Reason.RESET, "client", "protocol is shutdown")]
 
 
 def test_dropping_an_end_forgets_its_bytes_and_closes_its_dirty_pipe() -> None:
