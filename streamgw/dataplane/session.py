@@ -76,6 +76,8 @@ class Policy:
 class Session:
     """The one live record of a connection. Only its own task writes it; `status` reads it."""
 
+    number: int
+    """In the order of accept."""
     id: str
     listener: Listener
     end: End
@@ -131,14 +133,16 @@ class Sessions:
     """Told after a session has left the registry: room for another."""
     cut_reason: Reason = Reason.DRAIN
     """What a cancelled session says."""
-    _owing: dict[str, trio.CancelScope] = attrs.Factory(dict)
-    """Sessions whose client owes us TLS bytes, longest first."""
+    _owing: dict[int, trio.CancelScope] = attrs.Factory(dict)
+    """By number: the sessions whose client owes us TLS bytes."""
     _numbers: itertools.count[int] = attrs.Factory(lambda: itertools.count(1))
 
     def accept(self, listener: Listener, end: End, client: Address, server: Address) -> Session:
         """Register a connection that the pump has accepted. Whoever calls this then starts `run` in a nursery."""
+        number = next(self._numbers)
         session = Session(
-            id=f"{self.id_prefix}{next(self._numbers):x}",
+            number=number,
+            id=f"{self.id_prefix}{number:x}",
             listener=listener,
             end=end,
             facts=Facts(listener.transport, listener.name, client, server),
@@ -284,15 +288,15 @@ class Sessions:
     @contextmanager
     def _owes(self, session: Session, deadline: float, what: str) -> Iterator[None]:
         """While the client owes us TLS bytes; see `Policy.max_handshakes`."""
-        while len(self._owing) >= session.policy.max_handshakes:
-            longest = next(iter(self._owing))
-            self._owing.pop(longest).cancel()
-        scope = self._owing[session.id] = trio.CancelScope(deadline=deadline)
+        scope = self._owing[session.number] = trio.CancelScope(deadline=deadline)
+        while len(self._owing) > session.policy.max_handshakes:
+            # By number, not by who came here first: Trio runs what was accepted in one turn in any order.
+            self._owing.pop(min(self._owing)).cancel()
         try:
             with scope:
                 yield
         finally:
-            self._owing.pop(session.id, None)
+            self._owing.pop(session.number, None)
         if scope.cancelled_caught:
             if trio.current_time() >= deadline:
                 raise TLSFailed(f"the client did not send {what}")
