@@ -161,14 +161,6 @@ def test_who_has_no_good_certificate_is_refused_in_the_handshake(
     assert line["sni"] == GUARDED
 
 
-def test_an_allowed_certificate_without_its_key_is_worth_nothing(scene: Scene) -> None:
-    """s_client refuses to try; a certificate for another key is what a thief of certificates has."""
-    thief = Issued(ALICE.cert, MALLORY.key)
-
-    with pytest.raises(ssl.SSLError, match="KEY_VALUES_MISMATCH"):
-        trusting(identity=thief)
-
-
 # With a session from elsewhere
 
 

@@ -131,7 +131,7 @@ async def test_no_handshake_fails_and_the_new_certificate_is_served_at_once(
             for number in range(CLIENTS):
                 nursery.start_soon(crowd.run, (INLINE, REFERRED)[number % 2])
             for number in range(ROTATIONS):
-                await trio.sleep(DURATION_S / ROTATIONS)
+                await trio.sleep(DURATION_S / ROTATIONS)  # the pace of the rotations, not a wait for anything
                 rotations.append(scene.rotate((INLINE, REFERRED)[number % 2]))
             with trio.fail_after(PATIENCE_S):
                 while {rotation.serial for rotation in rotations[-2:]} - {

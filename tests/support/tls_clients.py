@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from tests.support.certificates import CA_PEM, Issued
-from tests.support.child import Child, find_program, running, wait_until
+from tests.support.child import Child, find_program, running
 from tests.support.servers import Prefix
 
 TIMEOUT_S = 20.0
@@ -324,19 +324,6 @@ class Witness:
             return count
         finally:
             self._listening.settimeout(TIMEOUT_S)
-
-
-def wait_for_listener(port: int) -> None:
-    """Wait until somebody accepts connections on this port."""
-
-    def accepts() -> bool:
-        try:
-            socket.create_connection((LOOPBACK, port), timeout=TIMEOUT_S).close()
-        except ConnectionRefusedError:
-            return False
-        return True
-
-    wait_until(accepts, what=f"somebody listens on {port}")
 
 
 def ssl_object(certificate: Issued, *names: str, **fields: object) -> dict[str, object]:
