@@ -1,4 +1,5 @@
-"""Nobody comes past the client-certificate rule of a name, nor past a TLS listener with something that is not TLS.
+"""Nobody comes past the client-certificate rule of a name: not without a certificate, nor with a session from elsewhere,
+another name, or a renegotiation. What is no proper hello is in test_tls_hellos.py.
 
 Each attempt ends with the reason that the documentation gives, and none reaches the upstream: a witness behind the
 gateway keeps everybody who ever connects.
@@ -8,123 +9,56 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
-import attrs
 import pytest
 
 from tests.support.certificates import CA_PEM, OTHER_CA, Issued, issue
 from tests.support.gateway import Gateway, stream_route
 from tests.support.hello import SERVER_NAME, hello, vector
-from tests.support.origin import named_origin
 from tests.support.ports import Ports
 from tests.support.tls_clients import (
-    Handwritten,
     TLSVisitor,
     Witness,
     alerts_in,
     is_refused,
     last_words,
-    recut,
     s_client,
     session_of,
     ssl_object,
     trusting,
-    whom,
+)
+from tests.support.tls_guarded import (
+    BOTH_NAMES,
+    GUARDED,
+    OPEN,
+    Scene,
+    guarded_gateway,
+    nobody_uninvited,
 )
 
 pytestmark = [pytest.mark.slow, pytest.mark.servers]
 
-OPEN, GUARDED = "open.test.com", "guarded.test.com"
 TLS_1_2 = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_2)
 TLS_1_3 = (ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_3)
-BOTH_NAMES = issue(OPEN, GUARDED)
-"""One pair for both names: what a wildcard certificate would be. Only the rule for clients differs."""
 ALICE = issue("alice@test.com")
 MALLORY = issue("mallory@test.com", ca=OTHER_CA)
 LAST_YEAR = dt.datetime.now(dt.UTC) - dt.timedelta(days=365)
 EXPIRED = issue("alice@test.com", not_before=LAST_YEAR - dt.timedelta(days=90), not_after=LAST_YEAR)
-HANDSHAKE_TIMEOUT_S = 1
-PREREAD_TIMEOUT_S = 1
-PREREAD_LIMIT_BYTES = 16_384
 UNRECOGNIZED_NAME = 112
-_SLOW = 100
-
-
-@attrs.frozen
-class Scene:
-    """A running gateway: open.test.com is for everybody, guarded.test.com for those with a certificate of our CA."""
-
-    gateway: Gateway
-    port: int
-    behind_open: Witness
-    behind_guarded: Witness
-    directory: Path
-
-    def ending_of(self, client: socket.socket | tuple[str, int]) -> Mapping[str, Any]:
-        """The access-log line of this client."""
-        host, port = client if isinstance(client, tuple) else client.getsockname()
-        return self.gateway.wait_for_access_line(
-            lambda line: line["client"] == f"{host}:{port}", what=f"of {host}:{port}"
-        )
-
-    def latest(self, act: Callable[[], object]) -> Mapping[str, Any]:
-        """The access-log line of the one session that `act` makes."""
-        self.wait_until_idle()
-        before = len(self.gateway.access_lines())
-        act()
-        self.wait_until_idle()
-        (line,) = self.gateway.access_lines()[before:]
-        return line
-
-    def wait_until_idle(self) -> None:
-        """Wait until every session so far has its line in the log."""
-        self.gateway.wait_for_status(
-            lambda status: status["sessions"]["total"] == len(self.gateway.access_lines()),
-            what="every session is over and logged",
-        )
 
 
 @pytest.fixture(scope="module")
 def running(ports: Ports, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    directory = tmp_path_factory.mktemp("bypass")
-    gateway, port = Gateway(directory / "gateway", ports), ports.take()
-    limits = {
-        "handshake_timeout_s": HANDSHAKE_TIMEOUT_S,
-        "preread_timeout_s": PREREAD_TIMEOUT_S,
-        "preread_limit_bytes": PREREAD_LIMIT_BYTES,
-    }
-    gateway.write_settings([{"addr": f"127.0.0.1:{port}", "tls": True}], streamgw={"limits": limits})
-    with Witness() as behind_open, Witness() as behind_guarded:
-        gateway.write_routes(
-            "routes.yaml",
-            stream_route("open", behind_open.port, sni=OPEN),
-            stream_route("guarded", behind_guarded.port, sni=GUARDED),
-            # Whoever is neither: a route that would take them, had they come through the handshake.
-            stream_route("rest", behind_guarded.port),
-            ssls=[
-                ssl_object(BOTH_NAMES, OPEN, id="open"),
-                ssl_object(BOTH_NAMES, GUARDED, id="guarded", client={"ca": CA_PEM}),
-            ],
-        )
-        with gateway.running():
-            yield Scene(gateway, port, behind_open, behind_guarded, directory)
+    with guarded_gateway(tmp_path_factory.mktemp("guarded"), ports) as scene:
+        yield scene
 
 
 @pytest.fixture
 def scene(running: Scene) -> Iterator[Scene]:
-    running.wait_until_idle()
-    running.behind_open.visitors()  # of tests before
-    yield running
-    uninvited = running.behind_guarded.visitors()
-    running.behind_open.let_go()
-    running.behind_guarded.let_go()
-    running.wait_until_idle()
-    assert uninvited + running.behind_guarded.visitors() == 0, "somebody came through uninvited"
+    with nobody_uninvited(running):
+        yield running
 
 
 # The proof that the witness sees: those who may come do.
@@ -363,165 +297,3 @@ def test_an_open_session_cannot_renegotiate(scene: Scene) -> None:
         # s_client gives up without a word.
         with pytest.raises(ConnectionResetError):
             behind.recv(100)
-
-
-# With a hello that is hard to read
-
-
-@pytest.mark.parametrize("records", [1, 3, 40])
-def test_a_hello_in_single_bytes_is_read_as_what_it_is(scene: Scene, records: int) -> None:
-    with Handwritten(scene.port, OPEN) as client:
-        client.send(recut(client.hello, records), piece_bytes=1)
-        client.finish()
-        with scene.behind_open.accept() as behind:
-            behind.sendall(b"welcome\n")
-        assert client.read() == b"welcome\n"
-
-
-@pytest.mark.parametrize("records", [1, 3, 40])
-def test_a_hello_in_single_bytes_does_not_get_past_the_guard(scene: Scene, records: int) -> None:
-    with Handwritten(scene.port, GUARDED) as client:
-        client.send(recut(client.hello, records), piece_bytes=1)
-        with contextlib.suppress(ssl.SSLError, ConnectionError):
-            client.finish()
-            assert client.read() == b""
-
-        line = scene.ending_of(client.socket)
-
-    assert (line["reason"], line["phase"], line["sni"]) == ("tls_failed", "handshake", GUARDED)
-
-
-@pytest.mark.parametrize("size", [2_000, 8_000, 16_000])
-def test_a_large_hello_is_read_whole(scene: Scene, size: int) -> None:
-    """Post-quantum key shares make hellos of 2 kB; at 16 kB the largest record is nearly full."""
-    with Handwritten(scene.port, OPEN, _talkative(size)) as client:
-        assert len(client.hello) > size
-        client.send(client.hello)
-        client.finish()
-        with scene.behind_open.accept() as behind:
-            behind.sendall(b"welcome\n")
-        assert client.read() == b"welcome\n"
-
-
-def test_the_limit_may_be_raised_for_hellos_of_several_records(gateway: Gateway, ports: Ports) -> None:
-    port = ports.take()
-    limits = {"preread_limit_bytes": 65_536}
-    gateway.write_settings([{"addr": f"127.0.0.1:{port}", "tls": True}], streamgw={"limits": limits})
-
-    with Witness() as witness:
-        gateway.write_routes(
-            "routes.yaml", stream_route("1", witness.port), ssls=[ssl_object(BOTH_NAMES, OPEN)]
-        )
-        with gateway.running(), Handwritten(port, OPEN, _talkative(40_000)) as client:
-            assert len(client.hello) > 40_000
-            client.send(client.hello)
-            client.finish()
-            with witness.accept() as behind:
-                behind.sendall(b"welcome\n")
-            assert client.read() == b"welcome\n"
-
-
-def test_a_hello_beyond_the_limit_is_not_waited_for(scene: Scene) -> None:
-    data = hello(GUARDED, message_bytes=PREREAD_LIMIT_BYTES + 1)
-
-    line = scene.latest(lambda: last_words(scene.port, data))
-
-    assert (line["reason"], line["fault"]) == ("preread_limit", "client")
-
-
-def _talkative(size: int) -> ssl.SSLContext:
-    """A client that offers so many protocols that its hello has at least so many bytes."""
-    context = trusting()
-    context.set_alpn_protocols([f"{number:0200}" for number in range(size // 201 + 1)])
-    return context
-
-
-# With what is no TLS
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"GET / HTTP/1.1\r\nHost: guarded.test.com\r\n\r\n",
-        b"\x00" * 100,
-        bytes(range(255, -1, -1)),
-        b"SSH-2.0-OpenSSH_9.2\r\n",
-        b"\x80\x2e\x01\x03\x01",  # an SSLv2 hello
-        b"\x16\x03\x01\x00\x00",  # an empty record
-        b"\x16\x03\x01\x00\x04\x02\x00\x00\x00",  # a ServerHello
-        b"\x15\x03\x01\x00\x02\x02\x00",  # an alert
-        b"\x17\x03\x03\x00\x05hello",  # data before any handshake
-        hello(GUARDED)[:20] + b"\xff" * 300,
-    ],
-    ids=["http", "zeros", "garbage", "ssh", "sslv2", "empty", "server-hello", "alert", "data", "spoiled"],
-)
-def test_what_is_no_hello_is_refused_at_once(scene: Scene, data: bytes) -> None:
-    line = scene.latest(lambda: last_words(scene.port, data))
-
-    assert (line["reason"], line["fault"], line["phase"]) == ("bad_preface", "client", "preread")
-    assert line["duration_s"] < PREREAD_TIMEOUT_S
-
-
-def test_a_hello_that_openssl_refuses_ends_in_the_handshake(scene: Scene) -> None:
-    """Good enough to be routed, not to be spoken with: no key share, no common signature."""
-    line = scene.latest(lambda: last_words(scene.port, hello(GUARDED)))
-
-    assert (line["reason"], line["phase"]) == ("tls_failed", "handshake")
-
-
-# With patience
-
-
-@pytest.mark.parametrize("sent", [b"", b"\x16", hello(GUARDED)[:-1]], ids=["silence", "1 byte", "all but 1"])
-def test_who_never_finishes_the_hello_is_cut_off(scene: Scene, sent: bytes) -> None:
-    line = scene.latest(lambda: last_words(scene.port, sent))
-
-    assert (line["reason"], line["fault"]) == ("preread_timeout", "client")
-    assert PREREAD_TIMEOUT_S <= line["duration_s"] < PREREAD_TIMEOUT_S + 1
-
-
-def test_who_goes_away_in_the_middle_of_the_hello_leaves_nothing_behind(scene: Scene) -> None:
-    line = scene.latest(lambda: last_words(scene.port, hello(GUARDED)[:-1], ends=True))
-
-    assert (line["reason"], line["fault"]) == ("preread_timeout", "client")
-    assert line["duration_s"] < PREREAD_TIMEOUT_S
-
-
-def test_who_never_finishes_the_handshake_is_cut_off(scene: Scene) -> None:
-    with Handwritten(scene.port, OPEN) as client:
-        client.send(client.hello)
-        with contextlib.suppress(ConnectionResetError):
-            while client.socket.recv(65_536):
-                pass
-
-        line = scene.ending_of(client.socket)
-
-    assert (line["reason"], line["phase"], line["fault"]) == ("tls_failed", "handshake", "client")
-    assert line["duration_s"] < HANDSHAKE_TIMEOUT_S + 1
-    assert scene.behind_open.visitors() == 0
-
-
-def test_a_flood_of_slow_hellos_starves_nobody(gateway: Gateway, ports: Ports, tmp_path: Path) -> None:
-    port, alpha = ports.take(), ports.take()
-    limits = {"max_handshakes": 8, "preread_timeout_s": 30, "handshake_timeout_s": 30}
-    gateway.write_settings([{"addr": f"127.0.0.1:{port}", "tls": True}], streamgw={"limits": limits})
-    gateway.write_routes("routes.yaml", stream_route("1", alpha), ssls=[ssl_object(BOTH_NAMES, OPEN)])
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(named_origin(tmp_path, alpha, "alpha"))
-        stack.enter_context(gateway.running())
-        for number in range(_SLOW):
-            sock = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-            sock.sendall(hello(OPEN)[: number % 50])
-
-        gateway.wait_for_status(
-            lambda status: status["sessions"]["total"] == _SLOW and status["sessions"]["active"] == 8,
-            what="as many owe their hello as may",
-        )
-
-        assert [whom(port, OPEN) for _ in range(5)] == ["alpha"] * 5
-
-        line = gateway.wait_for_access_line(
-            lambda line: line["reason"] == "tls_failed", what="one of the slow"
-        )
-        assert "made room" in line["detail"]
