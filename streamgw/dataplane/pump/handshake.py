@@ -8,7 +8,8 @@ RSA-4096): round trips of the ping-pong
     in the loop, one a turn p50 0.6 / 0.5 / 3.7 ms, p99 4 / 2-9 / 20 ms,      630-750 / 550-1180 / 160
     in threads              p50 0.5 / 0.4 / 0.2 ms, p99 3-6 / 3-4 / 14 ms,    570-750 / 600-700 / 150
 
-(the tails are the two cores': everybody's are the same). In the loop each message waits for at least one signature,
+(medians of short runs; on cores that were shared with more than the clients, single stalls were ten times as long, either
+way). In the loop each message waits for at least one signature,
 however long the operator's key is; with threads it waits for none, and a gateway with more cores uses them.
 """
 
