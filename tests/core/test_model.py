@@ -8,8 +8,11 @@ from streamgw.core.model import (
     Address,
     Facts,
     Listener,
+    Match,
     Node,
+    Passthrough,
     PrereadPlan,
+    Route,
     Source,
     Timeouts,
     Upstream,
@@ -86,3 +89,21 @@ def test_defaults_are_those_of_apisix() -> None:
 )
 def test_only_names_that_may_be_dialled_are_looked_up(node: Node, is_looked_up: bool) -> None:
     assert node.is_looked_up is is_looked_up
+
+
+@pytest.mark.parametrize(
+    ("passthrough", "tls_passthrough", "passes"),
+    [
+        ("never", True, False),
+        ("always", False, True),
+        ("route", True, True),
+        ("route", False, False),
+    ],
+)
+def test_the_listener_says_who_decides_about_passthrough(
+    passthrough: Passthrough, tls_passthrough: bool, passes: bool
+) -> None:
+    listener = Listener("tcp", "127.0.0.1", 9100, tls="required", passthrough=passthrough)
+    route = Route("1", Match(), None, Source("routes.d/a.yaml", 1), tls_passthrough=tls_passthrough)
+
+    assert route.passes_through(listener) is passes
