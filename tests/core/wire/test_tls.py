@@ -60,6 +60,7 @@ def said_by_openssl(context: ssl.SSLContext, server_name: str | None = None) -> 
 def openssl_client() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # the default depends on who built this Python
     return context
 
 
