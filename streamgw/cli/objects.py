@@ -14,7 +14,7 @@ import click
 
 from streamgw.cli.client import fetch_status, status_url
 from streamgw.cli.failure import DATA, TIMED_OUT, Failure, show_problems
-from streamgw.cli.options import read_settings
+from streamgw.cli.options import read_settings, with_output, with_paths
 from streamgw.cli.output import print_data, print_table
 from streamgw.config.compile import Loader
 from streamgw.config.documents import Document, parse_file
@@ -247,3 +247,49 @@ def _wait(target: Target, key: Key, digest: str | None, started: float) -> None:
             for problem in answer["config"]["problems"]
         ]
     raise Failure(TIMED_OUT, *lines)
+
+
+# The commands that every kind of object has, word for word
+
+
+def with_id(collection: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The id of an object that exists; a shell completes it."""
+    return click.argument("id_", metavar="ID", shell_complete=complete_id(collection))
+
+
+def add_get(group: click.Group, collection: str, about: str) -> None:
+    """`get ID`: print one object as it is written, without keys."""
+
+    @group.command(help=about)
+    @with_paths
+    @with_id(collection)
+    @with_output(default="yaml")
+    def get(config: Path, routes: Path, id_: str, output: str) -> None:
+        del config
+        get_object(routes, (collection, id_), output)
+
+
+def add_remove(group: click.Group, collection: str, about: str) -> None:
+    """`remove ID`: take one object out of the file it stands in."""
+
+    @group.command(help=about)
+    @with_paths
+    @with_id(collection)
+    @with_wait
+    def remove(config: Path, routes: Path, id_: str, wait: bool, timeout_s: float, url: str | None) -> None:
+        remove_object(Target(config, routes, wait, timeout_s, url), (collection, id_))
+
+
+def add_switch(group: click.Group, collection: str, *, enable: str, disable: str) -> None:
+    """`enable ID` and `disable ID`: only `status` changes in the file, and one that was never written stays away."""
+
+    def switch(name: str, about: str, change: Callable[[Mapping[str, Any]], Mapping[str, object]]) -> None:
+        @group.command(name=name, help=about)
+        @with_paths
+        @with_id(collection)
+        @with_wait
+        def run(config: Path, routes: Path, id_: str, wait: bool, timeout_s: float, url: str | None) -> None:
+            change_object(Target(config, routes, wait, timeout_s, url), (collection, id_), change)
+
+    switch("enable", enable, lambda data: {**data, "status": 1} if "status" in data else data)
+    switch("disable", disable, lambda data: {**data, "status": 0})

@@ -10,12 +10,11 @@ import click
 
 from streamgw.cli.objects import (
     Target,
+    add_get,
     add_object,
-    change_object,
-    complete_id,
-    get_object,
+    add_remove,
+    add_switch,
     list_objects,
-    remove_object,
     slugs,
     with_wait,
 )
@@ -135,45 +134,16 @@ def list_(config: Path, routes: Path, output: str) -> None:
     list_objects(routes, _COLLECTION, output, columns)
 
 
-@route.command()
-@with_paths
-@click.argument("id_", metavar="ID", shell_complete=complete_id(_COLLECTION))
-@with_output(default="yaml")
-def get(config: Path, routes: Path, id_: str, output: str) -> None:
-    """Print one route."""
-    del config
-    get_object(routes, (_COLLECTION, id_), output)
-
-
-@route.command()
-@with_paths
-@click.argument("id_", metavar="ID", shell_complete=complete_id(_COLLECTION))
-@with_wait
-def remove(config: Path, routes: Path, id_: str, wait: bool, timeout_s: float, url: str | None) -> None:
-    """Remove a route from the file it stands in. The rest of the file stays as it is."""
-    remove_object(Target(config, routes, wait, timeout_s, url), (_COLLECTION, id_))
-
-
-@route.command()
-@with_paths
-@click.argument("id_", metavar="ID", shell_complete=complete_id(_COLLECTION))
-@with_wait
-def enable(config: Path, routes: Path, id_: str, wait: bool, timeout_s: float, url: str | None) -> None:
-    """Let a route match again."""
-    target = Target(config, routes, wait, timeout_s, url)
-    change_object(
-        target, (_COLLECTION, id_), lambda data: {**data, "status": 1} if "status" in data else data
-    )
-
-
-@route.command()
-@with_paths
-@click.argument("id_", metavar="ID", shell_complete=complete_id(_COLLECTION))
-@with_wait
-def disable(config: Path, routes: Path, id_: str, wait: bool, timeout_s: float, url: str | None) -> None:
-    """Make a route match nothing. Only its status changes in the file."""
-    target = Target(config, routes, wait, timeout_s, url)
-    change_object(target, (_COLLECTION, id_), lambda data: {**data, "status": 0})
+add_get(route, _COLLECTION, "Print one route.")
+add_remove(
+    route, _COLLECTION, "Remove a route from the file it stands in. The rest of the file stays as it is."
+)
+add_switch(
+    route,
+    _COLLECTION,
+    enable="Let a route match again.",
+    disable="Make a route match nothing. Only its status changes in the file.",
+)
 
 
 def _port(text: str) -> int | str:

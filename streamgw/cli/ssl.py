@@ -16,12 +16,13 @@ from streamgw.cli.certificates import CERTIFICATE, KEY, Card, names_in, read_car
 from streamgw.cli.failure import DATA, show_problems
 from streamgw.cli.objects import (
     Target,
+    add_get,
     add_object,
+    add_remove,
+    add_switch,
     change_object,
     complete_id,
-    get_object,
     read_documents,
-    remove_object,
     slugs,
     with_wait,
 )
@@ -314,42 +315,11 @@ def _counted(count: int) -> str:
     return f"{count} certificate{'' if count == 1 else 's'}"
 
 
-@ssl.command()
-@with_paths
-@click.argument("id_", metavar="ID", shell_complete=complete_id(_COLLECTION))
-@with_output(default="yaml")
-def get(config: Path, routes: Path, id_: str, output: str) -> None:
-    """Print one certificate as it is written, with *** for keys."""
-    del config
-    get_object(routes, (_COLLECTION, id_), output)
-
-
-@ssl.command()
-@with_paths
-@click.argument("id_", metavar="ID", shell_complete=complete_id(_COLLECTION))
-@with_wait
-def remove(config: Path, routes: Path, id_: str, wait: bool, timeout_s: float, url: str | None) -> None:
-    """Remove a certificate. Sessions that it secures go on."""
-    remove_object(Target(config, routes, wait, timeout_s, url), (_COLLECTION, id_))
-
-
-@ssl.command()
-@with_paths
-@click.argument("id_", metavar="ID", shell_complete=complete_id(_COLLECTION))
-@with_wait
-def enable(config: Path, routes: Path, id_: str, wait: bool, timeout_s: float, url: str | None) -> None:
-    """Serve a certificate again."""
-    target = Target(config, routes, wait, timeout_s, url)
-    change_object(
-        target, (_COLLECTION, id_), lambda data: {**data, "status": 1} if "status" in data else data
-    )
-
-
-@ssl.command()
-@with_paths
-@click.argument("id_", metavar="ID", shell_complete=complete_id(_COLLECTION))
-@with_wait
-def disable(config: Path, routes: Path, id_: str, wait: bool, timeout_s: float, url: str | None) -> None:
-    """Stop serving a certificate. Only its status changes in the file."""
-    target = Target(config, routes, wait, timeout_s, url)
-    change_object(target, (_COLLECTION, id_), lambda data: {**data, "status": 0})
+add_get(ssl, _COLLECTION, "Print one certificate as it is written, with *** for keys.")
+add_remove(ssl, _COLLECTION, "Remove a certificate. Sessions that it secures go on.")
+add_switch(
+    ssl,
+    _COLLECTION,
+    enable="Serve a certificate again.",
+    disable="Stop serving a certificate. Only its status changes in the file.",
+)

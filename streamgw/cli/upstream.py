@@ -13,11 +13,10 @@ import click
 
 from streamgw.cli.objects import (
     Target,
+    add_get,
     add_object,
-    complete_id,
-    get_object,
+    add_remove,
     list_objects,
-    remove_object,
     slugs,
     with_wait,
 )
@@ -191,20 +190,5 @@ def list_(config: Path, routes: Path, output: str) -> None:
     list_objects(routes, _COLLECTION, output, columns)
 
 
-@upstream.command()
-@with_paths
-@click.argument("id_", metavar="ID", shell_complete=complete_id(_COLLECTION))
-@with_output(default="yaml")
-def get(config: Path, routes: Path, id_: str, output: str) -> None:
-    """Print one upstream."""
-    del config
-    get_object(routes, (_COLLECTION, id_), output)
-
-
-@upstream.command()
-@with_paths
-@click.argument("id_", metavar="ID", shell_complete=complete_id(_COLLECTION))
-@with_wait
-def remove(config: Path, routes: Path, id_: str, wait: bool, timeout_s: float, url: str | None) -> None:
-    """Remove an upstream that no route refers to."""
-    remove_object(Target(config, routes, wait, timeout_s, url), (_COLLECTION, id_))
+add_get(upstream, _COLLECTION, "Print one upstream.")
+add_remove(upstream, _COLLECTION, "Remove an upstream that no route refers to.")
