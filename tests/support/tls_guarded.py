@@ -20,7 +20,7 @@ BOTH_NAMES = issue(OPEN, GUARDED)
 """One pair for both names: what a wildcard certificate would be. Only the rule for clients differs."""
 HANDSHAKE_TIMEOUT_S = 1
 PREREAD_TIMEOUT_S = 1
-PREREAD_LIMIT_BYTES = 16_384
+PREREAD_LIMIT_BYTES = 20_000
 
 
 @attrs.frozen
