@@ -85,6 +85,7 @@ class Supervisor:
         self.worker = Worker(settings, routes, self.sockets)
         self.settings_status = ReloadStatus(warnings=settings.warnings, applied_at=datetime.now(UTC))
         self.board = StatusBoard(self.worker, lambda: self.settings_status)
+        self._reloading = trio.Lock()
         self._log = structlog.get_logger()
 
     async def run(self, beside: Extra | None = None) -> None:
@@ -102,7 +103,7 @@ class Supervisor:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._watch_signals)
                 await nursery.start(self.worker.run)
-                self.worker.start_listening()
+                self.worker.listen()
                 if settings.status is not None:
                     await nursery.start(self._serve_status, settings.status)
                 await nursery.start(self._watch_settings)
@@ -177,7 +178,15 @@ class Supervisor:
                 await self._reload_settings()
 
     async def _reload_settings(self) -> None:
-        """Read conf/config.yaml again; apply it whole, or keep what runs and say why."""
+        """Read conf/config.yaml again; apply it whole, or keep what runs and say why.
+
+        One at a time: of two that a signal and the watcher asked for, the one that read the older file must not be the
+        one that applies last.
+        """
+        async with self._reloading:
+            await self._look_at_settings()
+
+    async def _look_at_settings(self) -> None:
         try:
             settings = await trio.to_thread.run_sync(lambda: load_settings(self.config, environ=os.environ))
             if settings == self.worker.settings or self.worker.draining:

@@ -144,17 +144,17 @@ class Worker:
         try:
             finish = self.sockets.replace(settings.listeners, let_go=self._let_go)
         except BindError:
-            self.listeners.sync(self.sockets.bound())
+            self.listen()
             raise
         self.settings = settings
         self.sessions.policy = _policy(settings)
         self._format = self._formatter(settings)
-        self.listeners.sync(self.sockets.bound())
+        self.listen()
         finish()
         self.reloader.poke()
 
-    def start_listening(self) -> None:
-        """Accept from the sockets that are bound. Called once, when there is a snapshot."""
+    def listen(self) -> None:
+        """Accept from exactly the sockets that are bound. For the first time when there is a snapshot."""
         self.listeners.sync(self.sockets.bound())
 
     def drain(self, deadline: float) -> None:

@@ -81,7 +81,7 @@ async def worker_on(tmp_path: Path, **settings: object) -> AsyncIterator[Scene]:
             ports = tuple(listener.socket.getsockname()[1] for listener in listeners)
             write_routes(routes, ports[0])
             await nursery.start(worker.run)
-            worker.start_listening()
+            worker.listen()
             yield Scene(worker, routes, ports, access_log)
             worker.drain(trio.current_time())
             await worker.ended.wait()
