@@ -131,8 +131,6 @@ class Sessions:
     totals: Totals = attrs.Factory(Totals)
     on_left: Callable[[], None] = lambda: None
     """Told after a session has left the registry: room for another."""
-    cut_reason: Reason = Reason.DRAIN
-    """What a cancelled session says."""
     _owing: dict[int, trio.CancelScope] = attrs.Factory(dict)
     """By number: the sessions whose client owes us TLS bytes."""
     _numbers: itertools.count[int] = attrs.Factory(lambda: itertools.count(1))
@@ -161,9 +159,9 @@ class Sessions:
         """Live one session to its end: the boundary, beyond which no exception of a session gets.
 
         Cancellation:
-          Both sockets are reset, the outcome says `drain` (or what `cut_reason` says), Cancelled goes on.
+          Both sockets are reset, the outcome says `drain`, Cancelled goes on.
         """
-        ending = Ending(self.cut_reason)
+        ending = Ending(Reason.DRAIN)
         fault: Fault | None = None
         try:
             ending = await self._live(session)
@@ -174,7 +172,7 @@ class Sessions:
             self.on_bug(session, error)
         finally:
             # A refused client (no route, no node) sees a plain close, as behind APISIX. A cut one must not look complete.
-            cut = ending.reason in {Reason.BUG, Reason.EXHAUSTED, self.cut_reason}
+            cut = ending.reason in {Reason.BUG, Reason.EXHAUSTED, Reason.DRAIN}
             self.pump.close(session.end, reset=cut)
             self._leave(session, ending, fault)
 
