@@ -362,6 +362,16 @@ class LimitSettings:
     """Of one TLS handshake, with a client or with a node, from its first byte."""
     max_handshakes: Annotated[int, integer(1)] = 256
     """With clients, at the same time."""
+    max_udp_sessions: Count = 10_000
+    """Each holds a descriptor."""
+    max_udp_sessions_per_listener: Count = 0
+    """A listener's own `max_sessions` goes first."""
+    max_udp_sessions_per_client: Count = 4096
+    """Of one client address, whatever its ports."""
+    udp_session_rate_per_client: Seconds = 0.0
+    """New sessions per second of one client address; as many may come at once."""
+    udp_queue_datagrams: Annotated[int, integer(1, 1024)] = 16
+    """Held per session while its upstream socket is being opened."""
 
 
 @attrs.frozen(kw_only=True)

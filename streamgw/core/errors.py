@@ -52,6 +52,12 @@ class Reason(enum.StrEnum):
     """Cut at the drain deadline."""
     KILLED = "killed"
     """Ended by an operator."""
+    REJECTED = "rejected"
+    """A plugin refused the client; `detail` names it."""
+    EVICTED = "evicted"
+    """A UDP session that made room for another one at a limit."""
+    MOVED = "moved"
+    """A UDP session whose node went away: the client's next datagram began another one."""
     BUG = "bug"
 
 

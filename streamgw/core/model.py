@@ -179,6 +179,9 @@ class UpstreamTLS:
     verify: bool = False
 
 
+BalancerType = Literal["roundrobin", "chash", "least_conn", "ewma"]
+
+
 @attrs.frozen
 class Upstream:
     """Where a route's sessions go."""
@@ -187,17 +190,21 @@ class Upstream:
     """Identity across reloads: `upstreams/1`, or `stream_routes/mysql/upstream` for an inline one. The pool keeps
     the balancer's position of an upstream whose key and nodes did not change."""
     nodes: tuple[Node, ...]
-    type: Literal["roundrobin"] = "roundrobin"
+    type: BalancerType = "roundrobin"
     retries: int | None = None
     """Further nodes tried after a failed connect. None: one less than there are nodes; 0: none."""
     retry_timeout_s: float = 0.0
     """No new attempt this long after the first began; 0 is no limit."""
     timeouts: Timeouts = Timeouts()
     proxy_protocol: ProxyProtocolOut | None = None
-    """None: what the listener says."""
+    """None: what the listener says. Over UDP only v2 exists, and only the upstream's own setting counts."""
     name: str = ""
     tls: UpstreamTLS | None = None
     """`scheme: tls`."""
+    hash_key: str = ""
+    """Of chash: a template with nginx's variables, `$remote_addr` or `$remote_addr$server_port`."""
+    proxy_protocol_on_each: bool = False
+    """Over UDP: the PROXY header stands before every datagram of the client, not only before the first."""
 
 
 @attrs.frozen
@@ -222,6 +229,22 @@ class Match:
 
 
 @attrs.frozen
+class DatagramRules:
+    """What a route says about its UDP sessions. Nothing of it counts for TCP."""
+
+    idle_s: float | None = None
+    """No datagram either way for this long ends the session. None: the upstream's `timeouts.idle_s`."""
+    responses: int | None = None
+    """The session ends when each datagram of the client has had this many answers (nginx `proxy_responses`). 0: it ends
+    with the datagram, none is waited for: right for syslog. None: only idleness ends it."""
+    requests: int = 0
+    """The datagram after this many begins a new session, with a new pick; the old one still passes on its answers (nginx
+    `proxy_requests`). 0: no limit."""
+    amplification: float = 0.0
+    """Until the client has answered: at most this many bytes to it for each byte from it. 0: no limit."""
+
+
+@attrs.frozen
 class Route:
     """One stream route, references resolved: `upstream_id` and `service_id` never reach the data plane."""
 
@@ -234,6 +257,7 @@ class Route:
     service_id: str = ""
     tls_passthrough: bool = False
     """Counts on listeners with `passthrough: route` only."""
+    udp: DatagramRules = DatagramRules()
 
     def passes_through(self, listener: Listener) -> bool:
         """Whether a TLS client of this listener and route is handed on untouched."""
@@ -309,3 +333,8 @@ class Outcome:
     tls_version: str = ""
     """`TLSv1.3` when terminated here; `passthrough`; empty for a plain client."""
     tls_cipher: str = ""
+    datagrams_up: int = 0
+    """Of a UDP session: handed to the upstream's socket."""
+    datagrams_down: int = 0
+    datagrams_dropped: int = 0
+    """Both ways, after the session was opened."""
