@@ -7,23 +7,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import attrs
 import click
 
 from streamgw.cli.options import read_settings, with_paths
 from streamgw.cli.output import print_data, print_table
-from streamgw.cli.tls import (
-    TLSExplanation,
-    explain_tls,
-    facts_with_hello,
-    rank_certificates,
-    show_tls,
-    tls_as_data,
-)
-from streamgw.config.compile import Compilation, Loader
+from streamgw.config.compile import Loader
 from streamgw.config.store import Store
+from streamgw.control.explain import Meeting, accepts, as_data, is_any, meet, show_tls
 from streamgw.core.model import Address, Facts, Listener
-from streamgw.core.router import Explanation
 from streamgw.core.wire.tls import ClientHello
 
 
@@ -62,49 +53,15 @@ def explain(  # noqa: PLR0913, PLR0917  # one parameter per option
     settings = read_settings(config)
     listener, facts = _facts(settings.listeners, _address(remote_addr), server_addr, server_port)
     loader = Loader(Store(routes), environ=os.environ, tls=lambda: settings.tls)
-    meeting = _meet(listener, facts, said, loader.load(settings.listeners))
+    found = loader.load(settings.listeners)
+    meeting = meet(listener, facts, said, found.snapshot, found.documents)
     if as_json:
-        print_data(_as_data(meeting), "json")
+        print_data(as_data(meeting), "json")
     else:
         _show(meeting)
 
 
-@attrs.frozen
-class _Meeting:
-    """One client, one listener, and what comes of it."""
-
-    listener: Listener | None
-    facts: Facts
-    routing: Explanation
-    tls: TLSExplanation | None
-    """None: the listener does not look for TLS."""
-    is_hello_unread: bool
-    """A hello was described, and nobody there reads one."""
-
-
-def _meet(listener: Listener | None, facts: Facts, said: ClientHello | None, found: Compilation) -> _Meeting:
-    looks = listener is None or listener.tls != "off"
-    hello = said if looks else None
-    if listener is None:
-        # Nobody there: what a listener with TLS would do with the name is still worth knowing.
-        name, alpn = (hello.server_name, hello.alpn) if hello else (None, ())
-        facts = attrs.evolve(facts, server_name=name, alpn=alpn)
-    elif hello is None and listener.tls == "required":
-        hello = ClientHello(None, (), ())
-    if listener is not None:
-        facts = facts_with_hello(facts, listener, hello)
-    snapshot = found.snapshot
-    routing = snapshot.router.explain(facts)
-    tls = None
-    if listener is not None and looks:
-        tls = explain_tls(listener, hello, facts, routing.winner, snapshot)
-        if tls.does in {"terminate", "refuse"} and facts.server_name:
-            ranked = rank_certificates(facts.server_name, snapshot, found.documents)
-            tls = attrs.evolve(tls, candidates=ranked)
-    return _Meeting(listener, facts, routing, tls, is_hello_unread=said is not None and not looks)
-
-
-def _show(meeting: _Meeting) -> None:
+def _show(meeting: Meeting) -> None:
     facts, winner = meeting.facts, meeting.routing.winner
     click.echo(_headline(meeting))
     if meeting.listener is None:
@@ -141,7 +98,7 @@ def _show(meeting: _Meeting) -> None:
     )
 
 
-def _headline(meeting: _Meeting) -> str:
+def _headline(meeting: Meeting) -> str:
     facts = meeting.facts
     line = f"{facts.client.host} → {facts.server}"
     if facts.server_name:
@@ -149,32 +106,6 @@ def _headline(meeting: _Meeting) -> str:
         if meeting.tls is not None and meeting.tls.has_fallback_name:
             line += " (fallback_sni: the client sends none)"
     return line + (f", offers {', '.join(facts.alpn)}" if facts.alpn else "")
-
-
-def _as_data(meeting: _Meeting) -> dict[str, object]:
-    facts, winner = meeting.facts, meeting.routing.winner
-    return {
-        "client": facts.client.host,
-        "server": str(facts.server),
-        "sni": facts.server_name,
-        "alpn": list(facts.alpn),
-        "listener": facts.listener or None,
-        "winner": winner.id if winner else None,
-        "tls": tls_as_data(meeting.listener, facts, meeting.tls)
-        if meeting.listener and meeting.tls
-        else None,
-        "routes": [
-            {
-                "id": verdict.route.id,
-                "file": verdict.route.source.file,
-                "line": verdict.route.source.line,
-                "priority": verdict.route.priority,
-                "wins": verdict.wins,
-                "why": verdict.why,
-            }
-            for verdict in meeting.routing.verdicts
-        ],
-    }
 
 
 def _said(sni: str | None, no_sni: bool, alpn: tuple[str, ...]) -> ClientHello | None:
@@ -210,31 +141,17 @@ def _facts(
         (server_port,) = ports
     if server_addr is None:
         own = [
-            listener.host for listener in listeners if listener.port == server_port and not _is_any(listener)
+            listener.host for listener in listeners if listener.port == server_port and not is_any(listener)
         ]
         server_addr = own[0] if own else "::1" if ":" in client else "127.0.0.1"
     server = Address(_address(server_addr), server_port)
-    accepting = [listener for listener in listeners if _accepts(listener, server)]
+    accepting = [listener for listener in listeners if accepts(listener, server)]
     listener = accepting[0] if accepting else None
     return listener, Facts("tcp", listener.name if listener else "", Address(client, 0), server)
 
 
 def _shown(listeners: Sequence[Listener]) -> str:
     return ", ".join(listener.name for listener in listeners) or "config.yaml has no listener"
-
-
-def _is_any(listener: Listener) -> bool:
-    return listener.dual_stack or listener.host in {"0.0.0.0", "::"}  # noqa: S104  # compared, not bound
-
-
-def _accepts(listener: Listener, server: Address) -> bool:
-    if listener.port != server.port:
-        return False
-    if listener.dual_stack:
-        return True
-    if _is_any(listener):
-        return (":" in listener.host) == (":" in server.host)
-    return listener.host == server.host
 
 
 def _address(text: str) -> str:

@@ -1,6 +1,7 @@
-"""What a listener does with a TLS client, and which certificate it serves: for `streamgw explain`.
+"""What becomes of one client, and why: for `streamgw explain` and for the control API.
 
-The decisions are those of `dataplane/session.py`, asked of the same objects; here they get their reasons.
+The decisions are those of `dataplane/session.py`, asked of the same objects; here they get their reasons. Plain functions:
+the command line runs them without a gateway.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import attrs
 
 from streamgw.config.documents import Document
 from streamgw.config.schema import SSLSpec
-from streamgw.core.model import Certificate, Facts, Listener, Route, Source
+from streamgw.core.model import Address, Certificate, Facts, Listener, Route, Source
+from streamgw.core.router import Explanation
 from streamgw.core.snapshot import Snapshot
 from streamgw.core.sni import matches_name
 from streamgw.core.wire.tls import ClientHello
@@ -42,6 +44,98 @@ class TLSExplanation:
     """The server name is the listener's, not the client's."""
     certificate: Certificate | None = None
     candidates: tuple[Candidate, ...] = ()
+
+
+@attrs.frozen
+class Meeting:
+    """One client, one listener, and what comes of it."""
+
+    listener: Listener | None
+    facts: Facts
+    routing: Explanation
+    tls: TLSExplanation | None
+    """None: the listener does not look for TLS."""
+    is_hello_unread: bool
+    """A hello was described, and nobody there reads one."""
+
+
+def meet(
+    listener: Listener | None,
+    facts: Facts,
+    said: ClientHello | None,
+    snapshot: Snapshot,
+    documents: Sequence[Document],
+) -> Meeting:
+    """Let this client meet this listener.
+
+    Args:
+      listener: None: nobody listens there. What a listener with TLS would make of the client is said then.
+      facts: addresses; what the hello adds is added here.
+      said: the hello that the client sends; None: none.
+      snapshot: decides.
+      documents: of the same snapshot, for the certificates that are not served.
+    """
+    looks = listener is None or listener.tls != "off"
+    hello = said if looks else None
+    if listener is None:
+        # Nobody there: what a listener with TLS would do with the name is still worth knowing.
+        name, alpn = (hello.server_name, hello.alpn) if hello else (None, ())
+        facts = attrs.evolve(facts, server_name=name, alpn=alpn)
+    elif hello is None and listener.tls == "required":
+        hello = ClientHello(None, (), ())
+    if listener is not None:
+        facts = facts_with_hello(facts, listener, hello)
+    routing = snapshot.router.explain(facts)
+    tls = None
+    if listener is not None and looks:
+        tls = explain_tls(listener, hello, facts, routing.winner, snapshot)
+        if tls.does in {"terminate", "refuse"} and facts.server_name:
+            ranked = rank_certificates(facts.server_name, snapshot, documents)
+            tls = attrs.evolve(tls, candidates=ranked)
+    return Meeting(listener, facts, routing, tls, is_hello_unread=said is not None and not looks)
+
+
+def is_any(listener: Listener) -> bool:
+    """Whether it listens on every address of the machine."""
+    return listener.dual_stack or listener.host in {"0.0.0.0", "::"}  # noqa: S104  # compared, not bound
+
+
+def accepts(listener: Listener, server: Address) -> bool:
+    """Whether a client that connects to this address ends up at this listener."""
+    if listener.port != server.port:
+        return False
+    if listener.dual_stack:
+        return True
+    if is_any(listener):
+        return (":" in listener.host) == (":" in server.host)
+    return listener.host == server.host
+
+
+def as_data(meeting: Meeting) -> dict[str, object]:
+    """The whole answer for programs."""
+    facts, winner = meeting.facts, meeting.routing.winner
+    return {
+        "client": facts.client.host,
+        "server": str(facts.server),
+        "sni": facts.server_name,
+        "alpn": list(facts.alpn),
+        "listener": facts.listener or None,
+        "winner": winner.id if winner else None,
+        "tls": tls_as_data(meeting.listener, facts, meeting.tls)
+        if meeting.listener and meeting.tls
+        else None,
+        "routes": [
+            {
+                "id": verdict.route.id,
+                "file": verdict.route.source.file,
+                "line": verdict.route.source.line,
+                "priority": verdict.route.priority,
+                "wins": verdict.wins,
+                "why": verdict.why,
+            }
+            for verdict in meeting.routing.verdicts
+        ],
+    }
 
 
 def facts_with_hello(facts: Facts, listener: Listener, hello: ClientHello | None) -> Facts:

@@ -1,10 +1,10 @@
-"""What a listener does with TLS. The command's own words about it are tested in test_explain.py."""
+"""What a listener does with TLS. The whole of an explanation is tested with the command: tests/cli/test_explain.py."""
 
 from __future__ import annotations
 
 import pytest
 
-from streamgw.cli.tls import explain_tls, facts_with_hello
+from streamgw.control.explain import explain_tls, facts_with_hello
 from streamgw.core.model import (
     Address,
     Facts,
