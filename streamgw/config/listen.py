@@ -2,7 +2,7 @@
 
 Source:
   APISIX `apisix/cli/ops.lua` and `apisix/cli/schema.lua`: forms and error texts. Ours are `optional` and `required`
-  PROXY headers, the version sent on, `tls: optional`, `fallback_sni` and `max_sessions`.
+  PROXY headers, the version sent on, `tls: optional`, `fallback_sni`, `max_sessions`, and objects for UDP.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, TypeAlias, TypeVar
 
 import attrs
 
 from streamgw.config.rules import Count, HostName
 from streamgw.config.strict import Fault, Rule, Wrong, each, shown, structure
 from streamgw.config.yaml_reader import Path
-from streamgw.core.model import Listener, Passthrough, ProxyProtocolIn, ProxyProtocolOut, TLSIn
+from streamgw.core.model import Listener, Passthrough, ProxyProtocolIn, ProxyProtocolOut, TLSIn, Transport
 
-Kind = Literal["tcp", "udp"]
 TCP_PATH: Path = ("apisix", "stream_proxy", "tcp")
 UDP_PATH: Path = ("apisix", "stream_proxy", "udp")
 
@@ -38,7 +37,7 @@ class Endpoint:
     path: str = ""
 
 
-def endpoint_rule(kind: Kind) -> Rule[Endpoint]:
+def endpoint_rule(kind: Transport) -> Rule[Endpoint]:
     """The rule for an address: `9100`, `"127.0.0.1:9101"`, `"[::1]:9100"`, `"2000-2100"`, `"unix:/path"` (TCP)."""
 
     def rule(value: object) -> Endpoint:
@@ -50,7 +49,7 @@ def endpoint_rule(kind: Kind) -> Rule[Endpoint]:
     return rule
 
 
-def _parse_endpoint(value: object, kind: Kind) -> Endpoint:
+def _parse_endpoint(value: object, kind: Transport) -> Endpoint:
     if type(value) is int:
         return _with_ports("", value, value, value)
     if type(value) is float:
@@ -136,16 +135,33 @@ class Entry:
             yield Fault(("fallback_sni",), message, at_key=True)
 
 
+@attrs.frozen(kw_only=True)
+class DatagramEntry:
+    """One item of the UDP list. The object form is ours: APISIX has numbers and text only."""
+
+    addr: Annotated[Endpoint, endpoint_rule("udp")]
+    max_sessions: Count | None = None
+
+
 def _tcp_entry(value: object) -> Entry:
     return structure(value, Entry) if isinstance(value, dict) else Entry(addr=endpoint_rule("tcp")(value))
 
 
-def _list_of(rule: Callable[[object], Entry | Endpoint]) -> Callable[[object], tuple[Entry | Endpoint, ...]]:
+def _udp_entry(value: object) -> DatagramEntry:
+    if isinstance(value, dict):
+        return structure(value, DatagramEntry)
+    return DatagramEntry(addr=endpoint_rule("udp")(value))
+
+
+_AnyEntry = TypeVar("_AnyEntry", Entry, DatagramEntry)
+
+
+def _list_of(rule: Callable[[object], _AnyEntry]) -> Callable[[object], tuple[_AnyEntry, ...]]:
     return lambda values: each(rule, values)
 
 
 TCPEntries: TypeAlias = Annotated[tuple[Entry, ...], _list_of(_tcp_entry)]
-UDPEntries: TypeAlias = Annotated[tuple[Endpoint, ...], _list_of(endpoint_rule("udp"))]
+UDPEntries: TypeAlias = Annotated[tuple[DatagramEntry, ...], _list_of(_udp_entry)]
 
 
 @attrs.frozen(kw_only=True)
@@ -156,6 +172,7 @@ class Defaults:
     proxy_protocol: ProxyProtocolIn
     proxy_protocol_to_upstream: ProxyProtocolOut
     max_sessions: int
+    max_udp_sessions: int = 0
     fallback_sni: str = ""
     is_tls_on: bool = True
     """`apisix.ssl.enable`: whether a listener may terminate TLS."""
@@ -163,38 +180,48 @@ class Defaults:
 
 @attrs.frozen
 class Listeners:
-    """The list, spelled out."""
+    """The lists, spelled out: TCP first."""
 
     served: tuple[Listener, ...]
     faults: tuple[Fault, ...]
 
 
-def build_listeners(entries: Sequence[Entry], defaults: Defaults) -> Listeners:
-    """One listener per address and port.
+def build_listeners(tcp: Sequence[Entry], defaults: Defaults, udp: Sequence[DatagramEntry] = ()) -> Listeners:
+    """One listener per transport, address and port: TCP and UDP do not meet, so they may share a port number.
 
-    A bare port is one socket for both families, unless the same port also stands in the list with `[::]` or `0.0.0.0`:
+    A bare port is one socket for both families, unless the same port also stands in its list with `[::]` or `0.0.0.0`:
     then it is IPv4 only, as it is in APISIX, whose way to listen on both is to list both.
     """
+    streams = _spell_out(TCP_PATH, [(entry.addr, _stream(entry, defaults)) for entry in tcp], defaults)
+    datagrams = _spell_out(UDP_PATH, [(entry.addr, _datagram(entry, defaults)) for entry in udp], defaults)
+    refused = tuple(
+        Fault((*TCP_PATH, position, "tls"), "expected false: 'apisix.ssl.enable' is false")
+        for position, entry in enumerate(tcp)
+        if entry.tls != "off" and not defaults.is_tls_on
+    )
+    return Listeners(streams.served + datagrams.served, streams.faults + refused + datagrams.faults)
+
+
+def _spell_out(path: Path, entries: Sequence[tuple[Endpoint, Listener]], defaults: Defaults) -> Listeners:
+    """The listeners of one list; whatever stands in it twice is a fault."""
     taken = {
-        (entry.addr.host, port)
-        for entry in entries
-        if entry.addr.host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
-        for port in _ports(entry.addr)
+        (endpoint.host, port)
+        for endpoint, _ in entries
+        if endpoint.host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+        for port in _ports(endpoint)
     }
     served: list[Listener] = []
     faults: list[Fault] = []
     first_at: dict[str, int] = {}
-    for position, entry in enumerate(entries):
-        path = (*TCP_PATH, position)
-        for listener in _spell_out(entry, defaults, taken):
+    for position, (endpoint, plain) in enumerate(entries):
+        for listener in _on_each_port(endpoint, plain, defaults, taken):
             first = first_at.setdefault(listener.name, position)
             if first != position:
-                name = listener.name.removeprefix("tcp ")
-                faults.append(Fault(path, f"{name} is listed twice, first as tcp[{first}]"))
+                name = listener.name.removeprefix(f"{listener.transport} ")
+                message = f"{name} is listed twice, first as {listener.transport}[{first}]"
+                faults.append(Fault((*path, position), message))
                 break
             served.append(listener)
-        if entry.tls != "off" and not defaults.is_tls_on:
-            faults.append(Fault((*path, "tls"), "expected false: 'apisix.ssl.enable' is false"))
     return Listeners(tuple(served), tuple(faults))
 
 
@@ -209,14 +236,14 @@ def _passthrough(entry: Entry) -> Passthrough:
     return "always" if entry.tls == "off" else "route"
 
 
-def _spell_out(entry: Entry, defaults: Defaults, taken: set[tuple[str, int]]) -> Iterator[Listener]:
-    endpoint = entry.addr
+def _stream(entry: Entry, defaults: Defaults) -> Listener:
+    """What an entry says of each of its listeners."""
     has_tls = entry.tls != "off" or entry.tls_passthrough
-    plain = Listener(
+    return Listener(
         transport="tcp",
-        host=endpoint.host or ("unix:" if endpoint.path else "::"),
+        host=entry.addr.host or ("unix:" if entry.addr.path else "::"),
         port=0,
-        path=endpoint.path,
+        path=entry.addr.path,
         proxy_protocol=entry.proxy_protocol or defaults.proxy_protocol,
         proxy_protocol_to_upstream=entry.proxy_protocol_to_upstream or defaults.proxy_protocol_to_upstream,
         max_sessions=defaults.max_sessions if entry.max_sessions is None else entry.max_sessions,
@@ -224,6 +251,21 @@ def _spell_out(entry: Entry, defaults: Defaults, taken: set[tuple[str, int]]) ->
         passthrough=_passthrough(entry),
         fallback_sni=(entry.fallback_sni or defaults.fallback_sni) if has_tls else "",
     )
+
+
+def _datagram(entry: DatagramEntry, defaults: Defaults) -> Listener:
+    """As `_stream`. No PROXY header is taken from a datagram, nor TLS ended in one, whatever the defaults."""
+    return Listener(
+        transport="udp",
+        host=entry.addr.host or "::",
+        port=0,
+        max_sessions=defaults.max_udp_sessions if entry.max_sessions is None else entry.max_sessions,
+    )
+
+
+def _on_each_port(
+    endpoint: Endpoint, plain: Listener, defaults: Defaults, taken: set[tuple[str, int]]
+) -> Iterator[Listener]:
     if endpoint.path:
         yield plain
     elif endpoint.host:

@@ -9,7 +9,7 @@ from typing import Literal
 import attrs
 
 from streamgw.config.documents import Locations, SourceFile
-from streamgw.config.listen import TCP_PATH, UDP_PATH, Defaults, build_listeners
+from streamgw.config.listen import TCP_PATH, Defaults, build_listeners
 from streamgw.config.settings_schema import (
     SECTIONS,
     WITHOUT_EFFECT,
@@ -117,7 +117,7 @@ def _build(data: object) -> tuple[Settings, list[Fault]]:
         raise Wrong(f"expected a mapping of sections, got {shown(data)}")
     unused = tuple(_unused(data))
     spec = structure(_without(data, unused), ConfigSpec)
-    listeners = build_listeners(spec.apisix.stream_proxy.tcp, _defaults(spec))
+    listeners = build_listeners(spec.apisix.stream_proxy.tcp, _defaults(spec), spec.apisix.stream_proxy.udp)
     access_log, faults, warnings = _access_log(spec)
     faults += listeners.faults
     if faults:
@@ -179,6 +179,7 @@ def _defaults(spec: ConfigSpec) -> Defaults:
         proxy_protocol="required" if proxy_protocol.enable_tcp_pp else "off",
         proxy_protocol_to_upstream="v1" if proxy_protocol.enable_tcp_pp_to_upstream else "off",
         max_sessions=spec.streamgw.limits.max_sessions_per_listener,
+        max_udp_sessions=spec.streamgw.limits.max_udp_sessions_per_listener,
         fallback_sni=spec.apisix.ssl.fallback_sni or "",
         is_tls_on=spec.apisix.ssl.enable,
     )
@@ -234,9 +235,6 @@ def _resolver(spec: ConfigSpec) -> ResolverSettings:
 
 def _warnings(spec: ConfigSpec, served: tuple[Listener, ...]) -> list[Fault]:
     found: list[Fault] = []
-    if spec.apisix.stream_proxy.udp:
-        message = "UDP listeners are not served by this version: nobody listens here"
-        found.append(Fault(UDP_PATH, message, at_key=True))
     if not served:
         found.append(Fault(TCP_PATH, "no listener: no client can connect"))
     if spec.apisix.proxy_mode == "http" and served:

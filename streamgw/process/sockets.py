@@ -15,11 +15,18 @@ from pathlib import Path
 import attrs
 
 from streamgw.core.errors import StreamgwError
-from streamgw.core.model import UNIX_HOST, Address, Listener
+from streamgw.core.model import UNIX_HOST, Address, Listener, Transport
 
 BACKLOG = 4096
 """Connections the kernel may hold for us; it caps this at net.core.somaxconn (4096 by default since Linux 5.4)."""
 
+RECEIVE_BUFFER_BYTES = 1 << 20
+"""Asked for per UDP socket, so that a burst waits instead of being lost. The kernel gives at most net.core.rmem_max, and
+counts each datagram with its own bookkeeping: 768 bytes at the least."""
+
+_IP_PKTINFO = 8
+"""linux/in.h; Python names it since 3.13."""
+_WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
 LetGo = Callable[[Collection[Listener]], None]
 
@@ -54,7 +61,7 @@ class Sockets:
 
     def __init__(self, inherited: Iterable[socket.socket] = ()) -> None:
         self._bound: dict[str, Bound] = {}
-        self._inherited = {_address_of(sock): sock for sock in inherited}
+        self._inherited = {_place_of(sock): sock for sock in inherited}
 
     def bound(self) -> Mapping[Listener, socket.socket]:
         """What `Listeners.sync` wants."""
@@ -137,39 +144,47 @@ class Sockets:
         return self._open(listener)
 
     def _open(self, listener: Listener) -> Bound:
-        sock = self._inherited.pop(_wanted_address(listener), None)
-        if sock is None:
-            try:
+        sock = self._inherited.pop((listener.transport, _wanted_address(listener)), None)
+        try:
+            if sock is None:
                 sock = _listen(listener)
-            except OSError as error:
-                raise BindError(listener, error) from error
+            elif listener.transport == "udp":
+                _prepare(sock, listener)
+        except OSError as error:
+            raise BindError(listener, error) from error
         return Bound(attrs.evolve(listener, port=listener.port or _port_of(listener, sock)), sock)
 
 
 def _overlaps(old: Listener, new: Listener) -> bool:
-    return old.port == new.port != 0 and not old.path and not new.path
+    return old.transport == new.transport and old.port == new.port != 0 and not old.path and not new.path
 
 
 def _listen(listener: Listener) -> socket.socket:
-    """A listening, non-blocking socket.
+    """A listening, non-blocking socket; for UDP one that receives from anybody.
 
-    Without SO_REUSEPORT on purpose: a second gateway on the same address must fail loudly, not share the clients.
+    Without SO_REUSEPORT on purpose: a second gateway on the same address must fail loudly, not share the clients. For the
+    same reason without SO_REUSEADDR over UDP, where the last to bind takes every datagram (socket(7) tells of TCP only).
     """
     if listener.path:
         return _listen_unix(listener.path)
     family = socket.AF_INET6 if ":" in listener.host else socket.AF_INET
     try:
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        kind = socket.SOCK_DGRAM if listener.transport == "udp" else socket.SOCK_STREAM
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
     except OSError as error:
         if listener.dual_stack and error.errno == errno.EAFNOSUPPORT:
             return _listen(attrs.evolve(listener, host="0.0.0.0", dual_stack=False))  # noqa: S104  what a bare port means
         raise
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if listener.dual_stack else 1)
-        sock.bind((listener.host, listener.port))
-        sock.listen(BACKLOG)
+        if listener.transport == "udp":
+            _prepare(sock, listener)
+            sock.bind((listener.host, listener.port))
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((listener.host, listener.port))
+            sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         if listener.dual_stack and error.errno == errno.EADDRNOTAVAIL:
@@ -177,6 +192,22 @@ def _listen(listener: Listener) -> socket.socket:
             return _listen(attrs.evolve(listener, host="0.0.0.0", dual_stack=False))  # noqa: S104  as above
         raise
     return sock
+
+
+def _prepare(sock: socket.socket, listener: Listener) -> None:
+    """What a UDP socket needs before its first datagram, whoever has made it.
+
+    On a wildcard address each datagram tells which of our addresses it came to: the answer leaves from there, since a
+    client drops one from anywhere else (ip(7) IP_PKTINFO; RFC 3542, § 6.1, also for IPv4 on a dual-stack socket).
+    """
+    # A service manager sets SO_REUSEADDR on all it makes (systemd, socket_address_listen).
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+    if listener.host in _WILDCARDS:
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
 
 
 def _listen_unix(path: str) -> socket.socket:
@@ -213,9 +244,10 @@ def _port_of(listener: Listener, sock: socket.socket) -> int:
     return 0 if listener.path else int(sock.getsockname()[1])
 
 
-def _address_of(sock: socket.socket) -> Address:
+def _place_of(sock: socket.socket) -> tuple[Transport, Address]:
     name = sock.getsockname()
-    return Address(UNIX_HOST + name, 0) if isinstance(name, str) else Address(name[0], name[1])
+    address = Address(UNIX_HOST + name, 0) if isinstance(name, str) else Address(name[0], name[1])
+    return ("udp" if sock.type == socket.SOCK_DGRAM else "tcp"), address
 
 
 def _wanted_address(listener: Listener) -> Address:

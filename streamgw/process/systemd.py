@@ -30,7 +30,7 @@ def notify(state: str, environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def inherited_sockets(environ: MutableMapping[str, str] = os.environ) -> tuple[socket.socket, ...]:  # noqa: TID251  a type
-    """Listening stream sockets handed down by socket activation, non-blocking, closed on exec.
+    """Listening stream sockets, and UDP sockets, handed down by socket activation, non-blocking, closed on exec.
 
     The variables are removed, so that no child takes the sockets for its own (sd_listen_fds with unset_environment).
     """
@@ -43,8 +43,14 @@ def inherited_sockets(environ: MutableMapping[str, str] = os.environ) -> tuple[s
         sock = socket.socket(fileno=fd)  # noqa: TID251  made by the service manager
         sock.setblocking(False)
         sock.set_inheritable(False)
-        if sock.type == socket.SOCK_STREAM and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        if _is_ours(sock):
             sockets.append(sock)
         else:
             sock.detach()
     return tuple(sockets)
+
+
+def _is_ours(sock: socket.socket) -> bool:  # noqa: TID251  a type
+    if sock.type == socket.SOCK_DGRAM and sock.family in {socket.AF_INET, socket.AF_INET6}:
+        return bool(sock.getsockname()[1])  # one that is not bound yet listens nowhere
+    return sock.type == socket.SOCK_STREAM and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 import pytest
 
-from streamgw.config.listen import Defaults, Endpoint, Listeners, TCPEntries, UDPEntries, build_listeners
+from streamgw.config.listen import Defaults, Listeners, TCPEntries, UDPEntries, build_listeners
 from streamgw.config.strict import Wrong, structure
 from streamgw.config.yaml_reader import pointer_of
 from streamgw.core.model import Listener
@@ -17,12 +19,13 @@ class Lists:
     udp: UDPEntries = ()
 
 
-def listen(*tcp: object, defaults: Defaults = PLAIN) -> Listeners:
-    return build_listeners(structure({"tcp": list(tcp)}, Lists).tcp, defaults)
+def listen(*tcp: object, udp: Sequence[object] = (), defaults: Defaults = PLAIN) -> Listeners:
+    lists = structure({"tcp": list(tcp), "udp": list(udp)}, Lists)
+    return build_listeners(lists.tcp, defaults, lists.udp)
 
 
-def served(*tcp: object, defaults: Defaults = PLAIN) -> list[str]:
-    return [listener.name for listener in listen(*tcp, defaults=defaults).served]
+def served(*tcp: object, udp: Sequence[object] = (), defaults: Defaults = PLAIN) -> list[str]:
+    return [listener.name for listener in listen(*tcp, udp=udp, defaults=defaults).served]
 
 
 def refusals(**lists: object) -> list[str]:
@@ -82,16 +85,64 @@ def test_what_is_no_address_is_said_in_apisix_words(entry: object, said: str) ->
     assert refusals(tcp=[9100, entry]) == [f"tcp[1]: invalid stream_proxy.tcp entry: {said}"]
 
 
-def test_udp_has_no_objects_and_no_paths() -> None:
-    assert structure({"udp": [9200, "127.0.0.1:9211"]}, Lists).udp == (
-        Endpoint("", 9200, 9200),
-        Endpoint("127.0.0.1", 9211, 9211),
-    )
-    assert refusals(udp=[{"addr": 1}, "unix:/x", 0]) == [
-        "udp[0]: invalid stream_proxy.udp entry: invalid port value type: table",
-        "udp[1]: invalid stream_proxy.udp entry: invalid port format: unix:/x",
-        "udp[2]: invalid stream_proxy.udp entry: port out of range (1-65535): 0",
+@pytest.mark.parametrize(
+    ("entry", "names"),
+    [
+        (9200, ["udp *:9200"]),
+        ("127.0.0.1:9211", ["udp 127.0.0.1:9211"]),
+        ("[::1]:9200", ["udp [::1]:9200"]),
+        ("0.0.0.0:9200", ["udp 0.0.0.0:9200"]),
+        ("2000-2002", ["udp *:2000", "udp *:2001", "udp *:2002"]),
+        ({"addr": 9200}, ["udp *:9200"]),
+        ({"addr": "127.0.0.1:4000-4001"}, ["udp 127.0.0.1:4000", "udp 127.0.0.1:4001"]),
+    ],
+)
+def test_udp_has_the_same_forms(entry: object, names: list[str]) -> None:
+    assert served(udp=[entry]) == names
+
+
+def test_what_is_no_udp_entry_is_said_in_apisix_words() -> None:
+    assert refusals(udp=["unix:/x", 0, {"addr": "x", "tls": True}, {"max_sessions": -1}]) == [
+        "udp[0]: invalid stream_proxy.udp entry: invalid port format: unix:/x",
+        "udp[1]: invalid stream_proxy.udp entry: port out of range (1-65535): 0",
+        "udp[2].addr: invalid stream_proxy.udp entry: invalid port format: x",
+        "udp[2].tls: unknown field 'tls'",
+        "udp[3].addr: is required",
+        "udp[3].max_sessions: expected an integer ≥ 0, got -1",
     ]
+
+
+def test_a_bare_udp_port_is_one_socket_for_both_families() -> None:
+    (listener,) = listen(udp=[9200]).served
+
+    assert listener == Listener("udp", "::", 9200, dual_stack=True)
+
+
+def test_tcp_and_udp_share_a_port_number() -> None:
+    assert served(53, "[::]:54", udp=[53, 54]) == ["tcp *:53", "tcp [::]:54", "udp *:53", "udp *:54"]
+
+
+def test_what_a_udp_entry_does_not_say_the_defaults_do() -> None:
+    defaults = attrs.evolve(
+        PLAIN,
+        proxy_protocol="required",
+        proxy_protocol_to_upstream="v2",
+        max_sessions=9,
+        max_udp_sessions=7,
+        fallback_sni="a.test",
+    )
+
+    plain, own = listen(udp=[9200, {"addr": 9201, "max_sessions": 0}], defaults=defaults).served
+
+    assert plain == Listener("udp", "::", 9200, dual_stack=True, max_sessions=7)
+    assert own.max_sessions == 0
+
+
+def test_nothing_is_listened_on_twice_over_udp() -> None:
+    (fault,) = listen(9200, udp=[9200, {"addr": "9200"}]).faults
+
+    assert fault.message == "*:9200 is listed twice, first as udp[0]"
+    assert pointer_of(fault.path) == "apisix.stream_proxy.udp[1]"
 
 
 def test_an_object_has_no_other_fields() -> None:

@@ -205,3 +205,91 @@ def test_an_inherited_socket_is_used_and_the_others_are_closed() -> None:
         assert sockets.bound()[listener] is ours
         sockets.close_all()
         assert other.fileno() == -1
+
+
+def udp(port: int = 0, host: str = "127.0.0.1", **settings: object) -> Listener:
+    return Listener("udp", host, port, **settings)
+
+
+def sent_to(port: int, host: str, sock: socket.socket) -> tuple[bytes, int]:
+    """What one datagram looks like to the listener: its payload, and how much it tells beside it."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.sendto(b"hello", (host, port))
+    payload, ancillary, _, _ = sock.recvmsg(100, 200)
+    return payload, len(ancillary)
+
+
+def test_tcp_and_udp_have_a_port_number_each(sockets: Sockets) -> None:
+    port = free_port()
+
+    sockets.replace([tcp(port), udp(port)])
+
+    assert answers(port)
+    assert sent_to(port, "127.0.0.1", sockets.bound()[udp(port)]) == (b"hello", 0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"dual_stack": True}], ids=["IPv6 alone", "both families"])
+def test_a_wildcard_udp_socket_tells_which_address_was_asked(
+    sockets: Sockets, settings: dict[str, object]
+) -> None:
+    sockets.replace([udp(0, "::", **settings), udp(0, "0.0.0.0")])
+
+    six, four = sockets.bound().items()
+
+    assert sent_to(six[0].port, "::1", six[1]) == (b"hello", 1)
+    assert sent_to(four[0].port, "127.0.0.5", four[1]) == (b"hello", 1)
+    if settings:
+        assert sent_to(six[0].port, "127.0.0.5", six[1]) == (b"hello", 1)
+
+
+def test_a_second_gateway_cannot_take_the_datagrams_of_the_first(sockets: Sockets) -> None:
+    """Neither by accident nor with SO_REUSEADDR, which is all it takes where the first has set it too."""
+    sockets.replace([udp()])
+    (listener,) = sockets.bound()
+
+    with pytest.raises(
+        BindError, match=f"cannot listen on udp 127.0.0.1:{listener.port}: address already in use"
+    ):
+        Sockets().replace([listener])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as thief:
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="Address already in use"):
+            thief.bind(("127.0.0.1", listener.port))
+
+
+def test_a_udp_socket_holds_a_burst(sockets: Sockets) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as plain:
+        usual = plain.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    sockets.replace([udp()])
+    (sock,) = sockets.bound().values()
+
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) > usual
+
+
+def test_a_udp_port_that_becomes_a_wildcard_passes_its_own_old_socket(sockets: Sockets) -> None:
+    sockets.replace([udp(), tcp()])
+    narrow, _ = sockets.bound()
+    let_go: list[Listener] = []
+
+    sockets.replace([udp(narrow.port, "0.0.0.0")], let_go=let_go.extend)()
+
+    assert let_go == [narrow]
+
+
+def test_an_inherited_udp_socket_is_made_ready(sockets: Sockets) -> None:
+    """A service manager knows nothing of source addresses, and sets SO_REUSEADDR."""
+    with socket.socket() as stream, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram:
+        datagram.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        datagram.bind(("0.0.0.0", 0))
+        port = datagram.getsockname()[1]
+        stream.bind(("0.0.0.0", port))
+        stream.listen()
+        inherited = Sockets([stream, datagram])
+        ours = udp(port, "0.0.0.0")
+
+        inherited.replace([ours])
+
+        assert inherited.bound()[ours] is datagram
+        assert sent_to(port, "127.0.0.3", datagram) == (b"hello", 1)
+        assert datagram.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) == 0
+        inherited.close_all()

@@ -46,26 +46,33 @@ def test_sockets_of_another_process_are_not_ours() -> None:
 PROGRAM = """
 import os, socket, sys
 from streamgw.process import systemd
-environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2"}
+environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "3"}
 socks = systemd.inherited_sockets(environ)
-print(len(socks), socks[0].getsockname()[1], os.get_inheritable(3), socks[0].getblocking())
+print(*(f"{sock.type.name}:{sock.getsockname()[1]}" for sock in socks))
+print(any(os.get_inheritable(sock.fileno()) or sock.getblocking() for sock in socks))
 """
 
 
-def test_listening_stream_sockets_are_taken_over() -> None:
-    """The listening socket arrives as descriptor 3; the datagram socket beside it is left alone."""
-    with socket.socket() as listening, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram:
+def test_sockets_that_listen_are_taken_over() -> None:
+    """They arrive as descriptors 3 and 4; the one at 5, which is bound nowhere, is left alone."""
+    with (
+        socket.socket() as listening,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unbound,
+    ):
         listening.bind(("127.0.0.1", 0))
         listening.listen()
-        port = listening.getsockname()[1]
-        shell = f'exec 3<&{listening.fileno()} 4<&{datagram.fileno()}; exec "$@"'
+        datagram.bind(("127.0.0.1", 0))
+        ports = [sock.getsockname()[1] for sock in (listening, datagram)]
+        fds = [sock.fileno() for sock in (listening, datagram, unbound)]
+        shell = f'exec 3<&{fds[0]} 4<&{fds[1]} 5<&{fds[2]}; exec "$@"'
 
         done = subprocess.run(
             ["bash", "-c", shell, "-", sys.executable, "-c", PROGRAM],
-            pass_fds=(listening.fileno(), datagram.fileno()),
+            pass_fds=fds,
             capture_output=True,
             text=True,
             check=True,
         )
 
-    assert done.stdout.split() == ["1", str(port), "False", "False"]
+    assert done.stdout.split() == [f"SOCK_STREAM:{ports[0]}", f"SOCK_DGRAM:{ports[1]}", "False"]
