@@ -200,7 +200,7 @@ def _seconds(value: float | None) -> str:
 def _status(outcome: Outcome) -> str:
     if outcome.reason == Reason.TLS_FAILED and outcome.fault == Fault.UPSTREAM:
         return str(STATUS_BY_REASON[Reason.CONNECT_FAILED])
-    return str(STATUS_BY_REASON[outcome.reason])
+    return str(outcome.status or STATUS_BY_REASON[outcome.reason])
 
 
 def _ssl_protocol(outcome: Outcome) -> str | None:

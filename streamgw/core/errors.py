@@ -150,6 +150,23 @@ class PeerReset(SessionError):
     fault = Fault.CLIENT
 
 
+class Rejected(SessionError):
+    """A plugin refuses the client.
+
+    Args:
+      status: what access log and metrics call it, in the words of nginx: 403, or 503 for a limit.
+      reset: the client gets an RST instead of a plain close.
+    """
+
+    reason = Reason.REJECTED
+    fault = Fault.CLIENT
+
+    def __init__(self, message: str, *, status: int = 403, reset: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reset = reset
+
+
 class Drained(SessionError):
     """The gateway ended the session before a relay had begun, because it stops."""
 

@@ -15,6 +15,8 @@ import attrs
 if TYPE_CHECKING:
     import ssl
 
+    from streamgw.core.hooks import Hooks
+
 Transport = Literal["tcp", "udp"]
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Key: TypeAlias = tuple[str, str]
@@ -258,6 +260,8 @@ class Route:
     tls_passthrough: bool = False
     """Counts on listeners with `passthrough: route` only."""
     udp: DatagramRules = DatagramRules()
+    hooks: tuple[Hooks, ...] = ()
+    """Of its plugins and its service's, in the order in which they run."""
 
     def passes_through(self, listener: Listener) -> bool:
         """Whether a TLS client of this listener and route is handed on untouched."""
@@ -338,3 +342,5 @@ class Outcome:
     datagrams_down: int = 0
     datagrams_dropped: int = 0
     """Both ways, after the session was opened."""
+    status: int = 0
+    """Of a plugin that refused the client; 0: what the reason stands for."""

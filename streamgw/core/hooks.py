@@ -1,0 +1,180 @@
+"""What a plugin may do to a session, and how a plugin is declared: records of callables over frozen facts.
+
+A plugin is a function from options to `Hooks`. Hooks decide, the data plane acts: one that wants a session to wait returns
+`Delay`, it does not sleep. No hook runs per chunk of payload, so that the kernel can move the bytes.
+
+The phases of one session, each in descending priority:
+
+* `on_accept`: the route is known, and with it the addresses and, of a TLS client, the server name. Before any handshake.
+* `on_preread`: after the handshake, if TLS is terminated here: all facts are known but those that a plugin adds itself.
+  A plugin that sets `look` is shown the client's first bytes before.
+* `on_close`: the session has ended, in reverse order. For the hooks whose earlier phases have all returned, as a context
+  manager leaves what it entered, and for those that have no earlier phase.
+
+Whatever a hook raises but `SessionError` is a bug of the plugin: it costs this session, and no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from typing import Generic, Protocol, TypeAlias, TypeVar
+
+import attrs
+
+from streamgw.core.model import Facts, Outcome
+from streamgw.core.wire import NeedMore
+
+OptionsT = TypeVar("OptionsT")
+
+
+@attrs.frozen
+class Delay:
+    """The session goes on after this long. A client that leaves meanwhile is noticed afterwards."""
+
+    seconds: float
+
+
+@attrs.frozen
+class UseUpstream:
+    """The session goes to another upstream than the route's. The decision of the last plugin counts."""
+
+    key: str
+    """`UpstreamUse.key` of one that the plugin has declared (`Plugin.upstreams`)."""
+
+
+Decision: TypeAlias = Delay | UseUpstream | Facts | None
+"""None: go on. Facts: go on, and this is what is known of the client from now on (`attrs.evolve` of what was given)."""
+
+Hook: TypeAlias = Callable[[Facts, float], Decision | Awaitable[Decision]]
+"""Gets the facts and now: monotonic seconds. To refuse the client it raises `core.errors.Rejected`."""
+
+
+@attrs.frozen
+class Look:
+    """What a plugin wants to see of the client's first bytes. They stay where they are: nothing is consumed."""
+
+    what: str
+    """For messages: `an MQTT CONNECT`."""
+    parse: Callable[[Facts, bytes], Facts | NeedMore]
+    """Pure. Asked again with all bytes from the first one on whenever there are more; over UDP once, with the datagram.
+    Raises ParseError if they cannot become what they should be. The client owes them: silence ends the session."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Hooks:
+    """What one plugin does on one route, phase by phase. What is missing costs nothing.
+
+    State (counters, a position) lives in the closures. A reload keeps the record as long as plugin, options and route stay
+    what they are; sessions keep the record they began with.
+    """
+
+    plugin: str = ""
+    """Name of the plugin, in messages. Set by whoever compiles the route."""
+    on_accept: Hook | None = None
+    look: Look | None = None
+    on_preread: Hook | None = None
+    on_close: Callable[[Facts, Outcome], None] | None = None
+    """Gets the facts that its last phase was given, the final ones if it has no earlier phase. Plain, not async: a close
+    can be neither delayed nor cancelled."""
+    applies: Callable[[Facts], bool] | None = None
+    """`_meta.filter`, asked once per session, before the first phase there is: where it says no, no phase runs."""
+    background: Callable[[], Awaitable[None]] | None = None
+    """Runs in a task of the data plane from the reload that brings these hooks until they are gone from the routes and the
+    last session that has them has ended: what drains a queue. Cancelled then; whatever is left is its own to save."""
+
+
+class Ledger(Protocol):
+    """Counts of live things that are the whole gateway's business, however many processes it has."""
+
+    def enter(self, scope: str, key: str) -> int:
+        """Count one more, and say how many there are with it. May overestimate for a moment, never underestimate."""
+
+    def leave(self, scope: str, key: str) -> None:
+        """Take back one `enter`."""
+
+
+class LocalLedger:
+    """The ledger of a gateway with one process. Holds one entry for each key that is in use."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str], int] = {}
+
+    def enter(self, scope: str, key: str) -> int:
+        """See `Ledger.enter`."""
+        count = self._counts[scope, key] = self._counts.get((scope, key), 0) + 1
+        return count
+
+    def leave(self, scope: str, key: str) -> None:
+        """See `Ledger.leave`."""
+        count = self._counts[scope, key] - 1
+        if count:
+            self._counts[scope, key] = count
+        else:
+            del self._counts[scope, key]
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class PluginServices:
+    """What the process gives to its plugins. Outlives every reload."""
+
+    ledger: Ledger = attrs.Factory(LocalLedger)
+    connections: MutableMapping[str, int] = attrs.Factory(dict)
+    """Sessions that have ended, by route: what `apisix_stream_connection_total` shows."""
+    hostname: str = ""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class PluginContext:
+    """Where a plugin is being built for."""
+
+    route_id: str
+    route_name: str
+    service_id: str
+    key: str
+    """Of the object whose options these are, a prefix for `UpstreamUse.key`: `stream_routes/1/plugins/traffic-split`."""
+    metadata: Mapping[str, object]
+    """The plugin's object of `plugin_metadata`, as written; empty if there is none."""
+    services: PluginServices
+
+
+@attrs.frozen
+class UpstreamUse:
+    """An upstream that a plugin's options name or describe. The compiler checks it and makes it ready for `UseUpstream`."""
+
+    path: tuple[str | int, ...]
+    """Where in the options it stands, for messages."""
+    id: str = ""
+    """Of an object of `upstreams`. Empty: it is described on the spot."""
+    options: Mapping[str, object] | None = attrs.field(default=None, repr=False)
+    """As written."""
+
+    def key(self, owner: str) -> str:
+        """What `UseUpstream` takes.
+
+        Args:
+          owner: `PluginContext.key`.
+        """
+        return f"upstreams/{self.id}" if self.id else "/".join((owner, *map(str, self.path)))
+
+
+def _no_upstreams(_: object) -> Iterator[UpstreamUse]:
+    return iter(())
+
+
+@attrs.frozen(kw_only=True)
+class Plugin(Generic[OptionsT]):
+    """A plugin as the registry knows it."""
+
+    name: str
+    priority: int
+    """Higher runs first. `_meta.priority` of a route goes before."""
+    options: type[OptionsT]
+    """An attrs class, its fields annotated with rules (`streamgw.plugins.options`), with `check` and `warnings` if needed."""
+    build: Callable[[OptionsT, PluginContext], Hooks]
+    """Called in a worker thread whenever a route needs hooks it did not have, and by checks that are never applied: it must
+    start nothing and change nothing."""
+    version: str = "0.1"
+    metadata: type[object] | None = None
+    """An attrs class for its object of `plugin_metadata`; None: it has none."""
+    upstreams: Callable[[OptionsT], Iterator[UpstreamUse]] = _no_upstreams
+    """Every upstream that `UseUpstream` may name."""
