@@ -26,7 +26,7 @@ from streamgw.config.schema import ServiceSpec, StreamRouteSpec, UpstreamSpec
 from streamgw.config.strict import Fault, nearest
 from streamgw.config.tls import Credentials, Look, TLSSettings, Workshop
 from streamgw.core.errors import ConfigError, Problem
-from streamgw.core.model import Key, Listener, Revision, Route, Upstream
+from streamgw.core.model import DatagramRules, Key, Listener, Revision, Route, Upstream
 from streamgw.core.router import Router
 from streamgw.core.snapshot import Snapshot
 from streamgw.core.sni import SNIIndex
@@ -307,6 +307,7 @@ class _Resolution:
             name=spec.name or "",
             service_id=spec.service_id or "",
             tls_passthrough=spec.tls_passthrough,
+            udp=spec.udp.build() if spec.udp is not None else DatagramRules(),
         )
 
     def _upstream_of_service(self, document: Document, service_id: str) -> Upstream | None:

@@ -8,7 +8,7 @@ Longer than 400 lines: the four kinds of objects contain each other, and are rea
 
 Source:
   APISIX `apisix/schema_def.lua`: stream_route, upstream, service, ssl. Ours are `priority`, `status`, `remote_addrs`,
-  `server_ports`, `snis`, `alpn` of a route, `proxy_protocol` and parts of `tls` of an upstream.
+  `server_ports`, `snis`, `alpn`, `udp` of a route, `proxy_protocol*` and parts of `tls` of an upstream.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Annotated, Literal, NoReturn, TypeAlias
 
 import attrs
 
+from streamgw.config.datagrams import DatagramSpec
 from streamgw.config.nodes import parse_nodes
 from streamgw.config.rules import (
     AnyMapping,
@@ -197,6 +198,7 @@ class UpstreamSpec:
     discovery_type: Annotated[str, _NO_DISCOVERY] | None = None
     discovery_args: Annotated[str, _NO_DISCOVERY] | None = None
     proxy_protocol: ProxyProtocolOut | None = None
+    proxy_protocol_datagrams: Literal["first", "each"] = "first"
 
     def check(self) -> Iterator[Fault]:
         """What no field alone can say."""
@@ -218,6 +220,9 @@ class UpstreamSpec:
         for name in ("hash_on", "key"):
             if getattr(self, name) is not None:
                 yield Fault((name,), "does nothing with type roundrobin", at_key=True)
+        if self.proxy_protocol_datagrams == "each" and self.proxy_protocol != "v2":
+            message = "does nothing without 'proxy_protocol: v2'"
+            yield Fault(("proxy_protocol_datagrams",), message, at_key=True)
         yield from self._warn_of_tls()
         if self.checks is not None:
             yield Fault(("checks",), "health checks are not run by this version", at_key=True)
@@ -247,6 +252,7 @@ class UpstreamSpec:
             retry_timeout_s=self.retry_timeout,
             timeouts=timeouts,
             proxy_protocol=self.proxy_protocol,
+            proxy_protocol_on_each=self.proxy_protocol_datagrams == "each",
             name=self.name or "",
             tls=tls,
         )
@@ -299,6 +305,7 @@ class StreamRouteSpec:
     snis: tuple[ServerName, ...] | None = None
     alpn: tuple[ALPN, ...] | None = None
     tls_passthrough: bool = False
+    udp: DatagramSpec | None = None
     upstream: UpstreamSpec | None = None
     upstream_id: Id | None = None
     service_id: Id | None = None
@@ -319,6 +326,8 @@ class StreamRouteSpec:
 
     def warnings(self) -> Iterator[Fault]:
         """What is written here and has no effect."""
+        if self.udp is not None:
+            yield from (fault.under(("udp",)) for fault in self.udp.warnings())
         yield from _warn_of_parts(self)
 
     def build_match(self) -> Match:

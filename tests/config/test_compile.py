@@ -11,7 +11,7 @@ from streamgw.config import compile as compile_module
 from streamgw.config.compile import Compilation, Loader
 from streamgw.config.documents import ParsedFile, SourceFile, parse_file
 from streamgw.core.errors import ConfigError
-from streamgw.core.model import Address, Facts, Listener, Node, Revision, Upstream
+from streamgw.core.model import Address, DatagramRules, Facts, Listener, Node, Revision, Upstream
 
 EVERYWHERE = (Listener("tcp", "::", 9100, dual_stack=True), Listener("tcp", "127.0.0.1", 9101))
 TO_A = "upstream: {nodes: {a:1: 1}}"
@@ -148,6 +148,17 @@ def test_a_route_names_its_service() -> None:
     (route,) = load("stream_routes: [{id: r, service_id: inline}]" + SERVICES).snapshot.router.routes
 
     assert route.service_id == "inline"
+
+
+def test_a_route_has_rules_for_its_datagrams() -> None:
+    text = (
+        "stream_routes: [{id: a, udp: {responses: 1}, upstream: {nodes: {}}}, {id: b, upstream: {nodes: {}}}]"
+    )
+
+    said, silent = load(text).snapshot.router.routes
+
+    assert said.udp == DatagramRules(responses=1)
+    assert silent.udp == DatagramRules()
 
 
 def test_what_two_routes_share_is_one_upstream() -> None:

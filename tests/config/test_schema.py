@@ -145,6 +145,17 @@ def test_an_upstream_names_what_does_nothing() -> None:
     ]
 
 
+def test_a_proxy_header_may_stand_before_every_datagram() -> None:
+    each = {"nodes": NODES, "proxy_protocol_datagrams": "each"}
+
+    assert upstream(proxy_protocol="v2", proxy_protocol_datagrams="each").proxy_protocol_on_each
+    assert not upstream(proxy_protocol="v2", proxy_protocol_datagrams="first").proxy_protocol_on_each
+    assert warnings(UpstreamSpec, proxy_protocol="v2", **each) == []
+    assert warnings(UpstreamSpec, proxy_protocol="v1", **each) == [
+        "proxy_protocol_datagrams: does nothing without 'proxy_protocol: v2'"
+    ]
+
+
 def test_an_upstream_that_leads_nowhere_says_so() -> None:
     assert warnings(UpstreamSpec, nodes=[]) == ["nodes: no node: every session that comes here is closed"]
     assert warnings(UpstreamSpec, nodes={"a:1": 0}) == ["nodes: every weight is 0: no node is ever picked"]
@@ -198,6 +209,7 @@ def test_a_star_among_several_names_is_no_restriction() -> None:
         ({"plugins": []}, "plugins: expected a mapping, got a list"),
         ({"upstream": {"nodes": {}, "type": "chash"}}, "upstream.type: balancer type 'chash' is not available in this version; available: roundrobin"),
         ({"name": ""}, "name: expected 1 to 256 characters, got 0"),
+        ({"udp": {"idle_timeout": 0}}, "udp.idle_timeout: expected a number > 0, got 0"),
     ],
 )  # fmt: skip
 def test_what_a_route_may_not_say(fields: dict[str, object], said: str) -> None:
@@ -205,7 +217,10 @@ def test_what_a_route_may_not_say(fields: dict[str, object], said: str) -> None:
 
 
 def test_a_route_names_what_does_nothing() -> None:
-    assert warnings(StreamRouteSpec, plugins={}, sni="a", alpn=["mqtt"], tls_passthrough=True) == []
+    assert warnings(StreamRouteSpec, plugins={}, sni="a", alpn=["mqtt"], tls_passthrough=True, udp={}) == []
+    assert warnings(StreamRouteSpec, udp={"responses": 0, "requests": 1}) == [
+        "udp.requests: does nothing with 'responses: 0': a session is one datagram, and nothing comes back"
+    ]
     assert warnings(
         StreamRouteSpec,
         plugins={"x": {"_meta": {"disable": True}}},
