@@ -60,6 +60,7 @@ class Reach:
             or any(not listener.path and _has_address(listener, network) for network in match.server_addrs)
         ]
         if reached:
+            yield from _datagram_faults(route, reached, written)
             yield from self._tls_faults(route, reached, written)
 
     def _tls_faults(
@@ -121,6 +122,24 @@ class Reach:
             name.lstrip("*").endswith(end) or (name.startswith("*") and end.endswith(name[1:]))
             for name in self._names
         )
+
+
+def _datagram_faults(
+    route: Route, reached: Sequence[Listener], written: Mapping[str, object]
+) -> Iterator[Fault]:
+    """What a route says of sessions over TCP or UDP, and its clients come over the other one, or over both."""
+    transports = {listener.transport for listener in reached}
+    if "udp" not in transports:
+        if "udp" in written:
+            yield Fault(("udp",), "does nothing: no UDP listener leads here", at_key=True)
+        return
+    if route.upstream is None:
+        return
+    if route.upstream.proxy_protocol == "v1":
+        message = "UDP sessions of this route send no PROXY header: its upstream has 'proxy_protocol: v1', UDP has v2 only"
+        yield Fault((), message)
+    if route.upstream.tls is not None and transports == {"udp"}:
+        yield Fault((), "only UDP listeners lead here: 'scheme: tls' of its upstream does nothing")
 
 
 def _terminates(listener: Listener, route: Route) -> bool:

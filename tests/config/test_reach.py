@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Sequence
 
+import attrs
 import pytest
 
 from streamgw.config.reach import Reach
@@ -27,6 +28,7 @@ TLS = Listener("tcp", "127.0.0.1", 9101, tls="required")
 OPTIONAL = Listener("tcp", "127.0.0.1", 9102, tls="optional")
 THROUGH = Listener("tcp", "127.0.0.1", 9103, tls="required", passthrough="always")
 EITHER = Listener("tcp", "127.0.0.1", 9104, tls="required", passthrough="route")
+UDP = Listener("udp", "127.0.0.1", 9200)
 UNIX = Listener("tcp", "unix:", 0, path="/run/x", tls="required")
 
 
@@ -181,3 +183,42 @@ def test_a_listener_without_any_certificate_is_named() -> None:
     assert problems() == [f"listener tcp 127.0.0.1:9101: {nothing}", f"listener tcp 127.0.0.1:1: {nothing}"]
     assert problems("a.test") == ["listener tcp 127.0.0.1:1: no certificate for the fallback_sni 'b.test'"]
     assert problems("*.test") == []
+
+
+ON_UDP = Match(server_ports=(PortRange(9200, 9200),))
+
+
+def test_rules_for_datagrams_are_for_routes_that_udp_listeners_lead_to() -> None:
+    nothing = ["udp: does nothing: no UDP listener leads here"]
+
+    assert said([PLAIN, UDP], route(Match(server_ports=(PortRange(9100, 9100),))), written=["udp"]) == nothing
+    assert said([PLAIN], route(Match()), written=["udp"]) == nothing
+    assert said([PLAIN, UDP], route(Match()), written=["udp"]) == []
+    assert said([PLAIN, UDP], route(ON_UDP), written=["udp"]) == []
+
+
+def test_a_port_number_may_be_there_twice() -> None:
+    both = [Listener("tcp", "127.0.0.1", 53), Listener("udp", "127.0.0.1", 53)]
+
+    assert said(both, route(Match(server_ports=(PortRange(53, 53),))), written=["udp"]) == []
+
+
+def test_udp_sends_no_proxy_header_of_version_1() -> None:
+    v1 = attrs.evolve(route(Match()), upstream=Upstream("u", (Node("a", 1),), proxy_protocol="v1"))
+    v2 = attrs.evolve(route(Match()), upstream=Upstream("u", (Node("a", 1),), proxy_protocol="v2"))
+    message = "UDP sessions of this route send no PROXY header: its upstream has 'proxy_protocol: v1', UDP has v2 only"
+
+    assert said([PLAIN, UDP], v1) == [f": {message}"]
+    assert said([PLAIN], v1) == []
+    assert said([PLAIN, UDP], v2) == []
+
+
+def test_a_route_for_udp_alone_has_nothing_to_do_with_tls() -> None:
+    tls = attrs.evolve(route(ON_UDP, to_tls=True), match=attrs.evolve(ON_UDP, server_names=("a.test",)))
+
+    assert said([TLS, UDP], tls) == [
+        ": only UDP listeners lead here: 'scheme: tls' of its upstream does nothing",
+        "sni: never matches: no listener that leads here speaks TLS, so no client has a server name",
+    ]
+    assert said([PLAIN, UDP], route(Match(), to_tls=True)) == []
+    assert said([UDP], attrs.evolve(route(ON_UDP), upstream=None)) == []
