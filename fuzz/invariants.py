@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 from streamgw.core.errors import ParseError
 from streamgw.core.preread import parse_hello, parse_preface
 from streamgw.core.wire import NeedMore
+from streamgw.core.wire.mqtt import parse_connect
 from streamgw.core.wire.proxy_protocol import may_become_proxy_header, parse_proxy_header
 from streamgw.core.wire.tls import MAX_HELLO_BYTES, may_become_client_hello, parse_client_hello
 
@@ -21,6 +22,8 @@ Answer = Literal["value", "need more", "refused"]
 MAX_HELLO_ON_WIRE_BYTES = (5 + 1) * (4 + MAX_HELLO_BYTES)
 """Every byte of the message in a record of its own."""
 MAX_PROXY_HEADER_BYTES = 16 + 0xFFFF
+MAX_CONNECT_BYTES = 5 + (1 << 28) + 0xFFFF
+"""A property block of the greatest length that can be told, and the identifier behind it."""
 MAX_MESSAGE_LETTERS = 400
 
 
@@ -56,6 +59,18 @@ def check_proxy_header(buffer: bytes) -> Answer:
     assert 0 < consumed <= len(buffer)
     assert parse_proxy_header(buffer[:consumed]) == found, "what follows the header is not looked at"
     assert (header.client is None) == (header.server is None)
+    return "value"
+
+
+def check_mqtt_connect(buffer: bytes) -> Answer:
+    """Parse these bytes as an MQTT CONNECT and look at the answer. Returns which one it was."""
+    found = settled(parse_connect, buffer, limit_bytes=MAX_CONNECT_BYTES)
+    if isinstance(found, ParseError):
+        return "refused"
+    if isinstance(found, NeedMore):
+        return "need more"
+    assert "\0" not in found.protocol_name + found.client_id
+    assert 0 <= found.protocol_level <= 255
     return "value"
 
 

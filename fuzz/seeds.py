@@ -45,9 +45,23 @@ def proxy_headers() -> dict[str, bytes]:
     }
 
 
+def mqtt_connects() -> dict[str, bytes]:
+    """One of each version, as mosquitto_pub says it."""
+    return {
+        "3.1": bytes.fromhex("1016 0006 4d5149736470 03 02 003c 0008 73656e736f722d31"),
+        "3.1.1": bytes.fromhex("1014 0004 4d515454 04 02 003c 0008 73656e736f722d31"),
+        "5": bytes.fromhex("101a 0004 4d515454 05 02 003c 05 110000003c 0008 73656e736f722d31"),
+    }
+
+
 def main(directory: Path) -> None:
     """One directory per fuzzer below this one."""
-    for target, seeds in (("client_hello", client_hellos()), ("proxy_header", proxy_headers())):
+    targets = {
+        "client_hello": client_hellos(),
+        "proxy_header": proxy_headers(),
+        "mqtt_connect": mqtt_connects(),
+    }
+    for target, seeds in targets.items():
         (directory / target).mkdir(parents=True, exist_ok=True)
         for name, seed in seeds.items():
             (directory / target / name).write_bytes(seed)
