@@ -1,79 +1,141 @@
-"""Which node first, and which then: weighted round robin, one instance per upstream.
+"""Which node first, and which then: one instance per upstream, of the type that its `type` names.
 
 A retry is the next candidate of the same order, so no node is tried twice in one session.
+
+Every type obeys the same three rules, which stand in `_ByPriority`: a node of weight 0 is never picked; one that is not up
+is left out; a lower priority is entered when all of the higher ones were tried. What differs is the order within one
+priority.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, TypeAlias
 
-from streamgw.core.model import Node
+from streamgw.core.model import Facts, Node, Upstream
+from streamgw.core.ring import Ring
 
 _MAX_WARM_UP = 128
 """Picks thrown away for a random start; bounds what a reload of many weighted upstreams costs."""
 
 
-class RoundRobin:
-    """Weighted interleaved round robin. Mutable: it remembers its position.
+class Load(Protocol):
+    """What a balancer asks about the nodes of its upstream (`load.UpstreamLoad`)."""
 
-    Over each full cycle (as many picks as the weights add up to, after their common divisor is taken out) every node
-    of the highest priority is first exactly as often as its weight says, spread as evenly as nginx's smooth algorithm
-    does: 5:1:1 gives a a b a c a a. Equal weights cost O(1) per pick, others O(nodes).
+    @property
+    def is_steady(self) -> bool:
+        """Every node is up and has its whole weight: nobody need ask about each."""
+
+    def is_up(self, node: Node) -> bool:
+        """Whether it may be picked."""
+
+    def share(self, node: Node) -> float:
+        """Of its weight: above 0, at most 1; less than 1 while it starts slowly."""
+
+    def active(self, node: Node) -> int:
+        """Its sessions."""
+
+    def latency_s(self, node: Node) -> float:
+        """How long a connect to it takes, of late; 0 for one that was never asked."""
+
+
+class Balancer(Protocol):
+    """Gives each session its order of nodes."""
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Every node, as it was given."""
+
+    def order(self, facts: Facts, load: Load) -> Iterator[Node]:
+        """Every node that may be dialled, once, in the order to try. Empty when there is none.
+
+        The first is the pick for this session: calling this moves the position of round robin. A lower priority is
+        looked at only when the iterator gets there.
+        """
+
+
+RandRange: TypeAlias = Callable[[int], int]
+"""`random.Random.randrange`: a number from 0 to below its argument. Core has no randomness of its own."""
+HashKey: TypeAlias = Callable[[Facts], str]
+
+
+def build_balancer(
+    upstream: Upstream, nodes: Sequence[Node], *, randrange: RandRange, key: HashKey, start: int
+) -> Balancer:
+    """The balancer that `upstream.type` names.
+
+    Args:
+      upstream: its type counts.
+      nodes: those of the upstream, with its names replaced by their addresses.
+      randrange: for ewma, which compares two at random.
+      key: for chash, what a client is hashed by.
+      start: any number ≥ 0: how far into its cycle round robin begins, so that many gateways do not all begin with one
+        node.
     """
-
-    def __init__(self, nodes: Sequence[Node], *, start: int = 0) -> None:
-        """Args:
-        start: any number ≥ 0: how far into its cycle to begin, so that many gateways do not all begin with one node.
-        """
-        self.nodes = tuple(nodes)
-        groups: dict[int, list[Node]] = {}
-        for node in self.nodes:
-            if node.weight > 0:
-                groups.setdefault(node.priority, []).append(node)
-        self._groups = tuple(_group(groups[priority], start) for priority in sorted(groups, reverse=True))
-
-    def order(self) -> Iterator[Node]:
-        """Every node that may be dialled, once, in the order to try. Empty when all weights are 0.
-
-        The first is the pick of this round: calling this moves the position. A lower priority group is entered, and its
-        position moved, only when the iterator gets there.
-        """
-        if not self._groups:
-            return iter(())
-        first = self._groups[0].order()
-        return first if len(self._groups) == 1 else self._then_lower_groups(first)
-
-    def _then_lower_groups(self, first: Iterator[Node]) -> Iterator[Node]:
-        yield from first
-        for group in self._groups[1:]:
-            yield from group.order()
+    kinds: dict[str, Callable[[Sequence[Node]], _Group]] = {
+        "roundrobin": lambda group: _round_robin(group, start),
+        "chash": lambda group: _Hashed(group, key),
+        "least_conn": _LeastConn,
+        "ewma": lambda group: _Quickest(group, randrange),
+    }
+    return _ByPriority(nodes, kinds[upstream.type])
 
 
 class _Group(Protocol):
     """The usable nodes of one priority."""
 
-    def order(self) -> Iterator[Node]:
-        """This round's pick, then the others."""
+    def order(self, facts: Facts, load: Load) -> Iterator[Node]:
+        """This session's pick, then the others; those that are not up are left out."""
 
 
-def _group(nodes: Sequence[Node], start: int) -> _Group:
+class _ByPriority:
+    """The higher priorities first. Mutable as its groups are."""
+
+    def __init__(self, nodes: Sequence[Node], make: Callable[[Sequence[Node]], _Group]) -> None:
+        self.nodes = tuple(nodes)
+        groups: dict[int, list[Node]] = {}
+        for node in self.nodes:
+            if node.weight > 0:
+                groups.setdefault(node.priority, []).append(node)
+        self._groups = tuple(make(groups[priority]) for priority in sorted(groups, reverse=True))
+
+    def order(self, facts: Facts, load: Load) -> Iterator[Node]:
+        if not self._groups:
+            return iter(())
+        first = self._groups[0].order(facts, load)
+        return first if len(self._groups) == 1 else self._then_lower_groups(first, facts, load)
+
+    def _then_lower_groups(self, first: Iterator[Node], facts: Facts, load: Load) -> Iterator[Node]:
+        yield from first
+        for group in self._groups[1:]:
+            yield from group.order(facts, load)
+
+
+def _round_robin(nodes: Sequence[Node], start: int) -> _Group:
+    """Over each full cycle (as many picks as the weights add up to, after their common divisor is taken out) every node is
+    first exactly as often as its weight says, spread as evenly as nginx's smooth algorithm does: 5:1:1 gives a a b a c a a.
+    Equal weights cost O(1) per pick, others O(nodes).
+    """
     divisor = functools.reduce(math.gcd, (node.weight for node in nodes))
     weights = [node.weight // divisor for node in nodes]
+    smooth = _Smooth(nodes, weights, start)
     # Coprime and equal means that all are 1.
-    return _EvenGroup(nodes, start) if max(weights) == 1 else _WeightedGroup(nodes, weights, start)
+    return _Turns(nodes, smooth, start) if max(weights) == 1 else smooth
 
 
-class _EvenGroup:
-    """Equal weights: a ring."""
+class _Turns:
+    """Equal weights: each in its turn. A node that is not up is passed over, the others' turns stay as they are."""
 
-    def __init__(self, nodes: Sequence[Node], start: int) -> None:
+    def __init__(self, nodes: Sequence[Node], unsteady: _Smooth, start: int) -> None:
         self._nodes = tuple(nodes)
+        self._unsteady = unsteady
         self._next = start % len(nodes)
 
-    def order(self) -> Iterator[Node]:
+    def order(self, facts: Facts, load: Load) -> Iterator[Node]:
+        if not load.is_steady:
+            return self._unsteady.order(facts, load)
         at = self._next
         self._next = (at + 1) % len(self._nodes)
         return self._from(at)
@@ -83,8 +145,10 @@ class _EvenGroup:
         yield from self._nodes[:at]
 
 
-class _WeightedGroup:
+class _Smooth:
     """Smooth weighted round robin: every node earns its weight, the richest is picked and pays for all.
+
+    Who is not up earns nothing and keeps what it has; who starts slowly earns its share.
 
     Source:
       nginx, `ngx_http_upstream_get_peer` (commit 52327e0627f4, 2012): the balances return to 0 after each cycle.
@@ -93,24 +157,101 @@ class _WeightedGroup:
     def __init__(self, nodes: Sequence[Node], weights: Sequence[int], start: int) -> None:
         self._nodes = tuple(nodes)
         self._weights = tuple(weights)
-        self._cycle = sum(weights)
-        self._balances = [0] * len(nodes)
-        for _ in range(start % min(self._cycle, _MAX_WARM_UP)):
-            self._pick()
+        self._balances: list[float] = [0] * len(nodes)
+        for _ in range(start % min(sum(weights), _MAX_WARM_UP)):
+            self._pick(self._weights)
 
-    def order(self) -> Iterator[Node]:
-        return self._from(self._pick())
+    def order(self, facts: Facts, load: Load) -> Iterator[Node]:
+        del facts
+        earnings: Sequence[float] = self._weights
+        if not load.is_steady:
+            earnings = [
+                weight * load.share(node) if load.is_up(node) else 0
+                for node, weight in zip(self._nodes, self._weights, strict=True)
+            ]
+            if not any(earnings):
+                return iter(())
+        return self._from(self._pick(earnings), earnings)
 
-    def _pick(self) -> int:
-        balances = [balance + weight for balance, weight in zip(self._balances, self._weights, strict=True)]
-        picked = balances.index(max(balances))
-        balances[picked] -= self._cycle
+    def _pick(self, earnings: Sequence[float]) -> int:
+        balances = [balance + earned for balance, earned in zip(self._balances, earnings, strict=True)]
+        picked = max((at for at, earned in enumerate(earnings) if earned), key=balances.__getitem__)
+        balances[picked] -= sum(earnings)
         self._balances = balances
         return picked
 
-    def _from(self, picked: int) -> Iterator[Node]:
+    def _from(self, picked: int, earnings: Sequence[float]) -> Iterator[Node]:
         """The others follow as they would be picked next: by what they will then own."""
         yield self._nodes[picked]
-        others = [at for at in range(len(self._nodes)) if at != picked]
-        others.sort(key=lambda at: self._balances[at] + self._weights[at], reverse=True)
+        others = [at for at, earned in enumerate(earnings) if earned and at != picked]
+        others.sort(key=lambda at: self._balances[at] + earnings[at], reverse=True)
         yield from (self._nodes[at] for at in others)
+
+
+class _Hashed:
+    """The same key, the same node; the next on the ring takes the share of one that is not there."""
+
+    def __init__(self, nodes: Sequence[Node], key: HashKey) -> None:
+        self._ring = Ring(nodes)
+        self._key = key
+
+    def order(self, facts: Facts, load: Load) -> Iterator[Node]:
+        nodes = self._ring.walk(self._key(facts))
+        return nodes if load.is_steady else filter(load.is_up, nodes)
+
+
+class _LeastConn:
+    """The least (sessions + 1) / weight first, as APISIX counts it. Between equals each in its turn: the first of the list
+    would get every session of a quiet gateway.
+    """
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self._nodes = tuple(nodes)
+        self._next = 0
+
+    def order(self, facts: Facts, load: Load) -> Iterator[Node]:
+        del facts
+        at = self._next
+        self._next = (at + 1) % len(self._nodes)
+        nodes = self._nodes[at:] + self._nodes[:at]
+        return iter(_cheapest_first(nodes, load, lambda node: load.active(node) + 1))
+
+
+class _Quickest:
+    """Two at random, the cheaper first; then the others, the cheapest first. The cost of a node is the latency of its
+    connects times (sessions + 1), by its weight.
+
+    Two only: if all went to the one best, it would be the worst a moment later.
+
+    Source:
+      Finagle's Peak EWMA, which APISIX and nginx's ingress took theirs from. They left out the sessions, which requests
+      have few of at a time; at layer 4 a session that lasts for hours answers its connect once.
+    """
+
+    def __init__(self, nodes: Sequence[Node], randrange: RandRange) -> None:
+        self._nodes = tuple(nodes)
+        self._randrange = randrange
+
+    def order(self, facts: Facts, load: Load) -> Iterator[Node]:
+        del facts
+        nodes = [node for node in self._nodes if load.is_steady or load.is_up(node)]
+        if len(nodes) > 1:
+            # The two go to the front; the sort is stable, so equals stay in random order.
+            for at in (0, 1):
+                other = at + self._randrange(len(nodes) - at)
+                nodes[at], nodes[other] = nodes[other], nodes[at]
+        ordered = _cheapest_first(
+            nodes[:2], load, lambda node: load.latency_s(node) * (load.active(node) + 1)
+        )
+        ordered += _cheapest_first(
+            nodes[2:], load, lambda node: load.latency_s(node) * (load.active(node) + 1)
+        )
+        return iter(ordered)
+
+
+def _cheapest_first(nodes: Sequence[Node], load: Load, cost: Callable[[Node], float]) -> list[Node]:
+    """By cost per weight; a tie keeps the order given. Those that are not up are left out."""
+    if load.is_steady:
+        return sorted(nodes, key=lambda node: cost(node) / node.weight)
+    up = filter(load.is_up, nodes)
+    return sorted(up, key=lambda node: cost(node) / (node.weight * load.share(node)))

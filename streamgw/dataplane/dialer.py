@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import attrs
 import trio
 
 from streamgw.core.errors import ConnectFailed, NoNode
-from streamgw.core.model import Address, Attempt, Upstream, UpstreamTLS
+from streamgw.core.model import Address, Attempt, Facts, Upstream, UpstreamTLS
 from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.pump import End, Ending, Limits, Meter, Pump
 
@@ -35,12 +36,12 @@ class Trail:
 
 @attrs.frozen
 class Introduction:
-    """What a node is told about the client before the client's own bytes."""
+    """Who the client is: what a node is chosen by, and told before the client's own bytes."""
 
+    facts: Facts
+    """Its server name is for an upstream that speaks TLS and has none of its own."""
     preface: bytes = b""
     """A PROXY header, or nothing. Goes before a TLS handshake (APISIX)."""
-    server_name: str = ""
-    """The client's, for an upstream that speaks TLS and has none of its own."""
 
 
 @attrs.frozen
@@ -78,25 +79,35 @@ class Dialer:
         """
         began_at = self.now()
         failure: ConnectFailed | None = None
-        for node in _allowed(await self.pool.candidates(upstream), upstream):
-            trail.node, trail.dialled_at = node, self.now()
-            if failure is not None and 0 < upstream.retry_timeout_s <= trail.dialled_at - began_at:
+        facts = introduction.facts
+        for node in _allowed(await self.pool.candidates(upstream, facts), upstream):
+            began = trail.dialled_at = self.now()
+            trail.node = node
+            if failure is not None and 0 < upstream.retry_timeout_s <= began - began_at:
                 break
+            meter.on_connected = partial(self._on_connected, upstream, node, began)
+            lease = self.pool.lease(upstream, node)
             try:
-                deadline = trail.dialled_at + upstream.timeouts.connect_s
+                deadline = began + upstream.timeouts.connect_s
                 end = self.pump.dial(node, preface=introduction.preface, deadline=deadline)
                 if upstream.tls is not None:
-                    await self._secure(end, upstream.tls, introduction.server_name, deadline)
+                    await self._secure(end, upstream.tls, facts.server_name or "", deadline)
                 ending = await self.pump.relay(client, end, meter, limits)
             except ConnectFailed as error:
                 failure = error
-                trail.attempts.append(Attempt(node, self.now() - trail.dialled_at, str(error)))
+                trail.attempts.append(Attempt(node, self.now() - began, str(error)))
+                self.pool.failed(upstream, node, error)
             else:
                 return ending
+            finally:
+                lease.close()
         if failure is not None:
             trail.node = trail.attempts[-1].node
             raise failure
         raise NoNode(f"upstream {upstream.key} has no node to dial: {self.pool.why_empty(upstream)}")
+
+    def _on_connected(self, upstream: Upstream, node: Address, began_at: float, connected_at: float) -> None:
+        self.pool.answered(upstream, node, connected_at - began_at)
 
     async def _secure(self, end: End, tls: UpstreamTLS, client_name: str, deadline: float) -> None:
         """Connect and shake hands with a node; both share the connect timeout. Closes the end unless it succeeds."""

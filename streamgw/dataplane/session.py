@@ -214,7 +214,7 @@ class Sessions:
         return await self.dialer.join(
             session.end,
             upstream,
-            introduction=Introduction(_proxy_header(session, upstream), session.facts.server_name or ""),
+            introduction=Introduction(session.facts, _proxy_header(session, upstream)),
             trail=session.trail,
             meter=session.meter,
             limits=Limits(upstream.timeouts.idle_s, session.started_at + session.policy.max_duration_s),

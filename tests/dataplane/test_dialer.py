@@ -6,6 +6,7 @@ import random
 import ssl
 from typing import cast
 
+import attrs
 import pytest
 import trio
 
@@ -15,7 +16,7 @@ from streamgw.dataplane.dialer import Dialer, Introduction, Trail
 from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.pump import Ending, Limits, Meter
 from tests.support.fake_pump import Dialled, FakeEnd, FakePump
-from tests.support.scenes import FakeNames, sync, upstream
+from tests.support.scenes import FakeNames, facts, sync, upstream
 
 
 async def join(
@@ -33,7 +34,7 @@ async def join(
     return await dialer.join(
         client or FakeEnd(),
         to,
-        introduction=Introduction(preface, server_name),
+        introduction=Introduction(attrs.evolve(facts(), server_name=server_name or None), preface),
         trail=trail,
         meter=Meter(),
         limits=Limits(),

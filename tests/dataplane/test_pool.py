@@ -8,7 +8,7 @@ import pytest
 
 from streamgw.core.model import Upstream
 from streamgw.dataplane.pool import UpstreamPool
-from tests.support.scenes import FakeNames, sync, upstream
+from tests.support.scenes import FakeNames, facts, sync, upstream
 
 
 def pool_of(*upstreams: Upstream, names: FakeNames | None = None) -> UpstreamPool:
@@ -18,7 +18,7 @@ def pool_of(*upstreams: Upstream, names: FakeNames | None = None) -> UpstreamPoo
 
 
 async def offered(pool: UpstreamPool, to: Upstream) -> list[str]:
-    return [str(address) for address in await pool.candidates(to)]
+    return [str(address) for address in await pool.candidates(to, facts())]
 
 
 async def test_every_node_is_offered_once() -> None:

@@ -147,6 +147,8 @@ class FakePump:
             else:
                 await trio.lowlevel.checkpoint()
             meter.connected_at = trio.current_time()
+            if meter.on_connected is not None:
+                meter.on_connected(meter.connected_at)
             meter.bytes_up, meter.bytes_down = script.moves
             ending = script.ending or await self._until_cut(client, limits)
         except trio.Cancelled:

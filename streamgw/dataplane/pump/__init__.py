@@ -53,6 +53,8 @@ class Meter:
     bytes_down: int = 0
     connected_at: float | None = None
     """trio.current_time() when the upstream's connect completed."""
+    on_connected: Callable[[float], None] | None = None
+    """Told that time at once: a session may go on for days. Must not block or raise."""
 
 
 @attrs.frozen

@@ -409,7 +409,10 @@ class SocketPump(Pump):
         if number:
             self._fail(relay, words_for(number))
         elif upstream.writable:
-            relay.meter.connected_at = relay.active_at = trio.current_time()
+            meter = relay.meter
+            meter.connected_at = relay.active_at = trio.current_time()
+            if meter.on_connected is not None:
+                meter.on_connected(meter.connected_at)
             self._mover.start(relay)
 
     def _kick_trio(self) -> None:

@@ -1,0 +1,192 @@
+"""What the nodes of one upstream are doing: how many sessions, how quick to connect to, up or down, since when.
+
+Mutable, and without a clock of its own: whoever looks gets `now` from the callable that it was made with. It outlives
+reloads, so that an edit neither forgets the sessions that a node has nor the answers that it owed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+
+import attrs
+
+from streamgw.core.model import Address, Node
+
+DECAY_S = 10.0
+"""A connect time counts 1/e after this long. nginx's ingress and APISIX have the same."""
+FAILURE_S = 1.0
+"""What a failed connect counts as: a node that refuses at once is not a quick one."""
+SLOW_START_FLOOR = 0.1
+"""The share of its weight that a node begins with."""
+
+
+@attrs.define(eq=False)
+class NodeLoad:
+    """One node of one upstream."""
+
+    active: int = 0
+    """Sessions that are connecting or relaying."""
+    is_up: bool = True
+    up_since: float = -math.inf
+    """When it came up or was added, on the clock of the caller. Before everything, for the nodes of the first day."""
+    latency_s: float = 0.0
+    """As of `measured_at`."""
+    measured_at: float = 0.0
+    answered: int = 0
+    """Connects that succeeded."""
+    failed: int = 0
+    last_error: str = ""
+    """For a person: `connection refused`."""
+
+
+class Lease:
+    """One session's place at a node, from before the connect until its end. Counted while it is open.
+
+    Resource handling:
+      Whoever took it closes it, or uses it as a context. Closing twice is fine.
+    """
+
+    __slots__ = ("_load", "_node")
+
+    def __init__(self, load: UpstreamLoad, node: NodeLoad) -> None:
+        self._load = load
+        self._node: NodeLoad | None = node
+        node.active += 1
+
+    def close(self) -> None:
+        """The session has left the node."""
+        node, self._node = self._node, None
+        if node is not None:
+            node.active -= 1
+            self._load.on_room()
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class UpstreamLoad:
+    """The nodes of one upstream, by host and port. Implements `balancer.Load`.
+
+    A node is known from when it is first looked at until it is gone from its upstream and its last session has ended.
+    """
+
+    def __init__(self, now: Callable[[], float], *, slow_start_s: float = 0.0) -> None:
+        self._now = now
+        self._nodes: dict[tuple[str, int], NodeLoad] = {}
+        self._is_new = True
+        self._warm_at: float | None = None
+        """When the last slow start is over; None: none is on."""
+        self._down = 0
+        self.slow_start_s = slow_start_s
+        self.on_room: Callable[[], None] = _nobody_waits
+        """Told after each session that left: room for another."""
+
+    @property
+    def is_steady(self) -> bool:
+        """Every node is up and has its whole weight: the balancer need not ask about each."""
+        if self._warm_at is not None and self._now() >= self._warm_at:
+            self._warm_at = None
+        return not self._down and self._warm_at is None
+
+    def lease(self, node: Address) -> Lease:
+        """Count a session at a node."""
+        return Lease(self, self._of(node))
+
+    def is_up(self, node: Node) -> bool:
+        """Whether it may be picked."""
+        return self._of(node).is_up
+
+    def active(self, node: Node | Address) -> int:
+        """Its sessions."""
+        return self._of(node).active
+
+    def share(self, node: Node) -> float:
+        """Of its weight: 1, or less while it starts slowly."""
+        if self.slow_start_s <= 0:
+            return 1.0
+        age_s = self._now() - self._of(node).up_since
+        return 1.0 if age_s >= self.slow_start_s else max(SLOW_START_FLOOR, age_s / self.slow_start_s)
+
+    def latency_s(self, node: Node) -> float:
+        """How long a connect to it takes, of late: exponentially weighted, decaying towards 0 while nobody asks it, so
+        that a node that was slow gets another chance.
+        """
+        state = self._of(node)
+        return state.latency_s * self._remaining(state)
+
+    def answered(self, node: Address, connect_s: float) -> None:
+        """A connect to it succeeded."""
+        state = self._of(node)
+        state.answered += 1
+        self._observe(state, connect_s)
+
+    def failed(self, node: Address, error: str) -> None:
+        """A connect to it failed."""
+        state = self._of(node)
+        state.failed += 1
+        state.last_error = error
+        self._observe(state, FAILURE_S)
+
+    def set_up(self, node: Address, is_up: bool) -> bool:
+        """Mark a node up or down. Returns whether that is news."""
+        state = self._of(node)
+        if state.is_up is is_up:
+            return False
+        state.is_up = is_up
+        self._down += -1 if is_up else 1
+        if is_up:
+            self._came_up(state)
+            self.on_room()
+        return True
+
+    def keep(self, nodes: Collection[Node]) -> None:
+        """These are the upstream's nodes now. One that is new, and not of the first day, starts slowly; one that is gone
+        is forgotten with its last session.
+        """
+        wanted = {(node.host, node.port) for node in nodes}
+        for place in [
+            place for place, state in self._nodes.items() if place not in wanted and not state.active
+        ]:
+            self._down -= not self._nodes.pop(place).is_up
+        for node in nodes:
+            if (node.host, node.port) not in self._nodes:
+                state = self._of(node)
+                if not self._is_new:
+                    self._came_up(state)
+        self._is_new = False
+
+    def has_sessions(self) -> bool:
+        """Any node has."""
+        return any(state.active for state in self._nodes.values())
+
+    def _of(self, node: Node | Address) -> NodeLoad:
+        place = (node.host, node.port)
+        state = self._nodes.get(place)
+        if state is None:
+            state = self._nodes[place] = NodeLoad()
+        return state
+
+    def _came_up(self, state: NodeLoad) -> None:
+        state.up_since = self._now()
+        if self.slow_start_s > 0:
+            self._warm_at = state.up_since + self.slow_start_s
+
+    def _observe(self, state: NodeLoad, seconds: float) -> None:
+        now = self._now()
+        if state.answered + state.failed == 1:
+            state.latency_s = seconds
+        else:
+            kept = self._remaining(state)
+            state.latency_s = state.latency_s * kept + seconds * (1 - kept)
+        state.measured_at = now
+
+    def _remaining(self, state: NodeLoad) -> float:
+        return math.exp(-max(0.0, self._now() - state.measured_at) / DECAY_S)
+
+
+def _nobody_waits() -> None:
+    pass
