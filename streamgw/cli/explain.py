@@ -13,8 +13,8 @@ from streamgw.cli.options import read_settings, with_paths
 from streamgw.cli.output import print_data, print_table
 from streamgw.config.compile import Loader
 from streamgw.config.store import Store
-from streamgw.control.explain import Meeting, accepts, as_data, is_any, meet, show_tls
-from streamgw.core.model import Address, Facts, Listener
+from streamgw.control.explain import Meeting, accepts, as_data, is_any, meet, show_datagrams, show_tls
+from streamgw.core.model import Address, Facts, Listener, Transport
 from streamgw.core.wire.tls import ClientHello
 
 
@@ -29,6 +29,11 @@ from streamgw.core.wire.tls import ClientHello
     type=click.IntRange(1, 65535),
     help="The port.  [default: of the only listener, if there is one]",
 )
+@click.option(
+    "--transport",
+    type=click.Choice(["tcp", "udp"]),
+    help="How it gets there.  [default: tcp, unless only UDP listens there]",
+)
 @click.option("--sni", help="The TLS server name that the client asks for.")
 @click.option("--no-sni", is_flag=True, help="A TLS client that names no server.")
 @click.option("--alpn", multiple=True, help="Protocol that the TLS client offers. May be repeated.")
@@ -39,6 +44,7 @@ def explain(  # noqa: PLR0913, PLR0917  # one parameter per option
     remote_addr: str,
     server_addr: str | None,
     server_port: int | None,
+    transport: Transport | None,
     sni: str | None,
     no_sni: bool,
     alpn: tuple[str, ...],
@@ -51,7 +57,10 @@ def explain(  # noqa: PLR0913, PLR0917  # one parameter per option
     """
     said = _said(sni, no_sni, alpn)
     settings = read_settings(config)
-    listener, facts = _facts(settings.listeners, _address(remote_addr), server_addr, server_port)
+    if transport is None:
+        transport = _likely_transport(settings.listeners, server_port)
+    listeners = [listener for listener in settings.listeners if listener.transport == transport]
+    listener, facts = _facts(transport, listeners, _address(remote_addr), server_addr, server_port)
     loader = Loader(Store(routes), environ=os.environ, tls=lambda: settings.tls)
     found = loader.load(settings.listeners)
     meeting = meet(listener, facts, said, found.snapshot, found.documents)
@@ -68,12 +77,15 @@ def _show(meeting: Meeting) -> None:
         click.echo(f"nobody listens on {facts.server}: the client is refused before any route is asked")
     elif meeting.is_hello_unread:
         click.echo(
-            f"{facts.listener} is a plain listener: no client of it has a server name or ALPN. Decided without them"
+            f"{facts.listener} is a {'UDP' if facts.transport == 'udp' else 'plain'} listener: no client of it has a server name or ALPN. Decided without them"
         )
     if winner is None:
-        click.echo("no route matches: the connection is closed (no_route)")
+        what = "datagram is dropped" if facts.transport == "udp" else "connection is closed"
+        click.echo(f"no route matches: the {what} (no_route)")
     else:
         click.echo(f"route {winner.id} wins ({winner.source})")
+        if facts.transport == "udp":
+            click.echo(show_datagrams(winner))
     for line in show_tls(meeting.tls) if meeting.tls else ():
         click.echo(line)
     rows = [
@@ -100,7 +112,7 @@ def _show(meeting: Meeting) -> None:
 
 def _headline(meeting: Meeting) -> str:
     facts = meeting.facts
-    line = f"{facts.client.host} → {facts.server}"
+    line = f"{facts.client.host} → {facts.server}{' over UDP' if facts.transport == 'udp' else ''}"
     if facts.server_name:
         line += f", server name {facts.server_name}"
         if meeting.tls is not None and meeting.tls.has_fallback_name:
@@ -128,7 +140,13 @@ def _is_address(text: str) -> bool:
     return True
 
 
+def _likely_transport(listeners: Sequence[Listener], port: int | None) -> Transport:
+    there = {listener.transport for listener in listeners if port is None or listener.port == port}
+    return "udp" if there == {"udp"} else "tcp"
+
+
 def _facts(
+    transport: Transport,
     listeners: Sequence[Listener],
     client: str,
     server_addr: str | None,
@@ -145,9 +163,9 @@ def _facts(
         ]
         server_addr = own[0] if own else "::1" if ":" in client else "127.0.0.1"
     server = Address(_address(server_addr), server_port)
-    accepting = [listener for listener in listeners if accepts(listener, server)]
+    accepting = [listener for listener in listeners if accepts(listener, server, transport)]
     listener = accepting[0] if accepting else None
-    return listener, Facts("tcp", listener.name if listener else "", Address(client, 0), server)
+    return listener, Facts(transport, listener.name if listener else "", Address(client, 0), server)
 
 
 def _shown(listeners: Sequence[Listener]) -> str:

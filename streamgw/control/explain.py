@@ -14,7 +14,16 @@ import attrs
 
 from streamgw.config.documents import Document
 from streamgw.config.schema import SSLSpec
-from streamgw.core.model import Address, Certificate, Facts, Listener, Route, Source
+from streamgw.core.model import (
+    Address,
+    Certificate,
+    Facts,
+    Listener,
+    Route,
+    Source,
+    Timeouts,
+    Transport,
+)
 from streamgw.core.router import Explanation
 from streamgw.core.snapshot import Snapshot
 from streamgw.core.sni import matches_name
@@ -75,7 +84,7 @@ def meet(
       snapshot: decides.
       documents: of the same snapshot, for the certificates that are not served.
     """
-    looks = listener is None or listener.tls != "off"
+    looks = facts.transport == "tcp" if listener is None else listener.tls != "off"
     hello = said if looks else None
     if listener is None:
         # Nobody there: what a listener with TLS would do with the name is still worth knowing.
@@ -100,9 +109,9 @@ def is_any(listener: Listener) -> bool:
     return listener.dual_stack or listener.host in {"0.0.0.0", "::"}  # noqa: S104  # compared, not bound
 
 
-def accepts(listener: Listener, server: Address) -> bool:
-    """Whether a client that connects to this address ends up at this listener."""
-    if listener.port != server.port:
+def accepts(listener: Listener, server: Address, transport: Transport = "tcp") -> bool:
+    """Whether a client that connects to this address, or sends its datagrams there, ends up at this listener."""
+    if listener.transport != transport or listener.port != server.port:
         return False
     if listener.dual_stack:
         return True
@@ -119,8 +128,10 @@ def as_data(meeting: Meeting) -> dict[str, object]:
         "server": str(facts.server),
         "sni": facts.server_name,
         "alpn": list(facts.alpn),
+        "transport": facts.transport,
         "listener": facts.listener or None,
         "winner": winner.id if winner else None,
+        "udp": attrs.asdict(winner.udp) if winner and facts.transport == "udp" else None,
         "tls": tls_as_data(meeting.listener, facts, meeting.tls)
         if meeting.listener and meeting.tls
         else None,
@@ -232,6 +243,31 @@ def show_tls(explanation: TLSExplanation) -> Iterator[str]:
     yield f"certificate {certificate.id} is served ({certificate.source}), valid until {until:%Y-%m-%d}"
     asked = certificate.requires_client_certificate
     yield "a client certificate is required" if asked else "no client certificate is asked for"
+
+
+def show_datagrams(route: Route) -> str:
+    """How a UDP session of this route goes, in a sentence."""
+    rules = route.udp
+    if rules.responses == 0:
+        return "each datagram is a session of its own: no answer is waited for"
+    idle_s = rules.idle_s
+    if idle_s is None:
+        idle_s = route.upstream.timeouts.idle_s if route.upstream else Timeouts().idle_s
+    ends = [f"without a datagram for {idle_s:g} s"]
+    if rules.responses is not None:
+        ends.append(f"when each datagram has had {_counted(rules.responses, 'answer')}")
+    line = f"a session ends {', or '.join(ends)}"
+    if rules.requests:
+        line += f"; another begins after every {_counted(rules.requests, 'datagram')} of the client"
+    if rules.amplification:
+        line += (
+            f"; at most {rules.amplification:g} bytes come back for each byte until the client has answered"
+        )
+    return line
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def tls_as_data(listener: Listener, facts: Facts, explanation: TLSExplanation) -> dict[str, object]:

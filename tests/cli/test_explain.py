@@ -207,3 +207,55 @@ def test_a_hello_that_no_client_can_send(desk: Desk, options: list[str], said: s
 
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+DNS = """\
+apisix: {stream_proxy: {tcp: ["127.0.0.1:53", "127.0.0.1:9100"], udp: ["127.0.0.1:53", "127.0.0.1:9200"]}}
+"""
+
+
+def test_tcp_and_udp_of_one_port_are_told_apart(desk: Desk) -> None:
+    desk.config.write_text(DNS)
+
+    def asked(*options: str) -> tuple[str, str]:
+        said = json.loads(desk.run("explain", "--server-port", "53", "--json", *options).stdout)
+        return said["transport"], said["listener"]
+
+    assert asked() == ("tcp", "tcp 127.0.0.1:53")
+    assert asked("--transport", "tcp") == ("tcp", "tcp 127.0.0.1:53")
+    assert asked("--transport", "udp") == ("udp", "udp 127.0.0.1:53")
+
+
+def test_a_port_that_only_udp_has_means_udp(desk: Desk) -> None:
+    desk.config.write_text(DNS)
+    desk.hand_written.write_text("stream_routes: [{id: r, udp: {responses: 1}, upstream: {nodes: {a:1: 1}}}]")
+
+    result = desk.run("explain", "--server-port", "9200")
+    said = json.loads(desk.run("explain", "--server-port", "9200", "--json").stdout)
+
+    assert result.stdout.splitlines()[:3] == [
+        "127.0.0.1 → 127.0.0.1:9200 over UDP",
+        "route r wins (routes.d/mine.yaml:1)",
+        "a session ends without a datagram for 600 s, or when each datagram has had 1 answer",
+    ]
+    assert said["udp"] == {"idle_s": None, "responses": 1, "requests": 0, "amplification": 0.0}
+
+
+def test_the_only_udp_listener_is_meant_when_udp_is_said(desk: Desk) -> None:
+    desk.config.write_text("apisix: {stream_proxy: {tcp: [9100], udp: [9200]}}")
+    desk.hand_written.write_text("")
+
+    result = desk.run("explain", "--transport", "udp", "--sni", "a.test")
+
+    assert result.stdout.splitlines() == [
+        "127.0.0.1 → 127.0.0.1:9200 over UDP",
+        "udp *:9200 is a UDP listener: no client of it has a server name or ALPN. Decided without them",
+        "no route matches: the datagram is dropped (no_route)",
+    ]
+
+
+def test_a_udp_port_that_nobody_listens_on(desk: Desk) -> None:
+    result = desk.run("explain", "--transport", "udp", "--server-port", "9100", "--sni", "a.test")
+
+    assert "nobody listens on 127.0.0.1:9100" in result.stdout
+    assert "server name" not in result.stdout.splitlines()[0]

@@ -1,12 +1,16 @@
-"""What a listener does with TLS. The whole of an explanation is tested with the command: tests/cli/test_explain.py."""
+"""What a listener does with TLS, and with datagrams. The whole of an explanation is tested with the command:
+tests/cli/test_explain.py.
+"""
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
-from streamgw.control.explain import explain_tls, facts_with_hello
+from streamgw.control.explain import accepts, explain_tls, facts_with_hello, show_datagrams
 from streamgw.core.model import (
     Address,
+    DatagramRules,
     Facts,
     Listener,
     Match,
@@ -15,6 +19,7 @@ from streamgw.core.model import (
     Revision,
     Route,
     Source,
+    Timeouts,
     TLSIn,
     Upstream,
 )
@@ -70,3 +75,40 @@ def test_listener_and_route_decide_together(
 @pytest.mark.parametrize("tls", ["off", "optional"])
 def test_whoever_sends_no_hello_is_a_plain_client(tls: TLSIn) -> None:
     assert explain_tls(listener(tls), None, FACTS, route(), NOTHING).does == "plain"
+
+
+@pytest.mark.parametrize(
+    ("rules", "upstream", "said"),
+    [
+        (DatagramRules(), UPSTREAM, "a session ends without a datagram for 600 s"),
+        (DatagramRules(), None, "a session ends without a datagram for 600 s"),
+        (DatagramRules(idle_s=2.5), UPSTREAM, "a session ends without a datagram for 2.5 s"),
+        (
+            DatagramRules(responses=1, requests=2),
+            attrs.evolve(UPSTREAM, timeouts=Timeouts(idle_s=7)),
+            "a session ends without a datagram for 7 s, or when each datagram has had 1 answer; "
+            "another begins after every 2 datagrams of the client",
+        ),
+        (
+            DatagramRules(idle_s=1, amplification=3),
+            UPSTREAM,
+            "a session ends without a datagram for 1 s; at most 3 bytes come back for each byte until the client "
+            "has answered",
+        ),
+        (
+            DatagramRules(responses=0),
+            UPSTREAM,
+            "each datagram is a session of its own: no answer is waited for",
+        ),
+    ],
+)
+def test_how_a_udp_session_goes(rules: DatagramRules, upstream: Upstream | None, said: str) -> None:
+    assert show_datagrams(attrs.evolve(route(upstream=upstream), udp=rules)) == said
+
+
+def test_tcp_and_udp_on_one_port_are_two_listeners() -> None:
+    at = Address("127.0.0.1", 53)
+
+    assert accepts(Listener("udp", "::", 53, dual_stack=True), at, "udp")
+    assert not accepts(Listener("udp", "::", 53, dual_stack=True), at)
+    assert not accepts(Listener("tcp", "::", 53, dual_stack=True), at, "udp")
