@@ -211,7 +211,7 @@ def _make_document(file: SourceFile, source: Source, path: tuple[str, int], item
         faults = tuple(fault.under(path) for fault in wrong.faults)
     if not isinstance(item, dict):
         return _Made(None, faults)
-    name = id_of(item.get("id")) or _derived_id(file.path or file.name, position)
+    name = id_of(item.get("id")) or derived_id(file.path or file.name, position)
     document = Document(
         key=(collection, name),
         source=source,
@@ -223,7 +223,7 @@ def _make_document(file: SourceFile, source: Source, path: tuple[str, int], item
     return _Made(document, faults, warnings)
 
 
-def _derived_id(path: str, position: int) -> str:
+def derived_id(path: str, position: int) -> str:
     """The id of an object that has none: its file and its place, counted from 1: `mysql.yaml-1`.
 
     Stable while the file keeps its name and the object its place. A path that is no id by itself (a directory, a blank,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import codecs
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import Final
 
@@ -75,13 +75,14 @@ def encode(text: str, old: bytes) -> bytes:
     return (codecs.BOM_UTF8 if old.startswith(codecs.BOM_UTF8) else b"") + text.encode()
 
 
-def find_items(text: str) -> tuple[Item, ...]:
-    """Every object of a file that has an id, in the order of the file.
+def find_items(text: str, *, name: Callable[[int], str] | None = None) -> tuple[Item, ...]:
+    """Every object of a file, in the order of the file. `name` says what those without an id are called, by their
+    position; without it they are left out.
 
     Raises:
       NotEditable: this is not one YAML document.
     """
-    return tuple(_items(_read(text)))
+    return tuple(_items(_read(text), name))
 
 
 def new_file(key: Key, data: Mapping[str, object]) -> str:
@@ -149,15 +150,19 @@ def _read(text: str) -> Layout:
         raise NotEditable(str(error)) from error
 
 
-def _items(layout: Layout) -> Iterator[Item]:
+def _items(layout: Layout, name: Callable[[int], str] | None = None) -> Iterator[Item]:
     for key, collection in layout.root.pairs():
         values = layout.data.get(key.value)
         if not isinstance(values, list):
             continue
         # An alias instead of a list shows no children: what it stands for belongs to its anchor.
         for position, (node, data) in enumerate(zip(collection.children, values, strict=False)):
-            if isinstance(data, dict) and data.get("id") is not None:
+            if not isinstance(data, dict):
+                continue
+            if data.get("id") is not None:
                 yield Item((key.value, str(data["id"])), position, node.line, node.start, node.end, data)
+            elif name is not None:
+                yield Item((key.value, name(position)), position, node.line, node.start, node.end, data)
 
 
 def _locate(layout: Layout, key: Key) -> tuple[Item, Node]:

@@ -5,7 +5,7 @@ user, and only the reloader reads. Blocking: an event loop calls it in a worker 
 
 Writing is a sequence of steps under a lock that every streamgw process takes (editors do not):
 
-1. read the directory, find the object, make the new text of its file, check it (`edit.py`);
+1. read the directory, find the object, make the new text of its file, check it (`plan.py`, `edit.py`);
 2. write it to a hidden file in the same directory and sync that;
 3. an existing file: look once more whether somebody changed it, then rename over it; a new one: link, which fails if
    the name was taken meanwhile, then unlink the hidden name;
@@ -19,21 +19,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 import attrs
 
-from streamgw.config import edit
 from streamgw.config.disk import Disk
-from streamgw.config.documents import digest_of
 from streamgw.config.edit import NotEditable
+from streamgw.config.plan import AlreadyExists, Change, NotFound, Plan, Planner, Stale, digest_in
+from streamgw.config.survey import Located, Survey, Surveyor
 from streamgw.config.tree import (
     LOOK_AGAIN_S,
     TEMPORARY,
-    Entry,
+    Moment,
     State,
     Tree,
     build_tree,
@@ -44,44 +43,22 @@ from streamgw.config.tree import (
 from streamgw.core.errors import StoreError
 from streamgw.core.model import Key
 
+__all__ = [
+    "AlreadyExists",
+    "Located",
+    "NotEditable",
+    "NotFound",
+    "Plan",
+    "Stale",
+    "Store",
+    "Survey",
+    "Written",
+]
+
 LOCK_WAIT_S: Final = 10.0
 """A writer that holds the lock for longer is stuck; the next one gives up with an error."""
 
 _LOCK_NAME: Final = ".streamgw.lock"
-_ID: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
-_COLLECTION: Final = re.compile(r"[a-z][a-z_]*")
-_SECRET: Final = frozenset({"ssls", "secrets"})
-"""Collections whose files only their owner may read."""
-
-
-class AlreadyExists(StoreError):
-    """An object, or a file of that name, is there already."""
-
-
-class NotFound(StoreError):
-    """There is no such object."""
-
-
-class Stale(StoreError):
-    """The object or its file is not what the writer believed. Nothing was written."""
-
-
-@attrs.frozen
-class Located:
-    """One object where it stands."""
-
-    key: Key
-    file: str
-    """`routes.d/mysql.yaml`."""
-    line: int
-    """From 1."""
-    start: int
-    """Offset of its first character in the text of the file (a byte order mark does not count)."""
-    end: int
-    """Offset after its last character."""
-    data: Mapping[str, object]
-    """As written, `${{NAME}}` not filled in."""
-    digest: str
 
 
 @attrs.frozen
@@ -93,27 +70,17 @@ class Written:
     """`documents.digest_of` the object as it now stands in the file."""
 
 
-@attrs.frozen
-class _Change:
-    """What a write will do to one file."""
-
-    path: Path
-    content: bytes
-    """Empty: the file goes."""
-    replaces: Entry | None
-    """What stands there now."""
-    mode: int = 0o644
-
-
 class Store:
-    """The files of one directory."""
+    """The files of one directory. Threads may share it."""
 
     def __init__(self, directory: Path, *, disk: Disk | None = None) -> None:
         self.directory = directory
         """As the user wrote it: names in messages start with it."""
         self._disk = disk or Disk()
+        self._surveyor = Surveyor(directory)
+        self._planner = Planner(directory)
         # Looking again every two seconds must cost next to nothing while nothing changes.
-        self._seen: tuple[State, Tree] | None = None
+        self._seen: Moment | None = None
 
     def read(self) -> Tree:
         """Every `*.yaml`, `*.yml` and `*.json` below the directory.
@@ -125,11 +92,15 @@ class Store:
           StoreError: there is no such directory (never an empty tree: a directory that is just being replaced must
             not remove every route), a file cannot be read, or it all keeps changing.
         """
-        seen = self._seen
-        state = read_state(self.directory, self._disk, seen[0] if seen else None)
-        if seen is None or state.contents is not seen[0].contents:
-            self._seen = seen = state, build_tree(self.directory, state.contents)
-        return seen[1]
+        return self._read().tree
+
+    def survey(self) -> Survey:
+        """Every object of one moment, to look things up in and to plan changes by.
+
+        Raises:
+          StoreError: like `read`; or a file is broken, or two objects of a kind have the same id.
+        """
+        return self._surveyor.survey(self._read())
 
     def find(self, key: Key) -> Located | None:
         """Where an object stands.
@@ -137,19 +108,45 @@ class Store:
         Raises:
           StoreError: like `read`; or a file that mentions the id is broken, or two files define it.
         """
-        state = read_state(self.directory, self._disk)
-        found = self._find(key, state)
-        return found[1] if found else None
+        return self._surveyor.find(key, self._read().state)
 
     def objects(self, collection: str) -> tuple[Located, ...]:
-        """Every object of a collection that has an id, by file and line. Raises like `find`."""
-        state = read_state(self.directory, self._disk)
-        return tuple(
-            located
-            for entry in state.entries
-            for located in self._located(entry, state.contents[entry.name])
-            if located.key[0] == collection
-        )
+        """Every object of a collection that has an id, by file and line. Raises like `survey`."""
+        found = self.survey().objects.values()
+        return tuple(located for located in found if located.key[0] == collection and located.is_named)
+
+    # Planned first, made later
+
+    def plan_put(
+        self, survey: Survey, key: Key, data: Mapping[str, object], *, if_absent: bool = False
+    ) -> Plan:
+        """What `put` would do to this state of the directory. Raises like `put`."""
+        found = survey.objects.get(key)
+        return self._planner.put(key, data, found, survey.moment, if_absent=if_absent)
+
+    def plan_delete(self, survey: Survey, key: Key) -> Plan:
+        """What `delete` would do to this state of the directory. Raises like `delete`."""
+        return self._planner.delete(key, survey.objects.get(key), survey.moment)
+
+    def plan_file(self, survey: Survey, name: str, content: bytes) -> Plan:
+        """A whole file, put in place of what stands there. Raises NotEditable: that is a link."""
+        return self._planner.file(name, content, survey.moment)
+
+    def carry_out(self, plan: Plan) -> Path:
+        """Make a planned write. Returns the file.
+
+        Raises:
+          Stale: the directory is not what it was when this was planned: plan again.
+          AlreadyExists, StoreError: like `put`.
+        """
+        with self._locked():
+            state = read_state(self.directory, self._disk, plan.before)
+            if state.contents is not plan.before.contents:
+                raise Stale(f"{self.directory}: changed meanwhile; nothing was written")
+            self._make(plan, state.strays)
+        return plan.change.path
+
+    # At once
 
     def put(
         self, key: Key, data: Mapping[str, object], *, if_absent: bool = False, if_match: str | None = None
@@ -165,12 +162,11 @@ class Store:
           StoreError: the disk said no.
         """
         with self._locked():
-            state = read_state(self.directory, self._disk)
-            change = self._plan_put(key, data, state, if_absent=if_absent, if_match=if_match)
-            if change.content != state.contents.get(self._name(change.path)):
-                self._apply(change, state.strays)
-        written = next(item for item in edit.find_items(edit.decode(change.content)) if item.key == key)
-        return Written(change.path, digest_of(written.data))
+            moment = self._read()
+            found = self._surveyor.find(key, moment.state)
+            plan = self._planner.put(key, data, found, moment, if_absent=if_absent, if_match=if_match)
+            self._make(plan, moment.state.strays)
+        return Written(plan.change.path, digest_in(plan.change.content, key))
 
     def delete(self, key: Key, *, if_match: str | None = None) -> Path:
         """Remove an object, and its file if that was written for it alone. Returns the file.
@@ -180,118 +176,34 @@ class Store:
           Stale, NotEditable, StoreError: like `put`.
         """
         with self._locked():
-            state = read_state(self.directory, self._disk)
-            change = self._plan_delete(key, state, if_match=if_match)
-            self._apply(change, state.strays)
-        return change.path
+            moment = self._read()
+            found = self._surveyor.find(key, moment.state)
+            plan = self._planner.delete(key, found, moment, if_match=if_match)
+            self._make(plan, moment.state.strays)
+        return plan.change.path
 
     def preview_put(self, key: Key, data: Mapping[str, object], *, if_absent: bool = False) -> Tree:
         """What the directory would be after `put`: the very text, so that problems name the right lines."""
-        state = read_state(self.directory, self._disk)
-        change = self._plan_put(key, data, state, if_absent=if_absent, if_match=None)
-        return build_tree(self.directory, {**state.contents, self._name(change.path): change.content})
+        moment = self._read()
+        found = self._surveyor.find(key, moment.state)
+        return self._planner.put(key, data, found, moment, if_absent=if_absent).after
 
     def preview_delete(self, key: Key) -> Tree:
         """What the directory would be after `delete`."""
-        state = read_state(self.directory, self._disk)
-        change = self._plan_delete(key, state, if_match=None)
-        contents = {**state.contents, self._name(change.path): change.content}
-        return build_tree(self.directory, {name: content for name, content in contents.items() if content})
+        moment = self._read()
+        return self._planner.delete(key, self._surveyor.find(key, moment.state), moment).after
 
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self.directory).as_posix()
+    # Reading
 
-    # Finding
-
-    def _located(self, entry: Entry, content: bytes) -> list[Located]:
-        shown = str(self.directory / entry.name)
-        with _in_file(shown):
-            return [
-                Located(item.key, shown, item.line, item.start, item.end, item.data, digest_of(item.data))
-                for item in edit.find_items(edit.decode(content))
-            ]
-
-    def _find(self, key: Key, state: State) -> tuple[Entry, Located] | None:
-        # Parsing ten thousand files to find one takes seconds. A file that defines an id holds it as it is, or with
-        # escapes, which have a backslash.
-        candidates = (
-            entry
-            for entry in state.entries
-            if key[1].encode() in state.contents[entry.name] or b"\\" in state.contents[entry.name]
-        )
-        found = [
-            (entry, located)
-            for entry in candidates
-            for located in self._located(entry, state.contents[entry.name])
-            if located.key == key
-        ]
-        if len(found) > 1:
-            places = " and ".join(f"{located.file}:{located.line}" for _, located in found)
-            raise StoreError(f"{key[0]} {key[1]} is defined more than once: {places}")
-        return found[0] if found else None
-
-    # Planning: what a write will do, decided before anything is touched
-
-    def _plan_put(
-        self,
-        key: Key,
-        data: Mapping[str, object],
-        state: State,
-        *,
-        if_absent: bool,
-        if_match: str | None,
-    ) -> _Change:
-        _check_key(key)
-        if str(data.get("id", key[1])) != key[1]:
-            raise StoreError(f"{key[0]} {key[1]}: its data says that its id is {data['id']}")
-        found = self._find(key, state)
-        _check_match(key, found[1] if found else None, if_match)
-        if found is None:
-            own = self._free_path(key, state)
-            mode = 0o600 if key[0] in _SECRET else 0o644
-            with _in_file(str(own)):
-                return _Change(own, edit.new_file(key, data).encode(), None, mode)
-        entry, located = found
-        if if_absent:
-            raise AlreadyExists(f"{located.file}:{located.line}: {key[0]} {key[1]} is there already")
-        self._check_editable(entry)
-        content = state.contents[entry.name]
-        with _in_file(located.file):
-            return _Change(
-                Path(entry.path),
-                edit.encode(edit.replace_item(edit.decode(content), key, data), content),
-                entry,
-            )
-
-    def _plan_delete(self, key: Key, state: State, *, if_match: str | None) -> _Change:
-        _check_key(key)
-        found = self._find(key, state)
-        _check_match(key, found[1] if found else None, if_match)
-        if found is None:
-            raise NotFound(f"{self.directory}: no {key[0]} {key[1]}")
-        entry, located = found
-        self._check_editable(entry)
-        content = state.contents[entry.name]
-        with _in_file(located.file):
-            rest = edit.remove_item(edit.decode(content), key)
-            alone = entry.name in _own_names(key) and not edit.find_items(rest)
-        return _Change(Path(entry.path), b"" if alone else edit.encode(rest, content), entry)
-
-    def _free_path(self, key: Key, state: State) -> Path:
-        """`stream_routes/mysql.yaml`, or the next like it that is free: somebody may keep other objects there."""
-        taken = {entry.name for entry in state.entries}
-        return self.directory / next(name for name in _own_names(key) if name not in taken)
-
-    def _check_editable(self, entry: Entry) -> None:
-        real = Path(os.path.realpath(entry.path))
-        if real == Path(os.path.realpath(self.directory)) / entry.name:
-            return
-        if any(part.startswith("..") for part in real.parts):
-            # Kubernetes keeps the files of a volume in `..2026_11_21_…`, behind the link `..data`.
-            raise NotEditable(
-                f"{entry.path}: comes from a Kubernetes volume; change the ConfigMap or Secret instead"
-            )
-        raise NotEditable(f"{entry.path}: a link to {real}; edit that file instead")
+    def _read(self) -> Moment:
+        seen = self._seen
+        state = read_state(self.directory, self._disk, seen.state if seen else None)
+        if seen is not None and state.contents is seen.state.contents:
+            moment = Moment(state, seen.tree)
+        else:
+            moment = Moment(state, build_tree(self.directory, state.contents, seen.tree if seen else None))
+        self._seen = moment
+        return moment
 
     # Writing
 
@@ -316,7 +228,25 @@ class Store:
         finally:
             os.close(fd)
 
-    def _apply(self, change: _Change, strays: tuple[str, ...]) -> None:
+    def _make(self, plan: Plan, strays: tuple[str, ...]) -> None:
+        if plan.changes_nothing:
+            return
+        self._apply(plan.change, strays)
+        self._remember(plan)
+
+    def _remember(self, plan: Plan) -> None:
+        """What the directory is now, so that the next look finds it as expected and reads one file."""
+        before, path = plan.before, plan.change.path
+        entries = {entry.name: entry for entry in before.entries}
+        contents = {**before.contents, plan.name: plan.change.content}
+        if plan.change.content:
+            entries[plan.name] = look_at(str(path), plan.name)
+        else:
+            del entries[plan.name], contents[plan.name]
+        ordered = tuple(entries[name] for name in sorted(entries))
+        self._seen = Moment(State(ordered, contents, (), before.began_ns), plan.after)
+
+    def _apply(self, change: Change, strays: tuple[str, ...]) -> None:
         disk, directory = self._disk, change.path.parent
         for stray in strays:
             disk.unlink(Path(stray))
@@ -330,7 +260,7 @@ class Store:
             self._put_in_place(change, directory / f".{change.path.name}{TEMPORARY}")
         disk.sync_directory(directory)
 
-    def _put_in_place(self, change: _Change, temporary: Path) -> None:
+    def _put_in_place(self, change: Change, temporary: Path) -> None:
         disk = self._disk
         try:
             self._write(temporary, change)
@@ -347,7 +277,7 @@ class Store:
                 raise AlreadyExists(f"{change.path}: appeared meanwhile; nothing was written") from error
             raise
 
-    def _write(self, path: Path, change: _Change) -> None:
+    def _write(self, path: Path, change: Change) -> None:
         fd = self._disk.create(path, change.mode)
         try:
             if change.replaces:
@@ -359,38 +289,8 @@ class Store:
         finally:
             self._disk.close(fd)
 
-    def _check_unchanged(self, change: _Change) -> None:
+    def _check_unchanged(self, change: Change) -> None:
         """An editor takes no lock: this leaves it the microseconds until the rename."""
         assert change.replaces is not None, "asked of files that are there"
         if look_at(str(change.path), change.replaces.name) != change.replaces:
             raise Stale(f"{change.path}: changed meanwhile; nothing was written")
-
-
-def _own_names(key: Key) -> Iterator[str]:
-    """The names that a file of this object's own may have, in the order in which they are tried."""
-    yield f"{key[0]}/{key[1]}.yaml"
-    yield from (f"{key[0]}/{key[1]}-{number}.yaml" for number in range(2, 100))
-
-
-def _check_key(key: Key) -> None:
-    """The key becomes a file name."""
-    if not _COLLECTION.fullmatch(key[0]):
-        raise StoreError(f"{key[0]!r} is no collection of objects")
-    if not _ID.fullmatch(key[1]):
-        raise StoreError(
-            f"id {key[1]!r}: expected 1 to 64 letters, digits, '-', '_' and '.', not beginning with '.'"
-        )
-
-
-def _check_match(key: Key, located: Located | None, if_match: str | None) -> None:
-    if if_match is not None and (located is None or located.digest != if_match):
-        raise Stale(f"{key[0]} {key[1]}: not the version that was expected; nothing was written")
-
-
-@contextlib.contextmanager
-def _in_file(shown: str) -> Iterator[None]:
-    """Say in which file an edit went wrong."""
-    try:
-        yield
-    except NotEditable as error:
-        raise NotEditable(f"{shown}: {error}") from error

@@ -78,11 +78,20 @@ class State:
         return all(max(entry.changed_ns) < self.began_ns - _SETTLED_NS for entry in entries)
 
 
+@attrs.frozen
+class Moment:
+    """A state of the directory, and the same as a Loader wants it."""
+
+    state: State
+    tree: Tree
+
+
 def read_state(directory: Path, disk: Disk, known: State | None = None) -> State:
     """Read every file that counts. When one changes, comes or goes meanwhile, all are read again.
 
     Links are followed, and each directory is read once. A file that looks as it did in the `known` state is not opened,
-    unless it had been changed just before that: then a change in the same tick of the clock would not show.
+    unless it had been changed just before that: then a change in the same tick of the clock would not show. When nothing
+    changed, the state has the very `contents` of the known one.
 
     Raises:
       StoreError: the directory or a file cannot be read, or it keeps changing.
@@ -94,8 +103,8 @@ def read_state(directory: Path, disk: Disk, known: State | None = None) -> State
         try:
             began_ns = disk.now_ns()
             entries, strays = _list(directory, disk)
-            if known is not None and entries == known.entries and known.is_settled(*entries):
-                return attrs.evolve(known, strays=strays)
+            if known is not None and _is_still(known, entries, disk):
+                return attrs.evolve(known, strays=strays, began_ns=began_ns)
             old = {entry.name: entry for entry in known.entries} if known is not None else {}
             contents = {
                 entry.name: known.contents[entry.name]
@@ -115,14 +124,27 @@ def read_state(directory: Path, disk: Disk, known: State | None = None) -> State
     raise explain(trouble) from trouble
 
 
-def build_tree(directory: Path, contents: Mapping[str, bytes]) -> Tree:
-    """The files as a Loader wants them, with the names that messages show."""
+def _is_still(known: State, entries: tuple[Entry, ...], disk: Disk) -> bool:
+    """Whether the directory is what it was: it looks like it, and so do the files whose stamps cannot tell yet."""
+    return entries == known.entries and all(
+        disk.read(entry.path) == known.contents[entry.name]
+        for entry in entries
+        if not known.is_settled(entry)
+    )
+
+
+def build_tree(directory: Path, contents: Mapping[str, bytes], known: Tree | None = None) -> Tree:
+    """The files as a Loader wants them, with the names that messages show. What is as in the `known` tree is taken over."""
+    old = {file.path: file for file in known.files} if known is not None else {}
     revision = hashlib.sha256()
     files = []
     for name, content in sorted(contents.items()):
-        digest = hashlib.sha256(content).hexdigest()
-        revision.update(f"{digest} {name}\0".encode("utf-8", "surrogateescape"))
-        files.append(SourceFile(name=str(directory / name), text=content, digest=digest, path=name))
+        file = old.get(name)
+        if file is None or file.text is not content:
+            digest = hashlib.sha256(content).hexdigest()
+            file = SourceFile(name=str(directory / name), text=content, digest=digest, path=name)
+        revision.update(f"{file.digest} {name}\0".encode("utf-8", "surrogateescape"))
+        files.append(file)
     return Tree(tuple(files), Revision(revision.hexdigest()[:32]))
 
 
