@@ -83,6 +83,10 @@ class Facts:
     """What the client offers, in its order (RFC 7301)."""
     client_certificate: ClientCertificate | None = None
     """Verified in the handshake; None without TLS, without a certificate, or before the handshake."""
+    mqtt_client_id: str | None = None
+    """What an MQTT client calls itself in its CONNECT; None for any other, and for one that leaves the choice to the server."""
+    peer: Address | None = None
+    """Who really connected, when a PROXY header named the client: the load balancer. None: the client itself."""
 
 
 class PrereadPlan(enum.Flag):

@@ -236,7 +236,7 @@ class Sessions:
         self.pump.consume(session.end, found.consumed)
         header, trusted = found.header, session.policy.trusted_proxies
         if header is not None and header.client is not None and _is_in(session.peer, trusted):
-            session.facts = attrs.evolve(session.facts, client=header.client)
+            session.facts = attrs.evolve(session.facts, client=header.client, peer=session.peer)
 
     async def _read_hello(self, session: Session) -> ClientHello | None:
         """Look at the ClientHello and note what it says. None: a plain client of a listener that takes both."""
