@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,43 @@ def route() -> None:
     """Add, list, change and remove routes."""
 
 
+def _with_datagrams(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say how UDP sessions live, together as the parameter `datagrams`: the route's `udp`."""
+
+    @functools.wraps(command)
+    def collected(**parameters: Any) -> None:  # noqa: ANN401  what Click parsed
+        said = {name: parameters.pop(f"udp_{name}") for name in _DATAGRAM_HELP}
+        command(
+            datagrams={name: _shortest(value) for name, value in without_none(said).items()}, **parameters
+        )
+
+    for name, (kind, text) in reversed(tuple(_DATAGRAM_HELP.items())):
+        click.option(f"--udp-{name.replace('_', '-')}", type=kind, help=text)(collected)
+    return collected
+
+
+_DATAGRAM_HELP: Mapping[str, tuple[click.ParamType[Any], str]] = {
+    "idle_timeout": (
+        click.FloatRange(0, min_open=True),
+        "Over UDP: seconds without a datagram that end a session.  [default: 600]",
+    ),
+    "responses": (
+        click.IntRange(0),
+        "Over UDP: answers to each datagram that end a session; 0: none is waited for.",
+    ),
+    "requests": (click.IntRange(0), "Over UDP: datagrams after which another session begins."),
+    "amplification": (
+        click.FloatRange(0),
+        "Over UDP: bytes back for each byte, until the client has answered.",
+    ),
+}
+
+
+def _shortest(value: object) -> object:
+    """`5` for 5.0: as a person would write it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 @route.command()
 @with_paths
 @click.argument("positional_id", metavar="[ID]", required=False)
@@ -52,6 +90,7 @@ def route() -> None:
     is_flag=True,
     help="Hand TLS on untouched, where the listener leaves that to the route.",
 )
+@_with_datagrams
 @with_upstream
 @click.option("--upstream-id", help="Go to this upstream.")
 @click.option("--service-id", help="Go where this service goes.")
@@ -69,6 +108,7 @@ def add(  # noqa: PLR0913, PLR0917  # one parameter per option
     remote_addr: tuple[str, ...],
     alpn: tuple[str, ...],
     tls_passthrough: bool,
+    datagrams: Mapping[str, object],
     upstream: UpstreamOptions,
     upstream_id: str | None,
     service_id: str | None,
@@ -88,6 +128,7 @@ def add(  # noqa: PLR0913, PLR0917  # one parameter per option
     streamgw route add --server-port 9101 --node 127.0.0.1:3306
     streamgw route add mysql --server-port 9101 --node 10.0.0.5:3306=3 --node 10.0.0.6:3306 --wait
     streamgw route add --sni a.test.com --node 127.0.0.1:5991
+    streamgw route add dns --server-port 53 --node 10.0.0.5:53 --udp-responses 1 --udp-idle-timeout 5
     """  # noqa: D301  # \b is Click's mark for lines that stay as they are
     if positional_id and id_ and positional_id != id_:
         raise click.UsageError(f"two ids: {positional_id} and {id_}")
@@ -108,6 +149,7 @@ def add(  # noqa: PLR0913, PLR0917  # one parameter per option
                 "server_addr": server_addr,
                 "alpn": list(alpn) or None,
                 "tls_passthrough": tls_passthrough or None,
+                "udp": datagrams or None,
                 "upstream_id": upstream_id,
                 "service_id": service_id,
             }

@@ -107,6 +107,21 @@ def test_a_route_can_ask_for_tls_on_both_sides(desk: Desk) -> None:
     assert "tls b:1" in listed
 
 
+def test_a_route_can_say_how_its_udp_sessions_live(desk: Desk) -> None:
+    desk.config.write_text("apisix: {stream_proxy: {udp: ['127.0.0.1:9200']}}")
+    desk.hand_written.write_text("")
+
+    result = desk.run(
+        *("route", "add", "dns", "--server-port", "9200", "--node", "a:53", "--udp-idle-timeout", "5"),
+        *("--udp-responses", "0", "--udp-requests", "2", "--udp-amplification", "1.5"),
+    )
+
+    (route,) = yaml.safe_load(written(result.stdout))["stream_routes"]
+    assert route["udp"] == {"idle_timeout": 5, "responses": 0, "requests": 2, "amplification": 1.5}
+    assert "    udp:\n      idle_timeout: 5\n" in written(result.stdout)
+    assert "udp.requests: does nothing with 'responses: 0'" in result.stderr
+
+
 def test_an_id_is_made_from_what_the_route_matches(desk: Desk) -> None:
     made = [
         (["--server-port", "9100"], "port-9100"),
