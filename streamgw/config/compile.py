@@ -217,7 +217,7 @@ class _Resolution:
         """Faults as problems with a file and a line."""
         by_file: dict[str, list[Fault]] = {}
         for document, fault in found:
-            by_file.setdefault(document.source.file, []).append(fault.under(document.path))
+            by_file.setdefault(document.source.file, []).append(fault.inside(document.path))
         return [
             problem for file, faults in by_file.items() for problem in self._locations[file].problems(faults)
         ]
@@ -262,8 +262,10 @@ class _Resolution:
         ]
         for number, (document, field, (collection, name)) in enumerate(dangling):
             hint = self._hint(collection, name) if number < _MAX_HINTS else ""
-            message = f"no {collection.removesuffix('s')} has the id '{name}'{hint}"
-            self.faults.append((document, Fault((field,), message)))
+            kind = collection.removesuffix("s")
+            words = f"failed to fetch {kind} info by {kind} id [{name}], response code: 404"
+            fault = Fault((field,), f"no {kind} has the id '{name}'{hint}", apisix=words, is_final=True)
+            self.faults.append((document, fault))
 
     def _check_passthrough(self) -> None:
         for document in self.documents:

@@ -85,6 +85,7 @@ class Locations:
                     *self._places[fault.path, fault.at_key],
                     pointer_of(fault.path),
                     fault.message,
+                    error_msg=fault.error_msg,
                 )
                 for fault in faults
             )
@@ -156,7 +157,10 @@ def validate_object(collection: str, data: Mapping[str, object], *, file: str = 
         structure(data, kind)
     except Wrong as wrong:
         return tuple(
-            sorted(Problem(file, 0, 0, pointer_of(fault.path), fault.message) for fault in wrong.faults)
+            sorted(
+                Problem(file, 0, 0, pointer_of(fault.path), fault.message, error_msg=fault.error_msg)
+                for fault in wrong.faults
+            )
         )
     return ()
 
@@ -208,7 +212,7 @@ def _make_document(file: SourceFile, source: Source, path: tuple[str, int], item
         spec = structure(item, COLLECTIONS[collection])
         warnings = tuple(fault.under(path) for fault in spec.warnings())
     except Wrong as wrong:
-        faults = tuple(fault.under(path) for fault in wrong.faults)
+        faults = tuple(fault.inside(path) for fault in wrong.faults)
     if not isinstance(item, dict):
         return _Made(None, faults)
     name = id_of(item.get("id")) or derived_id(file.path or file.name, position)

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import attrs
 
-from streamgw.config.rules import AnyMapping, Count, Port, host, integer
-from streamgw.config.strict import Fault, Wrong, each, shown, structure
+from streamgw.config import patterns
+from streamgw.config.patterns import whole
+from streamgw.config.rules import PORT_SCHEMA, AnyMapping, Count, Port, host, integer
+from streamgw.config.strict import Fault, Stated, Wrong, each, shown, structure
+from streamgw.config.wording import Schema, wrong_type
 from streamgw.core.model import Node
 
 
@@ -42,15 +45,19 @@ def parse_nodes(value: object) -> tuple[Node, ...]:
 
 def _host(value: object) -> str:
     if type(value) is not str:
-        raise Wrong(f"expected text, got {shown(value)}")
+        raise Wrong(Fault((), f"expected text, got {shown(value)}", apisix=wrong_type("string", value)))
     return host(value)
+
+
+_HOST_SCHEMA: Schema = {"type": "string", "pattern": whole(patterns.HOST), "maxLength": 255}
+_APISIX_HOST_SCHEMA: Schema = {"type": "string", "pattern": r"^\*?[0-9a-zA-Z-._\[\]:]+$"}
 
 
 @attrs.frozen(kw_only=True)
 class NodeSpec:
     """A node in the list form."""
 
-    host: Annotated[str, _host]
+    host: Annotated[str, Stated(_host, _HOST_SCHEMA, _APISIX_HOST_SCHEMA)]
     port: Port
     weight: Count
     priority: Annotated[int, integer(-(2**31), 2**31 - 1)] = 0
@@ -63,11 +70,39 @@ def _node(value: object) -> Node:
 
 
 _weight = integer(0)
+_WEIGHT_SCHEMA: Schema = {"type": "integer", "minimum": 0}
+_APISIX_NODES_SCHEMA: Schema = {
+    "anyOf": [
+        {"type": "object", "patternProperties": {".*": _WEIGHT_SCHEMA}},
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "host": _APISIX_HOST_SCHEMA,
+                    "port": PORT_SCHEMA,
+                    "weight": _WEIGHT_SCHEMA,
+                    "priority": {"type": "integer"},
+                    "metadata": {"type": "object"},
+                },
+                "required": ["host", "weight"],
+            },
+        },
+    ],
+}
+"""Its items may have other fields, and in a stream nobody can do without the port: for the words only."""
+_BY_NAME: Schema = {
+    "type": "object",
+    "propertyNames": {"pattern": whole(patterns.HOST_PORT), "maxLength": 261},
+    "additionalProperties": _WEIGHT_SCHEMA,
+}
+NODES_SCHEMA: Schema = {"anyOf": [_BY_NAME, {"type": "array", "items": NodeSpec}]}
+Nodes: TypeAlias = Annotated[tuple[Node, ...], Stated(parse_nodes, NODES_SCHEMA, _APISIX_NODES_SCHEMA)]
 
 
 def _split_host_port(name: str) -> tuple[str, int]:
     found = _HOST_PORT.fullmatch(name)
-    if found is None or not 1 <= int(found.group(2)) <= 65535:
+    if found is None:
         message = f"expected host:port with a port 1–65535, got {shown(name)}"
         raise Wrong(Fault((), message, at_key=True))
     try:
@@ -76,4 +111,4 @@ def _split_host_port(name: str) -> tuple[str, int]:
         raise Wrong(*(attrs.evolve(fault, at_key=True) for fault in wrong.faults)) from None
 
 
-_HOST_PORT = re.compile(r"(.+):([0-9]{1,5})")
+_HOST_PORT = re.compile(f"(.+):({patterns.PORT})")

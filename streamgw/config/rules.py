@@ -1,4 +1,8 @@
-"""The rules for single values: what a port, an id, a network may be, and what is said when it is not one."""
+"""The rules for single values: what a port, an id, a network may be, and what is said when it is not one.
+
+Each stands beside its JSON Schema (`strict.Stated`); tests/config/test_json_schema.py holds the two together. A schema's
+patterns are meant for every dialect of regular expressions: editors have JavaScript's.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, TypeAlias
 
-from streamgw.config.strict import Fault, Rule, Wrong, described, shown
+import attrs
+
+from streamgw.config import patterns
+from streamgw.config.patterns import whole
+from streamgw.config.strict import Fault, Stated, Wrong, described, shown
+from streamgw.config.wording import Schema, shortened
 from streamgw.core.model import Network, PortRange
 
 
-def integer(least: int, most: int | None = None) -> Rule[int]:
+def integer(least: int, most: int | None = None) -> Stated[int]:
     """An integer within bounds, both included."""
     expected = f"an integer ≥ {least}" if most is None else f"an integer {least}–{most}"
 
@@ -22,10 +31,10 @@ def integer(least: int, most: int | None = None) -> Rule[int]:
             raise Wrong(f"expected {expected}, got {shown(value)}")
         return value
 
-    return rule
+    return Stated(rule, {"type": "integer", "minimum": least} | ({} if most is None else {"maximum": most}))
 
 
-def number(least: float, *, exclusive: bool = False) -> Rule[float]:
+def number(least: float, *, exclusive: bool = False) -> Stated[float]:
     """A number of seconds or the like, not below `least` (`exclusive`: above it)."""
     expected = f"a number {'>' if exclusive else '≥'} {least:g}"
 
@@ -37,14 +46,15 @@ def number(least: float, *, exclusive: bool = False) -> Rule[float]:
             raise Wrong(f"expected {expected}, got {shown(value)}")
         return float(value)
 
-    return rule
+    lowest = "exclusiveMinimum" if exclusive else "minimum"
+    return Stated(rule, {"type": "number", lowest: least, "exclusiveMaximum": _HUGE})
 
 
 _HUGE = 1e12
 """Thirty thousand years in seconds: keeps infinity and overflow out of every computation that follows."""
 
 
-def text(least: int = 0, most: int | None = None) -> Rule[str]:
+def text(least: int = 0, most: int | None = None) -> Stated[str]:
     """Text with a length within bounds."""
     whole = secret(least, most)
 
@@ -53,10 +63,10 @@ def text(least: int = 0, most: int | None = None) -> Rule[str]:
             raise Wrong(f"expected text, got {shown(value)}")
         return whole(value)
 
-    return rule
+    return Stated(rule, whole.schema)
 
 
-def secret(least: int = 0, most: int | None = None) -> Rule[str]:
+def secret(least: int = 0, most: int | None = None) -> Stated[str]:
     """Text that no message may show."""
 
     def rule(value: object) -> str:
@@ -67,7 +77,8 @@ def secret(least: int = 0, most: int | None = None) -> Rule[str]:
             raise Wrong(f"expected {bounds} characters, got {len(value)}")
         return value
 
-    return rule
+    schema = {"type": "string"} | ({"minLength": least} if least else {})
+    return Stated(rule, schema | ({} if most is None else {"maxLength": most}))
 
 
 def identifier(value: object) -> str:
@@ -79,7 +90,7 @@ def identifier(value: object) -> str:
     raise Wrong(f"expected 1 to 64 of a-z A-Z 0-9 - _ . or an integer ≥ 1, got {shown(value)}")
 
 
-_ID = re.compile(r"[a-zA-Z0-9\-_.]{1,64}")
+_ID = re.compile(patterns.ID)
 
 
 def mapping(value: object) -> Mapping[str, object]:
@@ -115,16 +126,33 @@ def network(value: object) -> Network:
     raise Wrong(f"expected an IP address or CIDR, got {shown(value)}")
 
 
+def address_of(field: str) -> Stated[Network]:
+    """A network in a field whose name APISIX's message has."""
+
+    def rule(value: object) -> Network:
+        try:
+            return network(value)
+        except Wrong as wrong:
+            said = f"invalid {field}: {shortened(str(value))}"
+            raise Wrong(
+                *(attrs.evolve(fault, apisix=said, is_final=True) for fault in wrong.faults)
+            ) from None
+
+    return Stated(rule, NETWORK_SCHEMA, _APISIX_NETWORK_SCHEMA)
+
+
 @functools.lru_cache(maxsize=4096)
 def _parse_network(value: str) -> Network:
-    if "%" in value:
-        raise ValueError  # a zone names an interface, which no client address carries
+    # Python's own reading is wider: zones (they name an interface, which no client address carries), netmasks.
+    if not _NETWORK.fullmatch(value):
+        raise ValueError
     parsed = ipaddress.ip_network(value, strict=False)
     if isinstance(parsed, ipaddress.IPv6Network) and parsed.subnet_of(_MAPPED):
         return ipaddress.IPv4Network((int(parsed.network_address) & 0xFFFF_FFFF, parsed.prefixlen - 96))
     return parsed
 
 
+_NETWORK = re.compile(patterns.NETWORK)
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 
 
@@ -134,12 +162,12 @@ def port_range(value: object) -> PortRange:
         return PortRange(value, value)
     if type(value) is str and (found := _PORT_RANGE.fullmatch(value)):
         first, last = int(found.group(1)), int(found.group(2))
-        if 1 <= first <= last <= 65535:
+        if first <= last:
             return PortRange(first, last)
     raise Wrong(f"expected a port 1–65535 or a range like 9100-9200, got {shown(value)}")
 
 
-_PORT_RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
+_PORT_RANGE = re.compile(f"({patterns.PORT})-({patterns.PORT})")
 
 
 @functools.lru_cache(maxsize=65536)
@@ -151,7 +179,12 @@ def host(value: str) -> str:
         except ValueError:
             raise Wrong(f"expected an IPv6 address in brackets, got {shown(value)}") from None
     if ":" in value:
-        raise Wrong(f"IPv6 address must be enclosed with '[' and ']', got {shown(value)}")
+        needed = "IPv6 address must be enclosed with '[' and ']'"
+        raise Wrong(
+            Fault(
+                (), f"{needed}, got {shown(value)}", apisix=f"invalid configuration: {needed}", is_final=True
+            )
+        )
     if _DIGITS_AND_DOTS.fullmatch(value):
         try:
             return str(ipaddress.IPv4Address(value))
@@ -163,7 +196,7 @@ def host(value: str) -> str:
 
 
 _DIGITS_AND_DOTS = re.compile(r"[0-9.]+")
-_NAME = re.compile(r"(?:[0-9A-Za-z_](?:[0-9A-Za-z_-]{0,62})\.)*[0-9A-Za-z_](?:[0-9A-Za-z_-]{0,62})\.?")
+_NAME = re.compile(patterns.NAME)
 
 
 def server_name(value: object) -> str:
@@ -200,18 +233,63 @@ _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800, "M
 _DURATION_PART = re.compile(r"([0-9]+)\s*(ms|[smhdwMy])\s*")
 _DURATION = re.compile(rf"(?:{_DURATION_PART.pattern})+")
 
-Id: TypeAlias = Annotated[str, identifier]
+
+def at_least(least: int, item: Schema, *, unique: bool = False) -> Schema:
+    """The schema of a list."""
+    return {"type": "array", "items": item, "minItems": least} | ({"uniqueItems": True} if unique else {})
+
+
+_STRING = {"type": "string"}
+ID_SCHEMA: Schema = {
+    "anyOf": [_STRING | {"pattern": whole(patterns.ID)}, {"type": "integer", "minimum": 1}],
+}
+PORT_SCHEMA: Schema = {"type": "integer", "minimum": 1, "maximum": 65535}
+_MAPPING_SCHEMA: Schema = {"type": "object"}
+_LABELS_SCHEMA: Schema = {
+    "type": "object",
+    "patternProperties": {".*": _STRING | {"minLength": 1, "maxLength": 256, "pattern": r"^\S+$"}},
+}
+NETWORK_SCHEMA: Schema = {
+    "type": "string",
+    "anyOf": [
+        {"title": "IPv4", "pattern": whole(patterns.IPV4)},
+        {"title": "IPv4/CIDR", "pattern": whole(patterns.IPV4_NETWORK)},
+        {"title": "IPv6", "pattern": whole(patterns.IPV6)},
+        {"title": "IPv6/CIDR", "pattern": whole(patterns.IPV6_NETWORK)},
+    ],
+}
+_APISIX_NETWORK_SCHEMA: Schema = {
+    "type": "string",
+    # `:/8` passes, and is refused later, with another text.
+    "anyOf": [
+        *NETWORK_SCHEMA["anyOf"],
+        {"pattern": "^(?:[a-fA-F0-9]{0,4}:){1,8}(?::[a-fA-F0-9]{0,4}){0,8}(?:[a-fA-F0-9]{0,4})?/[0-9]{1,3}$"},
+    ],
+}
+_PORTS_SCHEMA: Schema = {
+    "anyOf": [PORT_SCHEMA, _STRING | {"pattern": whole(f"{patterns.PORT}-{patterns.PORT}")}],
+}
+_SERVER_NAME_SCHEMA: Schema = _STRING | {"pattern": r"^\*$|^\*?[0-9a-zA-Z-._\[\]:]+$"}
+_HOST_NAME_SCHEMA: Schema = _STRING | {"pattern": r"^[0-9a-zA-Z-._\[\]:]+$"}
+_DURATION_SCHEMA: Schema = {
+    "anyOf": [
+        {"type": "number", "minimum": 0, "exclusiveMaximum": _HUGE},
+        _STRING | {"pattern": r"^(?:[0-9]+|(?:[0-9]+\s*(?:ms|[smhdwMy])\s*)+)$"},
+    ],
+}
+
+Id: TypeAlias = Annotated[str, Stated(identifier, ID_SCHEMA)]
 Port: TypeAlias = Annotated[int, integer(1, 65535)]
 Count: TypeAlias = Annotated[int, integer(0)]
 Seconds: TypeAlias = Annotated[float, number(0)]
 PositiveSeconds: TypeAlias = Annotated[float, number(0, exclusive=True)]
 Name: TypeAlias = Annotated[str, text(1, 256)]
 Description: TypeAlias = Annotated[str, text(0, 256)]
-Labels: TypeAlias = Annotated[Mapping[str, str], labels]
+Labels: TypeAlias = Annotated[Mapping[str, str], Stated(labels, _LABELS_SCHEMA)]
 Time: TypeAlias = Annotated[int, integer(0)]
-AnyMapping: TypeAlias = Annotated[Mapping[str, object], mapping]
-Net: TypeAlias = Annotated[Network, network]
-Ports: TypeAlias = Annotated[PortRange, port_range]
-ServerName: TypeAlias = Annotated[str, server_name]
-HostName: TypeAlias = Annotated[str, host_name]
-Duration: TypeAlias = Annotated[float, duration]
+AnyMapping: TypeAlias = Annotated[Mapping[str, object], Stated(mapping, _MAPPING_SCHEMA)]
+Net: TypeAlias = Annotated[Network, Stated(network, NETWORK_SCHEMA, _APISIX_NETWORK_SCHEMA)]
+Ports: TypeAlias = Annotated[PortRange, Stated(port_range, _PORTS_SCHEMA)]
+ServerName: TypeAlias = Annotated[str, Stated(server_name, _SERVER_NAME_SCHEMA)]
+HostName: TypeAlias = Annotated[str, Stated(host_name, _HOST_NAME_SCHEMA, _SERVER_NAME_SCHEMA)]
+Duration: TypeAlias = Annotated[float, Stated(duration, _DURATION_SCHEMA)]

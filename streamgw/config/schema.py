@@ -14,12 +14,12 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal, NoReturn, TypeAlias
+from typing import Annotated, ClassVar, Literal, NoReturn, TypeAlias
 
 import attrs
 
 from streamgw.config.datagrams import DatagramSpec
-from streamgw.config.nodes import parse_nodes
+from streamgw.config.nodes import Nodes
 from streamgw.config.rules import (
     AnyMapping,
     Count,
@@ -35,13 +35,16 @@ from streamgw.config.rules import (
     Seconds,
     ServerName,
     Time,
+    address_of,
+    at_least,
     integer,
     mapping,
     secret,
     text,
 )
-from streamgw.config.strict import Fault, Rule, Wrong, nearest, shown
-from streamgw.core.model import Match, Node, PortRange, ProxyProtocolOut, Timeouts, Upstream, UpstreamTLS
+from streamgw.config.strict import Fault, Stated, Wrong, nearest, shown
+from streamgw.config.wording import Schema, complaint, nested
+from streamgw.core.model import Match, Network, PortRange, ProxyProtocolOut, Timeouts, Upstream, UpstreamTLS
 
 AVAILABLE_TYPES = ("roundrobin",)
 _PLANNED_TYPES = ("chash", "least_conn", "ewma")
@@ -49,14 +52,14 @@ _SCHEMES = ("tcp", "udp", "http", "tls", "https", "grpc", "grpcs", "kafka")
 _LAYER_7 = "does nothing at layer 4"
 
 
-def _unavailable(message: str) -> Rule[NoReturn]:
+def _unavailable(message: str, kind: str) -> Stated[NoReturn]:
     """A field that APISIX has and this version refuses: ignoring it would do something else than what was asked."""
 
     def rule(value: object) -> NoReturn:
         del value
         raise Wrong(message)
 
-    return rule
+    return Stated(rule, {"not": {}, "description": message}, {"type": kind})
 
 
 def _balancer_type(value: object) -> Literal["roundrobin"]:
@@ -76,7 +79,8 @@ def _scheme(value: object) -> str:
 
 
 def _protocol(value: object) -> NoReturn:
-    raise Wrong(Fault(("name",), f"unknown protocol [{mapping(value).get('name', '')}]"))
+    message = f"unknown protocol [{mapping(value).get('name', '')}]"
+    raise Wrong(Fault(("name",), message, apisix=message, is_final=True))
 
 
 def _plugins(value: object) -> tuple[str, ...]:
@@ -95,7 +99,15 @@ def _plugins(value: object) -> tuple[str, ...]:
     return tuple(disabled)
 
 
-def _pem(least: int) -> Rule[str]:
+_PROTOCOL_SCHEMA: Schema = {"not": {}, "description": "Protocols inside of streams are not available."}
+_APISIX_PROTOCOL_SCHEMA: Schema = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}},
+    "required": ["name"],
+}
+
+
+def _pem(least: int) -> Stated[str]:
     """A PEM text, or a reference to where one is kept. Never shown."""
     whole = secret(least, 65536)
 
@@ -105,20 +117,30 @@ def _pem(least: int) -> Rule[str]:
         )
         return str(value) if is_reference else whole(value)
 
-    return rule
+    return Stated(rule, {"anyOf": [whole.schema, {"type": "string", "pattern": _REFERENCE}]}, whole.schema)
+
+
+_REFERENCE = r"^\$([sS][eE][cC][rR][eE][tT]|[eE][nN][vV]|[fF][iI][lL][eE])://"
 
 
 def _trusted(value: object) -> str:
     return "system" if value == "system" else _pem(128)(value)
 
 
+_TRUSTED_SCHEMA: Schema = {"anyOf": [{"const": "system"}, *_pem(128).schema["anyOf"]]}
+
+
 PemCertificate: TypeAlias = Annotated[str, _pem(128)]
 PemKey: TypeAlias = Annotated[str, _pem(64)]
 ALPN: TypeAlias = Annotated[str, text(1, 255)]
 """RFC 7301: 1 to 255 bytes."""
-Nodes: TypeAlias = Annotated[tuple[Node, ...], parse_nodes]
 Plugins: TypeAlias = Annotated[tuple[str, ...], _plugins]
-_NO_DISCOVERY = _unavailable("service discovery is not available in this version; list nodes")
+_NO_DISCOVERY = "service discovery is not available in this version; list nodes"
+
+
+def _exclusive(*names: str) -> Schema:
+    """Not all of these fields at once."""
+    return {"not": {"required": list(names)}}
 
 
 @attrs.frozen(kw_only=True)
@@ -135,7 +157,9 @@ class ChecksSpec:
     """Health checks: read, not run."""
 
     active: AnyMapping | None = None
+    """Probes that the gateway sends."""
     passive: AnyMapping | None = None
+    """What the sessions themselves tell."""
 
 
 @attrs.frozen(kw_only=True)
@@ -146,18 +170,26 @@ class UpstreamTLSSpec:
     client_key: PemKey | None = attrs.field(default=None, repr=False)
     client_cert_id: Id | None = None
     verify: bool = False
-    ca_certs: Annotated[str, _trusted] | None = attrs.field(default=None, repr=False)
+    ca_certs: Annotated[str, Stated(_trusted, _TRUSTED_SCHEMA)] | None = attrs.field(default=None, repr=False)
     server_name: HostName | None = None
     alpn: tuple[ALPN, ...] = ()
 
+    schema: ClassVar[Schema] = {
+        "dependentRequired": {"client_cert": ["client_key"], "client_key": ["client_cert"]},
+        **_exclusive("client_cert", "client_cert_id"),
+    }
+
     def check(self) -> Iterator[Fault]:
         """What no field alone can say."""
+        depends = 'failed to validate dependent schema for "client_{}": '.format
         if (self.client_cert is None) != (self.client_key is None):
-            yield Fault((), "'client_cert' and 'client_key' need each other")
+            has, lacks = ("cert", "key") if self.client_key is None else ("key", "cert")
+            words = f'{depends(has)}property "client_{lacks}" is required'
+            yield Fault((), "'client_cert' and 'client_key' need each other", apisix=words)
         if self.client_cert_id is not None and self.client_cert is not None:
-            yield Fault(
-                ("client_cert_id",), "'client_cert' and 'client_cert_id' exclude each other", at_key=True
-            )
+            message = "'client_cert' and 'client_cert_id' exclude each other"
+            words = f"{depends('cert')}value wasn't supposed to match schema"
+            yield Fault(("client_cert_id",), message, at_key=True, apisix=words)
 
     def warnings(self) -> Iterator[Fault]:
         """What is written here and has no effect, or less than one might think."""
@@ -188,22 +220,27 @@ class UpstreamSpec:
     retries: Count | None = None
     retry_timeout: Seconds = 0.0
     timeout: TimeoutSpec | None = None
-    scheme: Annotated[str, _scheme] = "tcp"
+    scheme: Annotated[str, Stated(_scheme, {"enum": list(_SCHEMES)})] = "tcp"
     tls: UpstreamTLSSpec | None = None
     keepalive_pool: AnyMapping | None = None
     checks: ChecksSpec | None = None
     pass_host: Literal["pass", "node", "rewrite"] | None = None
     upstream_host: str | None = None
-    service_name: Annotated[str, _NO_DISCOVERY] | None = None
-    discovery_type: Annotated[str, _NO_DISCOVERY] | None = None
-    discovery_args: Annotated[str, _NO_DISCOVERY] | None = None
+    service_name: Annotated[str, _unavailable(_NO_DISCOVERY, "string")] | None = None
+    discovery_type: Annotated[str, _unavailable(_NO_DISCOVERY, "string")] | None = None
+    discovery_args: Annotated[str, _unavailable(_NO_DISCOVERY, "object")] | None = None
     proxy_protocol: ProxyProtocolOut | None = None
     proxy_protocol_datagrams: Literal["first", "each"] = "first"
 
     def check(self) -> Iterator[Fault]:
         """What no field alone can say."""
         if self.nodes is None:
-            yield Fault(("nodes",), "is required")
+            words = "value should match only one schema, but matches none"
+            yield Fault(("nodes",), "is required", apisix=words)
+        if self.pass_host == "rewrite" and self.upstream_host is None:  # noqa: S105  not a password: APISIX's name
+            words = "invalid configuration: `upstream_host` can't be empty when `pass_host` is `rewrite`"
+            message = "'rewrite' needs 'upstream_host'"
+            yield Fault(("pass_host",), message, apisix=words, is_final=True)
 
     def warnings(self) -> Iterator[Fault]:
         """What is written here and has no effect."""
@@ -296,9 +333,9 @@ class StreamRouteSpec:
     update_time: Time | None = None
     priority: Annotated[int, integer(-(2**31), 2**31 - 1)] = 0
     status: Literal[0, 1] = 1
-    remote_addr: Net | None = None
+    remote_addr: Annotated[Network, address_of("remote_addr")] | None = None
     remote_addrs: tuple[Net, ...] | None = None
-    server_addr: Net | None = None
+    server_addr: Annotated[Network, address_of("server_addr")] | None = None
     server_port: Port | None = None
     server_ports: tuple[Ports, ...] | None = None
     sni: ServerName | None = None
@@ -310,19 +347,27 @@ class StreamRouteSpec:
     upstream_id: Id | None = None
     service_id: Id | None = None
     plugins: Plugins = ()
-    protocol: Annotated[str, _protocol] | None = None
+    schema: ClassVar[Schema] = {
+        "allOf": [
+            _exclusive("remote_addr", "remote_addrs"),
+            _exclusive("server_port", "server_ports"),
+            _exclusive("sni", "snis"),
+        ],
+        "properties": {name: {"minItems": 1} for name in ("remote_addrs", "server_ports", "snis", "alpn")},
+    }
+    protocol: Annotated[str, Stated(_protocol, _PROTOCOL_SCHEMA, _APISIX_PROTOCOL_SCHEMA)] | None = None
 
     def check(self) -> Iterator[Fault]:
         """What no field alone can say."""
         for one, many in (("remote_addr", "remote_addrs"), ("server_port", "server_ports"), ("sni", "snis")):
             entries = getattr(self, many)
             if entries is not None and getattr(self, one) is not None:
-                yield Fault((many,), f"'{one}' and '{many}' exclude each other", at_key=True)
+                words = "value should match only one schema, but matches both schemas 1 and 2"
+                yield Fault((many,), f"'{one}' and '{many}' exclude each other", at_key=True, apisix=words)
             elif entries == ():
-                # Absent means any; an emptied list would silently open the route to everybody.
-                yield Fault((many,), f"expected at least one entry; to match any, leave out '{many}'")
+                yield _emptied(many)
         if self.alpn == ():
-            yield Fault(("alpn",), "expected at least one entry; to match any, leave out 'alpn'")
+            yield _emptied("alpn")
 
     def warnings(self) -> Iterator[Fault]:
         """What is written here and has no effect."""
@@ -345,6 +390,16 @@ class StreamRouteSpec:
             server_names=names,
             alpn=self.alpn or (),
         )
+
+
+def _emptied(name: str) -> Fault:
+    """Absent means any; an emptied list would silently open the route to everybody."""
+    message = f"expected at least one entry; to match any, leave out '{name}'"
+    return Fault((name,), message, apisix=_too_few(name))
+
+
+def _too_few(name: str) -> str:
+    return nested((name,), "expect array to have at least 1 items")
 
 
 def _warn_of_parts(spec: ServiceSpec | StreamRouteSpec) -> Iterator[Fault]:
@@ -386,18 +441,27 @@ class SSLSpec:
     client: ClientCASpec | None = None
     status: Literal[0, 1] = 1
     ssl_protocols: tuple[Literal["TLSv1.1", "TLSv1.2", "TLSv1.3"], ...] | None = None
+    schema: ClassVar[Schema] = {
+        "required": ["cert", "key"],
+        "if": {"properties": {"type": {"const": "client"}}, "required": ["type"]},
+        "else": {"oneOf": [{"required": ["sni"]}, {"required": ["snis"]}]},
+        "properties": {"snis": {"minItems": 1}, "ssl_protocols": {"minItems": 1, "uniqueItems": True}},
+    }
 
     def check(self) -> Iterator[Fault]:
         """What no field alone can say."""
+        if self.snis == ():
+            yield Fault(("snis",), "expected at least one entry", apisix=_too_few("snis"))
+        clause = "then" if self.type == "server" else "else"
+        words = f"{clause} clause did not match"
         for name in ("cert", "key"):
             if getattr(self, name) is None:
-                yield Fault((name,), "is required")
+                yield Fault((name,), "is required", apisix=words)
         if self.type == "server" and (self.sni is None) == (self.snis is None):
-            yield Fault((), "expected exactly one of 'sni' and 'snis'")
-        if self.snis == ():
-            yield Fault(("snis",), "expected at least one entry")
+            yield Fault((), "expected exactly one of 'sni' and 'snis'", apisix=words)
         if len(self.certs) != len(self.keys):
-            yield Fault((), "mismatched number of certs and keys")
+            message = "mismatched number of certs and keys"
+            yield Fault((), message, apisix=message, is_final=True)
         yield from _check_versions(self.ssl_protocols)
 
     def warnings(self) -> Iterator[Fault]:
@@ -419,7 +483,9 @@ def _check_versions(protocols: tuple[str, ...] | None) -> Iterator[Fault]:
     if protocols is None:
         return
     if not protocols or len(set(protocols)) < len(protocols):
-        yield Fault(("ssl_protocols",), "expected each version once, and at least one")
+        schema = at_least(1, {}, unique=True)
+        words = nested(("ssl_protocols",), complaint(schema, list(protocols)))
+        yield Fault(("ssl_protocols",), "expected each version once, and at least one", apisix=words)
     elif set(protocols) == {"TLSv1.1", "TLSv1.3"}:
         # OpenSSL has a lowest and a highest version.
         yield Fault(("ssl_protocols",), "expected versions without a gap between them")

@@ -7,8 +7,11 @@ or raises `Wrong`, hung on the type with `Annotated`:
     server_port: Annotated[int, integer(1, 65535)]
 
 A class whose fields depend on each other has a method `check() -> Iterator[Fault]`, asked once every single field is
-right, and may list names that it accepts elsewhere in `also_known`. A field that may be absent has the default None, but `null` in the file is a fault: `server_port:` with nothing behind
-it is more often a slip than a wish.
+right, and may list names that it accepts elsewhere in `also_known`. A field that may be absent has the default None,
+but `null` in the file is a fault: `server_port:` with nothing behind it is more often a slip than a wish.
+
+A rule that is `Stated` says the same as a JSON Schema. From that, `config/json_schema.py` makes the schema that editors
+use, and every fault gets its words for clients of APISIX's Admin API (`config/apisix.py`).
 """
 
 from __future__ import annotations
@@ -16,16 +19,18 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar, get_args, get_origin
 
 import attrs
 import cattrs
 from cattrs.errors import BaseValidationError, ClassValidationError, ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn
 
+from streamgw.config.wording import MAX_SHOWN, Schema, complaint, nested, wrong_type
 from streamgw.config.yaml_reader import Path
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Rule: TypeAlias = Callable[[object], T]
 _Kind: TypeAlias = Any
 """What stands behind the colon of a field: a class, `tuple[...]`, `Annotated[...]`. Python has no type for that yet."""
@@ -40,10 +45,51 @@ class Fault:
     message: str
     at_key: bool = False
     """The name is wrong, not the value: points at the key."""
+    apisix: str = attrs.field(default="", kw_only=True, eq=False, repr=False)
+    """APISIX's words, as they read where the path begins; empty: it has none of its own for this."""
+    is_final: bool = attrs.field(default=False, kw_only=True, eq=False, repr=False)
+    """`apisix` is the whole `error_msg`. APISIX says such things only once its schema has nothing to complain of."""
 
     def under(self, path: Path) -> Fault:
         """The same fault seen from further out."""
-        return attrs.evolve(self, path=path + self.path)
+        apisix = nested(path, self.apisix) if self.apisix and not self.is_final else self.apisix
+        return attrs.evolve(self, path=path + self.path, apisix=apisix)
+
+    def inside(self, path: Path) -> Fault:
+        """The same fault of an object that stands at this place of a file. A client of the API does not see the file."""
+        return attrs.evolve(self, path=path + self.path, apisix=self.error_msg, is_final=True)
+
+    @property
+    def words(self) -> str:
+        """What is wrong, in APISIX's words or form, seen from where the path begins."""
+        return self.apisix or nested(self.path, self.message)
+
+    @property
+    def error_msg(self) -> str:
+        """With which APISIX would refuse the object that the path begins in."""
+        return self.words if self.is_final else f"invalid configuration: {self.words}"
+
+
+@attrs.frozen(eq=False)
+class Stated(Generic[T_co]):
+    """A rule that says what it accepts, too."""
+
+    rule: Callable[[object], T_co]
+    schema: Schema
+    """JSON Schema, draft 2020-12. Accepts what the rule accepts, and nothing else as far as a schema can tell."""
+    apisix: Schema | None = None
+    """APISIX's own, where it accepts more or less: for its words only."""
+
+    def __call__(self, value: object) -> T_co:
+        """As the rule."""
+        return self.rule(value)
+
+    def worded(self, wrong: Wrong, value: object) -> Wrong:
+        """The same refusal; where APISIX's schema refuses the value too, in its words."""
+        said = complaint(self.schema if self.apisix is None else self.apisix, value)
+        if not said:
+            return wrong
+        return Wrong(*(attrs.evolve(fault, apisix=said, is_final=False) for fault in wrong.faults))
 
 
 class Wrong(Exception):
@@ -74,11 +120,10 @@ def shown(value: object) -> str:
         return "a list"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str) and "-----BEGIN" in value:
+        return "a PEM text"  # perhaps a key, at the wrong place
     text = repr(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
-
-
-_MAX_SHOWN = 60
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def described(value: object) -> str:
@@ -95,7 +140,12 @@ def nearest(name: str, known: tuple[str, ...]) -> str:
 
 def unknown_field(name: str, known: tuple[str, ...]) -> Fault:
     """A key that nobody reads."""
-    return Fault((name,), f"unknown field '{name}'{nearest(name, known)}", at_key=True)
+    return Fault(
+        (name,),
+        f"unknown field '{name}'{nearest(name, known)}",
+        at_key=True,
+        apisix=f"additional properties forbidden, found {name}",
+    )
 
 
 def each(rule: Rule[T], values: object) -> tuple[T, ...]:
@@ -105,7 +155,9 @@ def each(rule: Rule[T], values: object) -> tuple[T, ...]:
       Wrong: not a list, or with the faults of every item.
     """
     if not isinstance(values, list):
-        raise Wrong(f"expected a list, got {described(values)}")
+        raise Wrong(
+            Fault((), f"expected a list, got {described(values)}", apisix=wrong_type("array", values))
+        )
     done: list[T] = []
     faults: list[Fault] = []
     for position, value in enumerate(values):
@@ -133,7 +185,8 @@ def _faults_of(error: BaseException, path: Path) -> Iterator[Fault]:
         for name in sorted(error.extra_fields):
             yield unknown_field(name, known).under(path)
     elif isinstance(error, KeyError):
-        yield Fault(path, "is required")
+        words = f'property "{path[-1]}" is required'
+        yield Fault(path[-1:], "is required", apisix=words).under(path[:-1])
     else:
         raise error  # a bug in a rule: must not look like a fault of the file
 
@@ -146,7 +199,8 @@ def _structure_class(kind: _Kind, converter: cattrs.Converter) -> _Hook:
 
     def structure_mapping(value: object, _: object) -> object:
         if not isinstance(value, Mapping):
-            raise Wrong(f"expected a mapping, got {described(value)}")
+            message = f"expected a mapping, got {described(value)}"
+            raise Wrong(Fault((), message, apisix=wrong_type("object", value)))
         made = fill(value, kind)
         if check is not None and (faults := tuple(check(made))):
             raise Wrong(*faults)
@@ -157,7 +211,17 @@ def _structure_class(kind: _Kind, converter: cattrs.Converter) -> _Hook:
 
 def _structure_annotated(kind: _Kind) -> _Hook:
     rule = next(part for part in kind.__metadata__ if callable(part))
-    return lambda value, _: rule(value)
+    if not isinstance(rule, Stated):
+        return lambda value, _: rule(value)
+    check, worded = rule.rule, rule.worded
+
+    def structure_stated(value: object, _: object) -> object:
+        try:
+            return check(value)
+        except Wrong as wrong:
+            raise worded(wrong, value) from None
+
+    return structure_stated
 
 
 def _structure_optional(kind: _Kind, converter: cattrs.Converter) -> _Hook:
@@ -174,21 +238,33 @@ def _structure_tuple(kind: _Kind, converter: cattrs.Converter) -> _Hook:
 
 def _structure_literal(kind: _Kind) -> _Hook:
     choices = get_args(kind)
+    schema = choice_schema(choices)
 
     def structure_choice(value: object, _: object) -> object:
         # 1 == True: the type must be that of a choice, too.
         if any(value == choice and type(value) is type(choice) for choice in choices):
             return value
         hint = nearest(value, tuple(map(str, choices))) if isinstance(value, str) else ""
-        raise Wrong(f"expected {' or '.join(map(shown, choices))}, got {shown(value)}{hint}")
+        message = f"expected {' or '.join(map(shown, choices))}, got {shown(value)}{hint}"
+        raise Wrong(Fault((), message, apisix=complaint(schema, value)))
 
     return structure_choice
 
 
-def _exactly(kind: type, name: str) -> _Hook:
+def choice_schema(choices: tuple[object, ...]) -> Schema:
+    """One of these values."""
+    if all(type(choice) is str for choice in choices):
+        return {"type": "string", "enum": list(choices)}
+    if all(type(choice) is int for choice in choices):
+        return {"type": "integer", "enum": list(choices)}
+    return {"enum": list(choices)}
+
+
+def _exactly(kind: type, name: str, apisix: str) -> _Hook:
     def structure_exactly(value: object, _: object) -> object:
         if type(value) is not kind:
-            raise Wrong(f"expected {name}, got {shown(value)}")
+            message = f"expected {name}, got {shown(value)}"
+            raise Wrong(Fault((), message, apisix=wrong_type(apisix, value)))
         return value
 
     return structure_exactly
@@ -213,8 +289,8 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook_factory(_is(Literal), _structure_literal)
     converter.register_structure_hook_factory(_is_optional, _structure_optional)
     converter.register_structure_hook_factory(_is(Annotated), _structure_annotated)
-    converter.register_structure_hook(str, _exactly(str, "text"))
-    converter.register_structure_hook(bool, _exactly(bool, "true or false"))
+    converter.register_structure_hook(str, _exactly(str, "text", "string"))
+    converter.register_structure_hook(bool, _exactly(bool, "true or false", "boolean"))
     return converter
 
 

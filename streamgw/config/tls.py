@@ -308,7 +308,8 @@ class Credentials:
                 is_key = fault.path == ("key",)
                 origin = texts[is_key].origin
                 message = f"{fault.message} ({origin})" if origin else fault.message
-                self._refuse(document, (cert, key)[is_key][1], Wrong(message), prefix)
+                found = Wrong(attrs.evolve(fault, path=(), message=message))
+                self._refuse(document, (cert, key)[is_key][1], found, prefix)
             return None
         if texts[1].is_public:
             self._warn(document, key[1], f"every user of this machine can read the key in {texts[1].origin}")
@@ -347,7 +348,9 @@ class Credentials:
         return self._look.references.resolve(value, FilePath(document.source.file).parent)
 
     def _refuse(self, document: Document, path: Path, wrong: Wrong, prefix: str = "") -> None:
-        self.faults += ((document, Fault(path, prefix + fault.message)) for fault in wrong.faults)
+        for fault in wrong.faults:
+            message, words = prefix + fault.message, prefix + (fault.apisix or fault.message)
+            self.faults.append((document, Fault(path, message, apisix=words, is_final=True)))
 
     def _warn(self, document: Document, path: Path, message: str) -> None:
         self.warnings.append((document, Fault(path, message)))

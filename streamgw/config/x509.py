@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 
-from streamgw.config.strict import Wrong
+from streamgw.config.strict import Fault, Wrong
 
 Chain: TypeAlias = tuple[x509.Certificate, ...]
 
@@ -29,6 +29,8 @@ _ENCRYPTED_BY_APISIX = (
     "failed to parse key: no PEM text; a key that APISIX has encrypted (apisix.data_encryption) cannot be read: "
     "write the key itself, $file://path or $env://NAME"
 )
+
+_NO_KEY = "PEM_read_bio_PrivateKey() failed"
 
 
 @attrs.frozen
@@ -68,7 +70,9 @@ def parse_chain(pem: str) -> Chain:
             _names(certificate)
             certificate.public_key()
     except (ValueError, UnsupportedAlgorithm, x509.UnsupportedGeneralNameType, x509.DuplicateExtension):
-        raise Wrong("failed to parse cert: no certificate in PEM form") from None
+        raise _unreadable(
+            "failed to parse cert: ", "no certificate in PEM form", "PEM_read_bio_X509_AUX() failed"
+        ) from None
     return chain
 
 
@@ -79,7 +83,8 @@ def parse_key(pem: str) -> PrivateKeyTypes:
       Wrong: it is none, is encrypted, or is of a kind that is not known. Never with any of the text.
     """
     if "-----BEGIN" not in pem:
-        raise Wrong(_ENCRYPTED_BY_APISIX)
+        said = "failed to decrypt previous encrypted key"
+        raise Wrong(Fault((), _ENCRYPTED_BY_APISIX, apisix=said, is_final=True))
     try:
         # Validating an RSA key holds the GIL, and with it every session, for 31 ms (2048 bits) to 200 ms (4096). It is
         # compared with its certificate anyway, and OpenSSL loads it once more.
@@ -87,9 +92,13 @@ def parse_key(pem: str) -> PrivateKeyTypes:
             pem.encode("utf-8", "surrogateescape"), password=None, unsafe_skip_rsa_key_validation=True
         )
     except TypeError:
-        raise Wrong("failed to parse key: it is encrypted with a password") from None
+        raise _unreadable("failed to parse key: ", "it is encrypted with a password", _NO_KEY) from None
     except (ValueError, UnsupportedAlgorithm):
-        raise Wrong("failed to parse key: no private key in PEM form") from None
+        raise _unreadable("failed to parse key: ", "no private key in PEM form", _NO_KEY) from None
+
+
+def _unreadable(what: str, ours: str, apisix: str) -> Wrong:
+    return Wrong(Fault((), what + ours, apisix=what + apisix, is_final=True))
 
 
 def is_pair(certificate: x509.Certificate, key: PrivateKeyTypes) -> bool:

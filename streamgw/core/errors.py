@@ -195,6 +195,8 @@ class Problem:
     """`stream_routes[0].upstream.nodes[1].port`; empty for the whole file."""
     message: str
     """What was expected, and what is there: `expected an integer 1–65535, got '80'`. Never a secret."""
+    error_msg: str = attrs.field(default="", kw_only=True, eq=False, order=False, repr=False)
+    """The same for clients of the Admin API: the answer of APISIX to such an object. Empty: nobody needs it."""
 
     def __str__(self) -> str:
         place = self.file
