@@ -19,9 +19,10 @@ import pytest
 
 from streamgw.cli.commands import COMMANDS
 from streamgw.cli.failure import EXIT_CODES
+from streamgw.config.endpoints import AdminSpec
 from streamgw.config.listen import Entry
 from streamgw.config.schema import ServiceSpec, SSLSpec, StreamRouteSpec, UpstreamSpec
-from streamgw.config.settings_schema import ConfigSpec
+from streamgw.config.settings_schema import ConfigSpec, DeploymentSpec
 from streamgw.core import access_log
 from streamgw.core.errors import Fault, Reason
 from streamgw.core.model import Address, Attempt, ClientCertificate, Facts, Outcome
@@ -262,7 +263,8 @@ def test_every_setting_is_documented_with_its_default() -> None:
 
     documented = {name: row[2].strip("`") for row in rows for name in re.findall(r"`([\w.]+)`", row[0])}
 
-    expected = dict(leaves(ConfigSpec()))
+    sections = attrs.evolve(ConfigSpec(), deployment=DeploymentSpec(admin=AdminSpec()))
+    expected = dict(leaves(sections))
     assert documented.keys() == expected.keys()
     wrong = {
         name: documented[name]

@@ -9,6 +9,18 @@ from typing import Literal
 import attrs
 
 from streamgw.config.documents import Locations, SourceFile
+from streamgw.config.endpoints import (
+    ADMIN,
+    CONTROL,
+    METRICS,
+    AdminSettings,
+    Endpoint,
+    HTTPLimits,
+    MetricsSettings,
+    build_admin,
+    build_control,
+    build_metrics,
+)
 from streamgw.config.listen import TCP_PATH, Defaults, build_listeners
 from streamgw.config.settings_schema import (
     SECTIONS,
@@ -28,8 +40,12 @@ from streamgw.core.model import Address, Listener, Network
 
 __all__ = [
     "AccessLogSettings",
+    "AdminSettings",
+    "Endpoint",
+    "HTTPLimits",
     "LimitSettings",
     "LogSettings",
+    "MetricsSettings",
     "ReloadSettings",
     "ResolverSettings",
     "Settings",
@@ -81,6 +97,14 @@ class Settings:
     """`nginx_config.stream.real_ip_from`: peers whose PROXY header is believed."""
     status: Address | None = _DEFAULT_STATUS
     """None: no status endpoint."""
+    admin: AdminSettings | None = None
+    """None: no Admin API."""
+    control: Endpoint | None = CONTROL
+    """None: no control API."""
+    metrics: MetricsSettings | None = attrs.field(factory=MetricsSettings)
+    """None: no metrics."""
+    http: HTTPLimits = attrs.field(factory=HTTPLimits)
+    """`streamgw.admin`: of all the HTTP servers."""
     drain_timeout_s: float = 240.0
     """`nginx_config.worker_shutdown_timeout`."""
     access_log: AccessLogSettings = attrs.field(factory=AccessLogSettings)
@@ -120,6 +144,12 @@ def _build(data: object) -> tuple[Settings, list[Fault]]:
     listeners = build_listeners(spec.apisix.stream_proxy.tcp, _defaults(spec), spec.apisix.stream_proxy.udp)
     access_log, faults, warnings = _access_log(spec)
     faults += listeners.faults
+    admin = None
+    try:
+        if spec.deployment.admin is not None and spec.apisix.enable_admin:
+            admin = build_admin(spec.deployment.admin)
+    except Wrong as wrong:
+        faults += wrong.faults
     if faults:
         raise Wrong(*faults)
     if unused:
@@ -131,6 +161,10 @@ def _build(data: object) -> tuple[Settings, list[Fault]]:
         listeners=listeners.served,
         trusted_proxies=spec.nginx_config.stream.real_ip_from,
         status=Address(status.ip, status.port) if spec.streamgw.enable_status else None,
+        admin=admin,
+        control=build_control(spec.apisix.control) if spec.apisix.enable_control else None,
+        metrics=build_metrics(spec.plugin_attr.prometheus),
+        http=spec.streamgw.admin,
         drain_timeout_s=spec.nginx_config.worker_shutdown_timeout,
         access_log=access_log,
         log=spec.streamgw.log,
@@ -149,6 +183,8 @@ def _unused(data: Mapping[str, object]) -> list[Path]:
         written = _section(data, section)
         if written is not None:
             found += ((*section, name) for name in names if name in written)
+    plugins = _section(data, METRICS[:1]) or {}
+    found += ((*METRICS[:1], name) for name in plugins if name != METRICS[1])
     return found
 
 
@@ -240,7 +276,6 @@ def _warnings(spec: ConfigSpec, served: tuple[Listener, ...]) -> list[Fault]:
     if spec.apisix.proxy_mode == "http" and served:
         message = "APISIX would not listen on stream_proxy with proxy_mode 'http'; streamgw does"
         found.append(Fault(("apisix", "proxy_mode"), message))
-    if spec.deployment.admin is not None:
-        message = "the Admin API is not served by this version"
-        found.append(Fault(("deployment", "admin"), message, at_key=True))
+    if spec.deployment.admin is not None and not spec.apisix.enable_admin:
+        found.append(Fault(ADMIN, "does nothing: apisix.enable_admin is false", at_key=True))
     return found

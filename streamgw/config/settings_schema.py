@@ -11,7 +11,6 @@ Source:
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
 from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal
@@ -19,9 +18,9 @@ from typing import Annotated, ClassVar, Literal
 import attrs
 
 from streamgw.config.contexts import DEFAULT_CIPHERS, VERSIONS, Version, set_ciphers
+from streamgw.config.endpoints import AdminSpec, HTTPLimits, ListenSpec, PluginAttrSpec, Text, ip, plugin_attr
 from streamgw.config.listen import TCPEntries, UDPEntries
 from streamgw.config.rules import (
-    AnyMapping,
     Count,
     Duration,
     HostName,
@@ -30,7 +29,6 @@ from streamgw.config.rules import (
     PositiveSeconds,
     Seconds,
     integer,
-    secret,
     text,
 )
 from streamgw.config.strict import Fault, Wrong, shown
@@ -47,6 +45,7 @@ SECTIONS: tuple[Path, ...] = (
     ("deployment",),
     ("deployment", "admin"),
     ("streamgw",),
+    ("streamgw", "admin"),
     ("streamgw", "limits"),
     ("streamgw", "access_log"),
     ("streamgw", "log"),
@@ -62,7 +61,6 @@ WITHOUT_EFFECT: Mapping[Path, tuple[str, ...]] = {
         "etcd",
         "ext-plugin",
         "graphql",
-        "plugin_attr",
         "plugins",
         "stream_plugins",
         "wasm",
@@ -74,14 +72,11 @@ WITHOUT_EFFECT: Mapping[Path, tuple[str, ...]] = {
         "admin_listen",
         "allow_admin",
         "config_center",
-        "control",
         "data_encryption",
         "delete_uri_tail_slash",
         "disable_sync_configuration_during_start",
         "disable_upstream_healthcheck",
-        "enable_admin",
         "enable_admin_cors",
-        "enable_control",
         "enable_debug",
         "enable_dev_mode",
         "enable_heartbeat",
@@ -142,31 +137,19 @@ WITHOUT_EFFECT: Mapping[Path, tuple[str, ...]] = {
 }
 
 
-def _ip(value: object) -> str:
-    try:
-        if type(value) is str:
-            return str(ipaddress.ip_address(value.removeprefix("[").removesuffix("]")))
-    except ValueError:
-        pass
-    raise Wrong(f"expected an IP address, got {shown(value)}")
-
-
 def _name_server(value: object) -> Address:
     """`10.0.0.2`, `10.0.0.2:5353`, `[fd00::2]:53`, `fd00::2`."""
     if type(value) is str:
         host, colon, port = value.rpartition(":")
         if colon and port.isdecimal() and (host.count(":") == 0 or host.endswith("]")):
-            return Address(_ip(host), integer(1, 65535)(int(port)))
-    return Address(_ip(value), 53)
+            return Address(ip(host), integer(1, 65535)(int(port)))
+    return Address(ip(value), 53)
 
 
 def _workers(value: object) -> int:
     if integer(1)(value) != 1:
         raise Wrong(f"this version runs one worker; expected 1, got {shown(value)}")
     return 1
-
-
-Text = Annotated[str, text(1)]
 
 
 @attrs.frozen(kw_only=True)
@@ -191,7 +174,7 @@ class ProxyProtocolSpec:
 class StatusSpec:
     """`apisix.status`."""
 
-    ip: Annotated[str, _ip] = "127.0.0.1"
+    ip: Annotated[str, ip] = "127.0.0.1"
     port: Port = 7085
 
 
@@ -238,6 +221,9 @@ class ApisixSpec:
     ssl: SSLDefaultsSpec = SSLDefaultsSpec()
     enable_ipv6: bool = True
     status: StatusSpec = StatusSpec()
+    enable_admin: bool = True
+    enable_control: bool = True
+    control: ListenSpec = attrs.field(factory=ListenSpec)
     dns_resolver: tuple[Annotated[Address, _name_server], ...] = ()
     dns_resolver_valid: PositiveSeconds | None = None
     resolver_timeout: PositiveSeconds = 5.0
@@ -263,38 +249,6 @@ class NginxSpec:
     also_known: ClassVar[tuple[str, ...]] = WITHOUT_EFFECT[("nginx_config",)]
     stream: NginxStreamSpec = NginxStreamSpec()
     worker_shutdown_timeout: Duration = 240.0
-
-
-@attrs.frozen(kw_only=True)
-class AdminKeySpec:
-    """`deployment.admin.admin_key[]`."""
-
-    name: str
-    key: Annotated[str, secret()] = attrs.field(repr=False)
-    role: Literal["admin", "viewer"]
-
-
-@attrs.frozen(kw_only=True)
-class AdminListenSpec:
-    """`deployment.admin.admin_listen`."""
-
-    ip: Annotated[str, _ip] | None = None
-    port: Port | None = None
-
-
-@attrs.frozen(kw_only=True)
-class AdminSpec:
-    """`deployment.admin`: checked, not served."""
-
-    admin_key_required: bool = True
-    admin_key: tuple[AdminKeySpec, ...] = ()
-    allow_admin: tuple[Net, ...] = ()
-    admin_listen: AdminListenSpec | None = None
-    https_admin: bool = False
-    admin_api_mtls: AnyMapping | None = None
-    enable_admin_cors: bool = True
-    enable_admin_ui: bool = True
-    admin_api_version: Literal["v2", "v3"] = "v3"
 
 
 @attrs.frozen(kw_only=True)
@@ -399,6 +353,7 @@ class StreamgwSpec:
 
     workers: Annotated[int, _workers] = 1
     enable_status: bool = True
+    admin: HTTPLimits = attrs.field(factory=HTTPLimits)
     limits: LimitSettings = LimitSettings()
     access_log: AccessLogSpec = AccessLogSpec()
     log: LogSettings = LogSettings()
@@ -415,4 +370,5 @@ class ConfigSpec:
     apisix: ApisixSpec = ApisixSpec()
     nginx_config: NginxSpec = NginxSpec()
     deployment: DeploymentSpec = DeploymentSpec()
+    plugin_attr: Annotated[PluginAttrSpec, plugin_attr] = attrs.field(factory=PluginAttrSpec)
     streamgw: StreamgwSpec = StreamgwSpec()

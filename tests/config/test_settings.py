@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from streamgw.config.endpoints import AdminKey, AdminSettings, Endpoint, HTTPLimits, MetricsSettings
 from streamgw.config.settings import (
     AccessLogSettings,
     LimitSettings,
@@ -86,6 +87,7 @@ apisix:
   stream_proxy: {tcp: [9100]}
   proxy_protocol: {enable_tcp_pp: true, enable_tcp_pp_to_upstream: true}
   status: {ip: "::1", port: 7086}
+  control: {port: 9190}
   dns_resolver: [10.0.0.2]
   dns_resolver_valid: 30
   resolver_timeout: 2
@@ -98,8 +100,13 @@ nginx_config:
     access_log_format: "$remote_addr"
     access_log_format_escape: json
     real_ip_from: [10.0.0.0/8]
+plugin_attr:
+  prometheus: {export_uri: /metrics, export_addr: {ip: "::1", port: 9191}, metric_prefix: x_}
+deployment:
+  admin: {admin_key: [{name: a, key: hush, role: viewer}], allow_admin: []}
 streamgw:
   workers: 1
+  admin: {server_header: APISIX/3.18.0, hosts: [gw.example], max_requests: 5}
   limits:
     max_sessions: 1
     max_sessions_per_listener: 2
@@ -128,6 +135,10 @@ streamgw:
         ),
         trusted_proxies=(ipaddress.IPv4Network("10.0.0.0/8"),),
         status=Address("::1", 7086),
+        admin=AdminSettings(keys=(AdminKey("a", "hush", "viewer"),), allowed=()),
+        control=Endpoint(Address("127.0.0.1", 9190), is_named=True),
+        metrics=MetricsSettings(Endpoint(Address("::1", 9191), is_named=True), "/metrics", "x_"),
+        http=HTTPLimits(server_header="APISIX/3.18.0", hosts=("gw.example",), max_requests=5),
         drain_timeout_s=90.0,
         access_log=AccessLogSettings(enabled=False, path="logs/a.log", format="$remote_addr", escape="json"),
         log=LogSettings("debug", "json"),
@@ -190,9 +201,56 @@ ext-plugin: {cmd: [x]}
     ]
 
 
-def test_the_admin_api_is_missing_and_says_so(config: Path) -> None:
-    assert warnings(config, ONE_LISTENER + "deployment: {admin: {allow_admin: []}}") == [
-        "conf/config.yaml:2:14 deployment.admin: the Admin API is not served by this version"
+def test_an_admin_section_that_is_switched_off_says_so(config: Path) -> None:
+    text = (
+        "apisix: {stream_proxy: {tcp: [9100]}, enable_admin: false}\ndeployment: {admin: {allow_admin: []}}"
+    )
+
+    assert load(config, text).admin is None
+    assert warnings(config, text) == [
+        "conf/config.yaml:2:14 deployment.admin: does nothing: apisix.enable_admin is false"
+    ]
+
+
+def test_there_is_an_admin_api_where_there_is_a_section_for_it(config: Path) -> None:
+    assert load(config, ONE_LISTENER).admin is None
+    assert load(config, ONE_LISTENER + "deployment: {admin: }").admin is None
+
+    admin = load(config, ONE_LISTENER + "deployment: {admin: {admin_key_required: false}}").admin
+
+    assert admin is not None
+    assert (admin.listen, admin.keys) == (Address("127.0.0.1", 9180), ())
+
+
+def test_an_open_admin_api_is_a_problem_beside_the_others(config: Path) -> None:
+    text = """\
+nginx_config: {stream: {access_log_format: "$x"}}
+deployment:
+  admin:
+    admin_key_required: false
+    admin_listen: {ip: 0.0.0.0}
+    allow_admin: []
+"""
+
+    said = problems(config, text)
+
+    assert len(said) == 2
+    assert said[1].startswith(
+        "conf/config.yaml:4:25 deployment.admin.admin_key_required: missing valid Admin API token: "
+    )
+
+
+def test_the_control_api_and_the_metrics_can_be_switched_off(config: Path) -> None:
+    text = ONE_LISTENER.replace("apisix: {", "apisix: {enable_control: false, ")
+
+    settings = load(config, text + "plugin_attr: {prometheus: {enable_export_server: false}}")
+
+    assert (settings.control, settings.metrics) == (None, None)
+
+
+def test_attributes_of_other_plugins_do_nothing(config: Path) -> None:
+    assert warnings(config, ONE_LISTENER + "plugin_attr:\n  skywalking: {}\n  prometheus: {}\n") == [
+        "conf/config.yaml:3:3 plugin_attr.skywalking: these settings do nothing here: plugin_attr.skywalking"
     ]
 
 

@@ -113,7 +113,7 @@ def test_the_deployment_of_a_real_apisix_is_understood() -> None:
                 "allow_admin": ["127.0.0.0/24"],
                 "admin_listen": {"ip": "0.0.0.0", "port": 9180},
                 "https_admin": True,
-                "admin_api_mtls": {"admin_ssl_cert": ""},
+                "admin_api_mtls": {"admin_ssl_cert": "c.pem", "admin_ssl_cert_key": "k.pem"},
                 "enable_admin_cors": True,
                 "enable_admin_ui": True,
                 "admin_api_version": "v3",

@@ -6,37 +6,30 @@ Importing this costs 0.3 s (Starlette, Hypercorn): only `streamgw run` does.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
+import ssl
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from http import HTTPStatus
 from socket import AF_INET, AF_INET6, create_server
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
-from hypercorn.app_wrappers import ASGIWrapper
-from hypercorn.config import Config, Sockets
-from hypercorn.trio.run import worker_serve
-from hypercorn.typing import ASGIFramework
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
 
+from streamgw.control.admin.connections import Bounds, serve_connections
 from streamgw.core.model import Address
 
 if TYPE_CHECKING:
     from socket import socket  # noqa: TID251  names the type of a socket that somebody else has made
 
-HEAD_LIMIT_BYTES = 16 << 10
-"""Request line and headers; more is answered 431."""
-IDLE_TIMEOUT_S = 5.0
-"""A connection without a complete request head for this long is closed."""
-GRACE_S = 3.0
-"""After `stop`, requests under way have this long."""
+_BOUNDS = Bounds()
 
 
 class JSONResponse(Response):
@@ -54,13 +47,15 @@ def build_app(routes: Sequence[BaseRoute]) -> Starlette:
 
 
 async def serve_admin(
-    app: Starlette,
+    app: ASGIApp,
     bind: Address | socket,
     *,
+    bounds: Bounds = _BOUNDS,
+    tls: ssl.SSLContext | None = None,
     stop: trio.Event | None = None,
     task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Answer requests until cancelled, or until `stop` is set and the requests under way are done (within GRACE_S).
+    """Answer requests until cancelled, or until `stop` is set and the requests under way are done.
 
     Port 0 asks the kernel for one; a socket is listening already, and is the caller's.
 
@@ -73,19 +68,10 @@ async def serve_admin(
     Cancellation:
       Requests are cut, and every socket that was opened here is closed.
     """
-    # Hypercorn closes the socket when it ends, but not if it is cancelled before it began to accept: hence closing().
     with contextlib.closing(_open(bind)) as sock:
-        serve = functools.partial(
-            worker_serve,
-            ASGIWrapper(cast("ASGIFramework", app)),
-            _quiet_config(),
-            sockets=Sockets([], [sock], []),
-            shutdown_trigger=None if stop is None else stop.wait,
-        )
-        address = Address(*sock.getsockname()[:2])
-        async with trio.open_nursery() as nursery:
-            await nursery.start(serve)
-            task_status.started(address)
+        task_status.started(Address(*sock.getsockname()[:2]))
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+        await serve_connections(app, listener, bounds, tls=tls, stop=stop)
 
 
 def _open(bind: Address | socket) -> socket:
@@ -96,17 +82,6 @@ def _open(bind: Address | socket) -> socket:
         sock = bind.dup()
     sock.setblocking(False)
     return sock
-
-
-def _quiet_config() -> Config:
-    config = Config()
-    config.errorlog = None  # what matters is logged by `_bug`; no line per start, stop or broken request
-    config.accesslog = None
-    config.h11_max_incomplete_size = HEAD_LIMIT_BYTES
-    config.keep_alive_timeout = IDLE_TIMEOUT_S
-    config.graceful_timeout = GRACE_S
-    config.include_server_header = False
-    return config
 
 
 def _encode(value: object) -> str:

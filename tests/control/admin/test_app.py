@@ -5,7 +5,8 @@ import pytest
 import structlog
 import trio
 
-from streamgw.control.admin.app import HEAD_LIMIT_BYTES, IDLE_TIMEOUT_S, JSONResponse, serve_admin
+from streamgw.control.admin.app import JSONResponse, serve_admin
+from streamgw.control.admin.connections import HEAD_LIMIT_BYTES, IDLE_TIMEOUT_S
 from streamgw.control.admin.control import build_status_app
 from streamgw.core.model import Address
 from tests.support.fake_gateway import FakeGateway
