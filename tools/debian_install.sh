@@ -50,6 +50,9 @@ if command -v systemctl >/dev/null; then
         nginx-light) units="nginx" ;;
         haproxy) units="haproxy" ;;
         iperf3) units="iperf3" ;;
+        unbound) units="unbound" ;;
+        rsyslog) units="rsyslog syslog.socket" ;;
+        freeradius) units="freeradius" ;;
         *) continue ;;
         esac
         systemctl disable --quiet $units >/dev/null 2>&1 || true

@@ -12,5 +12,7 @@ exec "$(dirname "$0")/debian_install.sh" \
     redis-server redis-tools \
     mosquitto mosquitto-clients \
     openssh-server openssh-client \
+    dnsmasq-base unbound bind9-dnsutils dnsperf \
+    rsyslog bsdutils freeradius freeradius-utils sip-tester \
     iperf3 wrk gcc libc6-dev libssl-dev \
     nginx-light libnginx-mod-stream haproxy

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
-from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -17,7 +19,7 @@ class Ports:
     """
 
     def __init__(self) -> None:
-        self._held = ExitStack()
+        self._held = contextlib.ExitStack()
 
     def take(self, host: str = "127.0.0.1") -> int:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -28,6 +30,25 @@ class Ports:
         held.bind((host, 0))
         port: int = held.getsockname()[1]
         return port
+
+    def take_for_udp(self, host: str = "127.0.0.1") -> int:
+        """A port number that is free over UDP, and held as above over TCP, so that a server may have it in both.
+
+        A held UDP socket would be in the way of a server without SO_REUSEADDR. So the number is taken from below those
+        that the kernel gives to sockets without one; what is held over TCP keeps other tests off it.
+        """
+        first_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        while True:
+            port = random.randrange(10_000, first_given)
+            with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+                family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                held = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                held.bind((host, port))  # alone: whoever else holds it is in the way
+                held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                    probe.bind((host, port))
+                self._held.enter_context(stack.pop_all())
+                return port
 
     def __enter__(self) -> Self:
         return self
