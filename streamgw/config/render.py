@@ -40,6 +40,8 @@ _ORDER: Final = {
                 "retry_timeout",
             ),
             *("timeout", "connect", "send", "read", "checks", "tls"),
+            # what nobody writes by hand
+            *("create_time", "update_time", "expire_time"),
         )
     )
 }

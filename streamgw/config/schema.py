@@ -213,6 +213,7 @@ class UpstreamSpec:
     labels: Labels | None = None
     create_time: Time | None = None
     update_time: Time | None = None
+    expire_time: Time | None = None
     nodes: Nodes | None = None
     type: Annotated[Literal["roundrobin"], _balancer_type] = "roundrobin"
     hash_on: Literal["vars", "header", "cookie", "consumer", "vars_combinations"] | None = None
@@ -305,6 +306,7 @@ class ServiceSpec:
     labels: Labels | None = None
     create_time: Time | None = None
     update_time: Time | None = None
+    expire_time: Time | None = None
     type: Literal["stream", "http"] = "stream"
     upstream: UpstreamSpec | None = None
     upstream_id: Id | None = None
@@ -331,6 +333,7 @@ class StreamRouteSpec:
     labels: Labels | None = None
     create_time: Time | None = None
     update_time: Time | None = None
+    expire_time: Time | None = None
     priority: Annotated[int, integer(-(2**31), 2**31 - 1)] = 0
     status: Literal[0, 1] = 1
     remote_addr: Annotated[Network, address_of("remote_addr")] | None = None
@@ -431,6 +434,7 @@ class SSLSpec:
     labels: Labels | None = None
     create_time: Time | None = None
     update_time: Time | None = None
+    expire_time: Time | None = None
     type: Literal["server", "client"] = "server"
     cert: PemCertificate | None = attrs.field(default=None, repr=False)
     key: PemKey | None = attrs.field(default=None, repr=False)
