@@ -33,11 +33,11 @@ from tests.support.servers import Prefix, mariadb
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("README.md")])
-# A session with everything that a log line can tell.
+# A session with everything that a log line can tell, which no real one has: TLS is over TCP.
 OUTCOME = Outcome(
     session_id="1",
     facts=Facts(
-        *("tcp", "tcp *:9100", Address("192.0.2.7", 1), Address("127.0.0.1", 9100)),
+        *("udp", "udp *:9100", Address("192.0.2.7", 1), Address("127.0.0.1", 9100)),
         server_name="a.test",
         client_certificate=ClientCertificate("CN=alice", (), "00", "1"),
     ),

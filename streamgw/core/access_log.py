@@ -79,7 +79,8 @@ def compile_format(
 
 def format_json(outcome: Outcome) -> str:
     """The default line. Keys in a fixed order; `peer` only when a PROXY header replaced it, `tls` and what belongs to it
-    only for a client that spoke TLS, `attempts` only after a failed one; `time` is the end of the session.
+    only for a client that spoke TLS, `attempts` only after a failed one, `datagrams_…` only over UDP; `time` is the end of
+    the session.
     """
     facts = outcome.facts
     quote = _QUOTE
@@ -92,7 +93,8 @@ def format_json(outcome: Outcome) -> str:
         f',"listener":{quote(facts.listener)},"client":"{facts.client}",{peer}"server":"{facts.server}"{tls}'
         f',"route":{quote(outcome.route_id)},"service":{quote(outcome.service_id)}'
         f',"upstream":{quote(outcome.upstream)},"node":{node},{_attempts_json(outcome)}'
-        f'"bytes_up":{outcome.bytes_up},"bytes_down":{outcome.bytes_down},"duration_s":{outcome.duration_s:.6f}'
+        f'"bytes_up":{outcome.bytes_up},"bytes_down":{outcome.bytes_down},{_datagrams_json(outcome)}'
+        f'"duration_s":{outcome.duration_s:.6f}'
         f',"connect_ms":{connect_ms},"phase":"{outcome.phase}","reason":"{outcome.reason}","fault":"{outcome.fault}"'
         f',"side":"{outcome.side}","detail":{quote(outcome.detail)},"revision":{quote(outcome.revision)}}}'
     )
@@ -111,6 +113,15 @@ def _tls_json(outcome: Outcome) -> str:
     return (
         f'{tls},"client_subject":{_QUOTE(certificate.subject)},"client_fingerprint":{_QUOTE(certificate.fingerprint)}'
         f',"client_sans":{_QUOTE(certificate.sans)}'
+    )
+
+
+def _datagrams_json(outcome: Outcome) -> str:
+    if outcome.facts.transport == "tcp":
+        return ""
+    return (
+        f'"datagrams_up":{outcome.datagrams_up},"datagrams_down":{outcome.datagrams_down},'
+        f'"datagrams_dropped":{outcome.datagrams_dropped},'
     )
 
 
@@ -216,6 +227,10 @@ def _of_client(show: Callable[[ClientCertificate], str]) -> _Variable:
     return variable
 
 
+def _of_udp(outcome: Outcome, count: int) -> str | None:
+    return str(count) if outcome.facts.transport == "udp" else None
+
+
 def _none(_: Outcome) -> str | None:
     """What no session has yet. Accepted, so that a format written for APISIX works."""
     return None
@@ -261,6 +276,9 @@ _VARIABLES: Mapping[str, _Variable] = {
     "tls": lambda o: o.tls_version or None,
     "client_fingerprint": _of_client(lambda certificate: certificate.fingerprint),
     "client_sans": _of_client(lambda certificate: ",".join(certificate.sans)),
+    "datagrams_up": lambda o: _of_udp(o, o.datagrams_up),
+    "datagrams_down": lambda o: _of_udp(o, o.datagrams_down),
+    "datagrams_dropped": lambda o: _of_udp(o, o.datagrams_dropped),
     "phase": lambda o: o.phase,
     "reason": lambda o: o.reason,
     "fault": lambda o: o.fault,

@@ -47,6 +47,13 @@ REFUSED = attrs.evolve(
     detail='no answer from "10.0.0.5"',
 )
 RETRIED = attrs.evolve(DONE, attempts=REFUSED.attempts[:1])
+DATAGRAMS = attrs.evolve(
+    DONE,
+    facts=Facts("udp", "udp *:9200", CLIENT, SERVER),
+    datagrams_up=3,
+    datagrams_down=2,
+    datagrams_dropped=1,
+)
 NO_ROUTE = attrs.evolve(
     DONE,
     reason=Reason.NO_ROUTE,
@@ -377,3 +384,25 @@ def test_escaped_values_never_leave_their_line_and_json_reads_them_back(text: st
     assert default.count('"') == 2
     assert json.loads(compile_format('"$detail"', "json")(outcome)) == text
     assert len(compile_format("x$detail", "none")(outcome).splitlines()) == 1
+
+
+def test_a_udp_session_counts_its_datagrams() -> None:
+    line = json.loads(format_json(DATAGRAMS))
+    keys = list(line)
+
+    assert [line[key] for key in ("datagrams_up", "datagrams_down", "datagrams_dropped")] == [3, 2, 1]
+    assert keys[keys.index("bytes_down") :][:5] == [
+        "bytes_down",
+        "datagrams_up",
+        "datagrams_down",
+        "datagrams_dropped",
+        "duration_s",
+    ]
+    assert not any(key.startswith("datagrams") for key in json.loads(format_json(DONE)))
+
+
+def test_datagrams_in_a_format_of_ones_own() -> None:
+    line = compile_format("$protocol $datagrams_up $datagrams_down $datagrams_dropped")
+
+    assert line(DATAGRAMS) == "UDP 3 2 1"
+    assert line(DONE) == "TCP - - -"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import servers
+from tests.support import servers, udp_servers
 from tests.support.child import forget_ended, recent_logs
 from tests.support.gateway import Gateway
 from tests.support.ports import Ports
@@ -91,4 +91,23 @@ def ssh_server(tmp_path: Path, ports: Ports) -> Iterator[servers.SSHServer]:
 @pytest.fixture
 def iperf3_server(tmp_path: Path, ports: Ports) -> Iterator[servers.Server]:
     with servers.iperf3(tmp_path, ports.take()) as server:
+        yield server
+
+
+@pytest.fixture
+def unbound_server(tmp_path: Path, ports: Ports) -> Iterator[servers.Server]:
+    with udp_servers.unbound(tmp_path, ports.take_for_udp(), "192.0.2.2") as server:
+        yield server
+
+
+@pytest.fixture
+def dnsmasq_server(tmp_path: Path, ports: Ports) -> Iterator[servers.Server]:
+    with udp_servers.dnsmasq(tmp_path, ports.take_for_udp(), "192.0.2.1") as server:
+        yield server
+
+
+@pytest.fixture
+def udp_iperf3_server(tmp_path: Path, ports: Ports) -> Iterator[servers.Server]:
+    """As `iperf3_server`, on a port that is free over UDP too."""
+    with servers.iperf3(tmp_path, ports.take_for_udp()) as server:
         yield server

@@ -45,16 +45,17 @@ class Gateway:
 
     # Files
 
-    def write_settings(self, tcp: Sequence[object], **sections: object) -> None:
+    def write_settings(self, tcp: Sequence[object], udp: Sequence[object] = (), **sections: object) -> None:
         """Write conf/config.yaml.
 
         Args:
           tcp: the entries of `apisix.stream_proxy.tcp`.
+          udp: those of `apisix.stream_proxy.udp`.
           sections: further top-level sections, as they stand in the file.
         """
         document: dict[str, Mapping[str, object]] = {
             "apisix": {
-                "stream_proxy": {"tcp": list(tcp)},
+                "stream_proxy": {"tcp": list(tcp), "udp": list(udp)},
                 "status": {"ip": "127.0.0.1", "port": self.status_port},
             },
             "streamgw": {"access_log": {"path": str(self.access_log)}},
