@@ -8,8 +8,8 @@ The phases of one session, each in descending priority:
 * `on_accept`: the route is known, and with it the addresses and, of a TLS client, the server name. Before any handshake.
 * `on_preread`: after the handshake, if TLS is terminated here: all facts are known but those that a plugin adds itself.
   A plugin that sets `look` is shown the client's first bytes before.
-* `on_close`: the session has ended, in reverse order. For the hooks whose earlier phases have all returned, as a context
-  manager leaves what it entered, and for those that have no earlier phase.
+* `on_close`: the session has ended, in reverse order. For the hooks of which a phase has returned, as a context manager
+  leaves what it entered, and for those that have no earlier phase.
 
 Whatever a hook raises but `SessionError` is a bug of the plugin: it costs this session, and no other.
 """
@@ -57,7 +57,8 @@ class Look:
     """For messages: `an MQTT CONNECT`."""
     parse: Callable[[Facts, bytes], Facts | NeedMore]
     """Pure. Asked again with all bytes from the first one on whenever there are more; over UDP once, with the datagram.
-    Raises ParseError if they cannot become what they should be. The client owes them: silence ends the session."""
+    Raises ParseError if they cannot become what they should be, or Rejected. The client owes them: silence ends the
+    session."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -127,9 +128,9 @@ class PluginServices:
 class PluginContext:
     """Where a plugin is being built for."""
 
-    route_id: str
-    route_name: str
-    service_id: str
+    known: Mapping[str, str]
+    """`route_id`, `route_name`, `service_id`, `service_name`, `hostname`: variables that are the same for every client
+    (`core.variables.lookup`). Empty: it has none."""
     key: str
     """Of the object whose options these are, a prefix for `UpstreamUse.key`: `stream_routes/1/plugins/traffic-split`."""
     metadata: Mapping[str, object]

@@ -87,6 +87,8 @@ class Facts:
     """What an MQTT client calls itself in its CONNECT; None for any other, and for one that leaves the choice to the server."""
     peer: Address | None = None
     """Who really connected, when a PROXY header named the client: the load balancer. None: the client itself."""
+    claimed: Address | None = None
+    """The client that the PROXY header of an untrusted peer names. Not believed, unless a plugin says so (`real-ip`)."""
 
 
 class PrereadPlan(enum.Flag):
@@ -189,6 +191,25 @@ BalancerType = Literal["roundrobin", "chash", "least_conn", "ewma"]
 
 
 @attrs.frozen
+class Pacing:
+    """How clients are held back from the nodes of an upstream. Seconds; 0 is off."""
+
+    slow_start_s: float = 0.0
+    """How long a node that came up, or was added, takes to get its whole weight. Nothing with chash."""
+    max_conns: int = 0
+    """Sessions of one node at a time. Whoever finds no node with room waits for it."""
+    wait_for_node_s: float = 0.0
+    """How long a new client waits while no node can be had: none is listed, none is up, or every one refused."""
+    queue_timeout_s: float = 10.0
+    """How long a client waits for room."""
+    queue_size: int = 1000
+    """Clients that may wait, for whatever it is. One more is refused at once."""
+
+
+NO_PACING = Pacing()
+
+
+@attrs.frozen
 class Upstream:
     """Where a route's sessions go."""
 
@@ -211,6 +232,7 @@ class Upstream:
     """Of chash: a template with nginx's variables, `$remote_addr` or `$remote_addr$server_port`."""
     proxy_protocol_on_each: bool = False
     """Over UDP: the PROXY header stands before every datagram of the client, not only before the first."""
+    pacing: Pacing = NO_PACING
 
 
 @attrs.frozen

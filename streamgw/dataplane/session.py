@@ -1,5 +1,8 @@
 """The life of a TCP or TLS session, read top to bottom: accept, preread, match, handshake, connect, relay, close.
 
+The hooks of the route's plugins run after the match: those that need only addresses and names before the handshake, the
+others after it.
+
 A session is one child task of its listener's nursery, and that task is its state machine. `run` is the boundary: a
 `SessionError` is an outcome, any other exception is a bug of ours that costs this session and no other. Whatever
 happens, both sockets are closed, the registry forgets the session, and one outcome is told.
@@ -20,7 +23,8 @@ from typing import Literal
 import attrs
 import trio
 
-from streamgw.core.errors import Fault, NoRoute, NoUpstream, Reason, SessionError, TLSFailed
+from streamgw.core.errors import Fault, NoRoute, NoUpstream, Reason, Rejected, SessionError, TLSFailed
+from streamgw.core.hooks import Look
 from streamgw.core.model import (
     UNIX_HOST,
     Address,
@@ -37,10 +41,14 @@ from streamgw.core.snapshot import Snapshot
 from streamgw.core.wire.proxy_protocol import SIGNATURE_V1, SIGNATURE_V2, build_v1, build_v2
 from streamgw.core.wire.tls import UNRECOGNIZED_NAME, ClientHello, may_become_client_hello
 from streamgw.dataplane.dialer import Dialer, Introduction, Trail
+from streamgw.dataplane.hooks import Backgrounds, HookRun
 from streamgw.dataplane.preread import Bounds, look
 from streamgw.dataplane.pump import End, Ending, Limits, Meter, Pump
 
-Phase = Literal["accept", "preread", "match", "handshake", "connect", "relay"]
+_MORE_THAN_A_PEEK_SHOWS = 1 << 20
+"""To be woken by nothing that the client says."""
+
+Phase = Literal["accept", "preread", "match", "plugins", "handshake", "connect", "relay"]
 
 _FAULTS = {
     Reason.CLOSED: Fault.NONE,
@@ -95,6 +103,8 @@ class Session:
     trail: Trail = attrs.Factory(Trail)
     tls_version: str = ""
     tls_cipher: str = ""
+    hooks: HookRun | None = None
+    """None: the route has no plugins, or there is none yet."""
 
 
 @attrs.define
@@ -129,6 +139,8 @@ class Sessions:
     live: dict[str, Session] = attrs.Factory(dict)
     live_by_listener: Counter[str] = attrs.Factory(Counter)
     totals: Totals = attrs.Factory(Totals)
+    backgrounds: Backgrounds = attrs.Factory(lambda: Backgrounds(lambda _: None))
+    """The tasks beside the sessions that plugins want. Somebody else runs them."""
     on_left: Callable[[], None] = lambda: None
     """Told after a session has left the registry: room for another."""
     _owing: dict[int, trio.CancelScope] = attrs.Factory(dict)
@@ -163,18 +175,21 @@ class Sessions:
         """
         ending = Ending(Reason.DRAIN)
         fault: Fault | None = None
+        status, reset = 0, False
         try:
             ending = await self._live(session)
         except SessionError as error:
             ending, fault = Ending(error.reason, detail=str(error)), error.fault
+            if isinstance(error, Rejected):
+                status, reset = error.status, error.reset
         except Exception as error:  # noqa: BLE001  the boundary: a bug costs one session, not its neighbours
             ending = Ending(Reason.BUG, detail=f"{type(error).__name__}: {error}")
             self.on_bug(session, error)
         finally:
             # A refused client (no route, no node) sees a plain close, as behind APISIX. A cut one must not look complete.
             cut = ending.reason in {Reason.BUG, Reason.EXHAUSTED, Reason.DRAIN}
-            self.pump.close(session.end, reset=cut)
-            self._leave(session, ending, fault)
+            self.pump.close(session.end, reset=cut or reset)
+            self._leave(session, _outcome(session, ending, fault, status))
 
     def kill(self, session_id: str) -> bool:
         """End one live session by RST on both sides, with reason `killed`. False when there is none of that id."""
@@ -199,8 +214,9 @@ class Sessions:
             if hello is not None:
                 self.pump.say_last(session.end, UNRECOGNIZED_NAME)
             raise NoRoute(f"no route matches {session.facts.client} on {session.facts.server}")
-        upstream = session.upstream = route.upstream
-        if upstream is None:
+        if route.hooks:
+            await self._ask_plugins(session, route, before_handshake=True)
+        elif route.upstream is None:
             raise NoUpstream(f"route {route.id} ({route.source}) names no upstream")
 
         if hello is not None:
@@ -209,7 +225,10 @@ class Sessions:
             else:
                 session.phase = "handshake"
                 await self._terminate(session)
+        if route.hooks:
+            await self._ask_plugins(session, route, before_handshake=False)
 
+        upstream = session.upstream = _upstream_of(session, route)
         session.phase = "connect"
         return await self.dialer.join(
             session.end,
@@ -219,6 +238,42 @@ class Sessions:
             meter=session.meter,
             limits=Limits(upstream.timeouts.idle_s, session.started_at + session.policy.max_duration_s),
         )
+
+    async def _ask_plugins(self, session: Session, route: Route, *, before_handshake: bool) -> None:
+        """Let the plugins of the route refuse, delay or redirect the client, and add to its facts."""
+        session.phase = "plugins"
+        if session.hooks is None:
+            session.hooks = HookRun(
+                route.hooks, self.backgrounds, wait=lambda seconds: self._wait(session, seconds)
+            )
+        if before_handshake:
+            session.facts = await session.hooks.accept(session.facts)
+        else:
+            session.facts = await session.hooks.preread(
+                session.facts, lambda wanted, facts: self._show(session, wanted, facts)
+            )
+
+    async def _show(self, session: Session, wanted: Look, facts: Facts) -> Facts:
+        """What a plugin sees in the client's first bytes, which it owes: TLS has been taken off, if it is terminated here."""
+        policy = session.policy
+        deadline = trio.current_time() + policy.preread_timeout_s
+        seen = await look(
+            self.pump,
+            session.end,
+            lambda buffer: wanted.parse(facts, buffer),
+            Bounds(deadline, policy.preread_limit_bytes, policy.preread_timeout_s),
+            what=wanted.what,
+            is_owed=lambda _: True,
+        )
+        assert seen is not None, "it is owed"
+        return seen
+
+    async def _wait(self, session: Session, seconds: float) -> None:
+        """Let time pass because a plugin says so. A client that resets meanwhile is not kept; nor one that is killed."""
+        deadline = trio.current_time() + seconds
+        await self.pump.peek(session.end, _MORE_THAN_A_PEEK_SHOWS, deadline=deadline)
+        # A FIN, or a full buffer, ends the look early. The client may still want its answer.
+        await trio.sleep_until(deadline)
 
     async def _read_proxy_header(self, session: Session) -> None:
         """Read and consume exactly the PROXY header, so that whoever is next finds an untouched stream."""
@@ -234,9 +289,13 @@ class Sessions:
         if found is None:
             return  # it said nothing yet, or less than the signature: a plain client
         self.pump.consume(session.end, found.consumed)
-        header, trusted = found.header, session.policy.trusted_proxies
-        if header is not None and header.client is not None and _is_in(session.peer, trusted):
-            session.facts = attrs.evolve(session.facts, client=header.client, peer=session.peer)
+        named = found.header.client if found.header is not None else None
+        if named is None:
+            return
+        if _is_in(session.peer, session.policy.trusted_proxies):
+            session.facts = attrs.evolve(session.facts, client=named, peer=session.peer)
+        else:
+            session.facts = attrs.evolve(session.facts, claimed=named)
 
     async def _read_hello(self, session: Session) -> ClientHello | None:
         """Look at the ClientHello and note what it says. None: a plain client of a listener that takes both."""
@@ -307,19 +366,21 @@ class Sessions:
         deadline = session.started_at + policy.preread_timeout_s
         return Bounds(deadline, policy.preread_limit_bytes, policy.preread_timeout_s)
 
-    def _leave(self, session: Session, ending: Ending, fault: Fault | None) -> None:
+    def _leave(self, session: Session, outcome: Outcome) -> None:
         del self.live[session.id]
         self.live_by_listener[session.listener.name] -= 1
         meter, totals = session.meter, self.totals
         totals.sessions += 1
         totals.bytes_up += meter.bytes_up
         totals.bytes_down += meter.bytes_down
-        totals.by_reason[ending.reason] += 1
+        totals.by_reason[outcome.reason] += 1
         self.on_left()
-        self.on_outcome(_outcome(session, ending, fault))
+        if session.hooks is not None:
+            session.hooks.close(outcome, lambda error: self.on_bug(session, error))
+        self.on_outcome(outcome)
 
 
-def _outcome(session: Session, ending: Ending, fault: Fault | None) -> Outcome:
+def _outcome(session: Session, ending: Ending, fault: Fault | None, status: int) -> Outcome:
     if fault is None:
         fault = _FAULTS.get(ending.reason) or Fault(ending.side or Fault.NONE)
     meter, trail, route = session.meter, session.trail, session.route
@@ -346,7 +407,17 @@ def _outcome(session: Session, ending: Ending, fault: Fault | None) -> Outcome:
         revision=session.snapshot.revision,
         tls_version=session.tls_version,
         tls_cipher=session.tls_cipher,
+        status=status,
     )
+
+
+def _upstream_of(session: Session, route: Route) -> Upstream:
+    """Where the session goes: what a plugin chose, else the route's own."""
+    if session.hooks is not None and session.hooks.upstream_key:
+        return session.snapshot.upstreams[session.hooks.upstream_key]
+    if route.upstream is None:
+        raise NoUpstream(f"route {route.id} ({route.source}) names no upstream")
+    return route.upstream
 
 
 def _proxy_header(session: Session, upstream: Upstream) -> bytes:

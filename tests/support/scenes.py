@@ -16,6 +16,7 @@ from streamgw.core.model import (
     Listener,
     Match,
     Node,
+    Outcome,
     PortRange,
     Revision,
     Route,
@@ -77,6 +78,23 @@ def listener(port: int = 9100, **settings: object) -> Listener:
 
 def facts(client: str = "192.0.2.9", port: int = 9100) -> Facts:
     return Facts("tcp", f"tcp 127.0.0.1:{port}", Address(client, 40000), Address("127.0.0.1", port))
+
+
+def outcome(of: Facts, **settings: object) -> Outcome:
+    """Of a session that ended well after a second."""
+    told: dict[str, object] = {
+        "session_id": "t-1",
+        "peer": of.client,
+        "reason": "closed",
+        "fault": "none",
+        "phase": "relay",
+        "started_at": 1_700_000_000.0,
+        "duration_s": 1.0,
+        "connect_s": 0.1,
+        "bytes_up": 10,
+        "bytes_down": 20,
+    }
+    return Outcome(facts=of, **told | settings)
 
 
 @attrs.define
