@@ -71,6 +71,9 @@ def _balancer_type(value: object) -> Literal["roundrobin"]:
     raise Wrong(f"unknown balancer type {shown(value)}; available: {available}")
 
 
+_TYPE_SCHEMA: Schema = {"type": "string", "enum": list(AVAILABLE_TYPES)}
+
+
 def _scheme(value: object) -> str:
     if type(value) is str and value in _SCHEMES:
         return value
@@ -93,7 +96,8 @@ def _plugins(value: object) -> tuple[str, ...]:
             disabled.append(name)
         else:
             # Never ignored: a route without its ip-restriction is open to everybody.
-            faults.append(Fault((name,), f"unknown plugin [{name}]", at_key=True))
+            message = f"unknown plugin [{name}]"
+            faults.append(Fault((name,), message, at_key=True, apisix=message, is_final=True))
     if faults:
         raise Wrong(*faults)
     return tuple(disabled)
@@ -134,7 +138,7 @@ PemCertificate: TypeAlias = Annotated[str, _pem(128)]
 PemKey: TypeAlias = Annotated[str, _pem(64)]
 ALPN: TypeAlias = Annotated[str, text(1, 255)]
 """RFC 7301: 1 to 255 bytes."""
-Plugins: TypeAlias = Annotated[tuple[str, ...], _plugins]
+Plugins: TypeAlias = Annotated[tuple[str, ...], Stated(_plugins, {"type": "object"})]
 _NO_DISCOVERY = "service discovery is not available in this version; list nodes"
 
 
@@ -215,7 +219,9 @@ class UpstreamSpec:
     update_time: Time | None = None
     expire_time: Time | None = None
     nodes: Nodes | None = None
-    type: Annotated[Literal["roundrobin"], _balancer_type] = "roundrobin"
+    type: Annotated[Literal["roundrobin"], Stated(_balancer_type, _TYPE_SCHEMA, {"type": "string"})] = (
+        "roundrobin"
+    )
     hash_on: Literal["vars", "header", "cookie", "consumer", "vars_combinations"] | None = None
     key: str | None = None
     retries: Count | None = None
@@ -232,6 +238,11 @@ class UpstreamSpec:
     discovery_args: Annotated[str, _unavailable(_NO_DISCOVERY, "object")] | None = None
     proxy_protocol: ProxyProtocolOut | None = None
     proxy_protocol_datagrams: Literal["first", "each"] = "first"
+    schema: ClassVar[Schema] = {
+        "required": ["nodes"],
+        "if": {"properties": {"pass_host": {"const": "rewrite"}}, "required": ["pass_host"]},
+        "then": {"required": ["upstream_host"]},
+    }
 
     def check(self) -> Iterator[Fault]:
         """What no field alone can say."""
