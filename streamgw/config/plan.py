@@ -170,6 +170,11 @@ def check_key(key: Key) -> None:
         )
 
 
+def place_in(content: bytes, key: Key) -> int:
+    """The position of an object in its collection in the text of a file, from 0."""
+    return next(item.position for item in edit.find_items(edit.decode(content)) if item.key == key)
+
+
 def digest_in(content: bytes, key: Key) -> str:
     """The digest of an object as it stands in the text of a file."""
     return next(digest_of(item.data) for item in edit.find_items(edit.decode(content)) if item.key == key)

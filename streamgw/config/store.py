@@ -18,6 +18,7 @@ Whatever step is the last one, a reader sees the old file or the new one. What a
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -59,6 +60,11 @@ LOCK_WAIT_S: Final = 10.0
 """A writer that holds the lock for longer is stuck; the next one gives up with an error."""
 
 _LOCK_NAME: Final = ".streamgw.lock"
+_READ_ONLY: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+
+
+class NotWritable(StoreError):
+    """The directory can be read only."""
 
 
 @attrs.frozen
@@ -220,7 +226,8 @@ class Store:
             else:
                 raise StoreError(f"{path}: another writer has held it for {LOCK_WAIT_S:g} s")
         except OSError as error:
-            raise StoreError(f"{self.directory}: cannot be written to: {error.strerror}") from error
+            kind = NotWritable if error.errno in _READ_ONLY else StoreError
+            raise kind(f"{self.directory}: cannot be written to: {error.strerror}") from error
         try:
             yield
         except OSError as error:

@@ -13,7 +13,6 @@ from streamgw.config import edit
 from streamgw.config.documents import derived_id, digest_of
 from streamgw.config.edit import NotEditable
 from streamgw.config.tree import Entry, Moment, State
-from streamgw.core.errors import StoreError
 from streamgw.core.model import Key
 
 
@@ -66,8 +65,7 @@ class Surveyor:
         """All of them.
 
         Raises:
-          NotEditable: a file is broken.
-          StoreError: two objects of a kind have the same id.
+          NotEditable: a file is broken, or two objects of a kind have the same id.
         """
         objects: dict[Key, Located] = {}
         seen = {}
@@ -87,8 +85,7 @@ class Surveyor:
         """One of them, without parsing what cannot define it: ten thousand files take seconds.
 
         Raises:
-          NotEditable: a file that mentions the id is broken.
-          StoreError: two objects of a kind have the same id.
+          NotEditable: a file that mentions the id is broken, or two objects of the kind have it.
         """
         # A file that defines an id holds it as it is, or with escapes, which have a backslash.
         candidates = (
@@ -138,6 +135,6 @@ def in_file(shown: str) -> Iterator[None]:
         raise NotEditable(f"{shown}: {error}") from error
 
 
-def _twice(first: Located, second: Located) -> StoreError:
+def _twice(first: Located, second: Located) -> NotEditable:
     places = f"{first.file}:{first.line} and {second.file}:{second.line}"
-    return StoreError(f"{first.key[0]} {first.key[1]} is defined more than once: {places}")
+    return NotEditable(f"{first.key[0]} {first.key[1]} is defined more than once: {places}")

@@ -1,0 +1,194 @@
+"""One change of the configuration, from what a client wants to what stands in a file. Blocking.
+
+The order of things: look at the directory; decide what the object should be; plan the very text of its file; compile the
+directory with that text in it; write it if the directory is still the same, else begin again. Nothing is written that
+would not load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
+
+import attrs
+
+from streamgw.config.compile import Compilation, FileTree
+from streamgw.config.documents import digest_of
+from streamgw.config.edit import NotEditable
+from streamgw.config.layout import is_same
+from streamgw.config.plan import AlreadyExists, Plan, Stale, check_key, place_in
+from streamgw.config.store import NotWritable, Store
+from streamgw.config.survey import Located, Survey
+from streamgw.control.admin.replies import RequestError, bad, key_not_found
+from streamgw.core.errors import ConfigError, Problem, StoreError
+from streamgw.core.model import Key, Listener
+
+ATTEMPTS = 5
+"""An editor that saves again and again while we check what it has saved."""
+MAX_SHOWN = 5
+"""Problems of other objects that an answer names."""
+
+Check = Callable[[FileTree, Sequence[Listener]], Compilation]
+"""`Loader.check`: what a reload would say of this tree."""
+Decide = Callable[[Survey], Mapping[str, object]]
+"""What an object should be, its id included, in the light of all the others. Raises RequestError."""
+
+_TIMES = ("id", "create_time", "update_time")
+
+
+@attrs.frozen
+class Made:
+    """A change that was made."""
+
+    key: Key
+    data: Mapping[str, object] = attrs.field(factory=dict)
+    """The object as it stands in its file now."""
+    is_new: bool = False
+    awaited: tuple[tuple[Key, str | None], ...] = ()
+    """What every worker has to run for this to be live: digests of objects, None: without it."""
+
+    @property
+    def digest(self) -> str:
+        """Of the object as written."""
+        return digest_of(self.data)
+
+
+class Changes:
+    """Makes changes in one directory. Not for two threads at once.
+
+    Args:
+      listeners: what the process listens on: warnings depend on it.
+    """
+
+    def __init__(self, store: Store, check: Check, listeners: Callable[[], Sequence[Listener]]) -> None:
+        self._store = store
+        self._check = check
+        self._listeners = listeners
+
+    def survey(self) -> Survey:
+        """Every object as it is written now.
+
+        Raises:
+          RequestError: 409 or 500, the directory cannot be read.
+        """
+        try:
+            return self._store.survey()
+        except StoreError as error:
+            raise refused(error) from error
+
+    def put(self, key: Key, decide: Decide, *, if_absent: bool = False) -> Made:
+        """Write an object as `decide` says. One that says the same already stays as it is, its times too.
+
+        Raises:
+          RequestError: nothing was written.
+          AlreadyExists: with `if_absent`.
+        """
+        try:
+            check_key(key)
+        except StoreError as error:
+            raise bad(f'invalid configuration: property "id" validation failed: {error}') from error
+
+        def plan(survey: Survey) -> tuple[Plan, Made]:
+            old = survey.objects.get(key)
+            data = decide(survey)
+            if old is not None and _says_the_same(old.data, data):
+                data = old.data
+            try:
+                planned = self._store.plan_put(survey, key, data, if_absent=if_absent)
+            except NotEditable as error:
+                if old is not None:
+                    raise
+                raise bad(f"invalid configuration: {error}") from error
+            return planned, Made(key, {**data, "id": key[1]}, is_new=old is None)
+
+        planned, made, compilation = self._make(plan, key)
+        del planned
+        return attrs.evolve(made, awaited=((key, compilation.snapshot.sources[key]),))
+
+    def remove(self, key: Key, allow: Callable[[Survey, Located], None]) -> Made:
+        """Delete an object, if `allow` does not raise.
+
+        Raises:
+          RequestError: nothing was written; 404: there is none.
+        """
+
+        def plan(survey: Survey) -> tuple[Plan, Made]:
+            located = survey.objects.get(key)
+            if located is None:
+                raise key_not_found()
+            allow(survey, located)
+            return self._store.plan_delete(survey, key), Made(key, awaited=((key, None),))
+
+        return self._make(plan, key)[1]
+
+    def replace_file(self, name: str, render: Callable[[Survey], tuple[bytes, Made]]) -> Made:
+        """Put a whole file in place.
+
+        Raises:
+          RequestError: nothing was written.
+        """
+
+        def plan(survey: Survey) -> tuple[Plan, Made]:
+            content, made = render(survey)
+            return self._store.plan_file(survey, name, content), made
+
+        _, made, compilation = self._make(plan, None)
+        sources = compilation.snapshot.sources
+        return attrs.evolve(made, awaited=tuple((key, sources.get(key)) for key, _ in made.awaited))
+
+    def _make(
+        self, plan: Callable[[Survey], tuple[Plan, Made]], key: Key | None
+    ) -> tuple[Plan, Made, Compilation]:
+        for _ in range(ATTEMPTS):
+            try:
+                planned, made = plan(self._store.survey())
+                compilation = self._compile(planned, key)
+                self._store.carry_out(planned)
+            except Stale:
+                continue
+            except AlreadyExists:
+                raise
+            except StoreError as error:
+                raise refused(error) from error
+            else:
+                return planned, made, compilation
+        raise RequestError(
+            HTTPStatus.CONFLICT, f"{self._store.directory}: keeps changing; nothing was written"
+        )
+
+    def _compile(self, plan: Plan, key: Key | None) -> Compilation:
+        try:
+            return self._check(plan.after, self._listeners())
+        except ConfigError as error:
+            raise _rejected(error.problems, plan, key) from error
+
+
+def refused(error: StoreError) -> RequestError:
+    """What the directory said, as an answer."""
+    is_conflict = isinstance(error, NotEditable | NotWritable | Stale | AlreadyExists)
+    status = HTTPStatus.CONFLICT if is_conflict else HTTPStatus.INTERNAL_SERVER_ERROR
+    return RequestError(status, f"nothing was written: {error}" if is_conflict else str(error))
+
+
+def _rejected(problems: Sequence[Problem], plan: Plan, key: Key | None) -> RequestError:
+    """Whose problem it is decides: 400 for the object that was sent, 409 for everything else."""
+    if key is not None and plan.change.content:
+        path = f"{key[0]}[{place_in(plan.change.content, key)}]"
+        for problem in problems:
+            if problem.file == str(plan.change.path) and _is_inside(problem.pointer, path):
+                return bad(problem.error_msg)
+    shown = "; ".join(map(str, problems[:MAX_SHOWN]))
+    more = f"; and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
+    message = f"nothing was written: the configuration would not load: {shown}{more}"
+    return RequestError(HTTPStatus.CONFLICT, message)
+
+
+def _is_inside(pointer: str, path: str) -> bool:
+    return pointer == path or pointer.startswith((f"{path}.", f"{path}["))
+
+
+def _says_the_same(old: Mapping[str, object], new: Mapping[str, object]) -> bool:
+    """Whether two versions of an object differ in nothing but when they were written."""
+    return is_same(
+        *({name: value for name, value in data.items() if name not in _TIMES} for data in (old, new))
+    )

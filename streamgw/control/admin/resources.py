@@ -1,0 +1,354 @@
+"""The resources of the Admin API: objects are read from files and written to files.
+
+Who may is asked before (`access.py`); how a change is made is in `changes.py`; here is what a request means.
+
+Source:
+  APISIX `apisix/admin/init.lua` (paths), `resource.lua` (verbs, statuses, texts), `utils.lua` (times).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
+from http import HTTPStatus
+
+import attrs
+import trio
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from streamgw.config.apisix import refusal, refusal_of_http
+from streamgw.config.plan import AlreadyExists
+from streamgw.config.schema import COLLECTIONS, HTTP_COLLECTIONS
+from streamgw.config.store import Store
+from streamgw.config.survey import Located, Survey
+from streamgw.config.wording import wrong_type
+from streamgw.control.admin.changes import Changes, Check, Made
+from streamgw.control.admin.fleet import Fleet
+from streamgw.control.admin.listing import list_objects, show, show_value
+from streamgw.control.admin.patching import merge, replace_at
+from streamgw.control.admin.references import use_of
+from streamgw.control.admin.replies import RequestError, bad, json_body, json_reply, key_not_found, not_found
+from streamgw.control.admin.writer import Applied, Writer
+from streamgw.core.model import Key, Listener
+
+_TITLES = {
+    "stream_routes": "stream route",
+    "upstreams": "upstream",
+    "services": "service",
+    "ssls": "ssl",
+    "plugin_metadata": "plugin_metadata",
+}
+"""What APISIX's messages call one of them."""
+_METHODS = ("GET", "PUT", "POST", "DELETE", "PATCH")
+MAX_TTL_S = 10 * 365 * 86_400
+_IDS = 1000
+"""New ids that are tried."""
+
+
+@attrs.frozen
+class Call:
+    """One request for a collection."""
+
+    collection: str
+    id: str
+    """Empty: there is none in the path."""
+    sub_path: str
+    """What follows the id: `upstream/nodes`."""
+    body: object
+    """JSON; None: there is none."""
+    query: Mapping[str, str]
+    if_match: str | None
+    if_none_match: str | None
+
+    @property
+    def title(self) -> str:
+        """As APISIX's messages call the object."""
+        return _TITLES[self.collection]
+
+    def check_version(self, located: Located | None) -> None:
+        """Whether the object is the one that the client knows.
+
+        Raises:
+          RequestError: 412, it is not.
+
+        Source:
+          RFC 9110 § 13.1.1, § 13.1.2.
+        """
+        if self.if_match is not None:
+            wanted = {tag.strip().removeprefix("W/").strip('"') for tag in self.if_match.split(",")}
+            if located is None or not wanted & {"*", located.digest}:
+                raise _precondition("it is not the version that If-Match names")
+        if self.if_none_match is not None and self.if_none_match.strip() == "*" and located is not None:
+            raise _precondition("it exists, and If-None-Match says that it must not")
+
+
+class Resources:
+    """Answers requests for collections.
+
+    Args:
+      wall_clock: Unix time, for the times in objects and for new ids.
+    """
+
+    def __init__(
+        self,
+        changes: Changes,
+        writer: Writer,
+        listeners: Callable[[], Sequence[Listener]],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._changes = changes
+        self._writer = writer
+        self._listeners = listeners
+        self._wall_clock = wall_clock
+
+    async def answer(self, method: str, call: Call) -> Response:
+        """Do what a request asks for.
+
+        Raises:
+          RequestError: it cannot be done.
+        """
+        if call.collection not in COLLECTIONS:
+            return self._answer_for_http(method, call)
+        if call.sub_path and method != "PATCH":
+            raise not_found()  # APISIX overlooks it: DELETE …/1/upstream would delete the whole route there
+        is_adding = method not in {"GET", "DELETE"}
+        if is_adding and call.collection == "stream_routes" and not self._listeners():
+            raise bad("stream mode is disabled, can not add stream routes")
+        answers: Mapping[str, Callable[[Call], Awaitable[Response]]] = {
+            "GET": self._get,
+            "PUT": self._put,
+            "POST": self._post,
+            "PATCH": self._patch,
+            "DELETE": self._delete,
+        }
+        return await answers[method](call)
+
+    def _answer_for_http(self, method: str, call: Call) -> Response:
+        """Collections that are always empty: clients that sync everything ask for all of them."""
+        if method == "GET":
+            if call.id:
+                raise key_not_found()
+            return json_reply({"list": [], "total": 0})
+        raise bad(refusal_of_http(call.collection) or "")
+
+    async def _get(self, call: Call) -> Response:
+        survey = await trio.to_thread.run_sync(self._changes.survey)
+        if not call.id:
+            return json_reply(list_objects(survey.of(call.collection), call.query))
+        located = survey.objects.get((call.collection, call.id))
+        if located is None:
+            raise key_not_found()
+        return json_reply(show(located), headers={"ETag": f'"{located.digest}"'})
+
+    async def _put(self, call: Call) -> Response:
+        body = _sent(call)
+        id_ = call.id or _id_of(body)
+        if not id_:
+            raise bad(f"missing {call.title} id")
+        if "id" in body and _id_of(body) != id_:
+            raise bad(f"wrong {call.title} id")
+        key = (call.collection, id_)
+        sent = {**body, "id": id_}
+        return await self._write(partial(self._changes.put, key, partial(self._replace, call, key, sent)))
+
+    async def _post(self, call: Call) -> Response:
+        body = _sent(call)
+        if call.id or "id" in body:
+            raise bad(f"wrong {call.title} id, do not need it")
+        return await self._write(partial(self._add, call, body))
+
+    async def _patch(self, call: Call) -> Response:
+        if not call.id:
+            raise bad(f"missing {call.title} id")
+        if call.body is None:
+            raise bad("missing new configuration")
+        if not call.sub_path and not isinstance(call.body, Mapping):
+            raise bad("invalid configuration")
+        key = (call.collection, call.id)
+        return await self._write(partial(self._changes.put, key, partial(self._merge, call, key)))
+
+    async def _delete(self, call: Call) -> Response:
+        if not call.id:
+            raise bad(f"missing {call.title} id")
+        key = (call.collection, call.id)
+        applied = await self._writer.make(partial(self._changes.remove, key, partial(_allow_removal, call)))
+        content = {"deleted": call.id, "key": f"/apisix/{call.collection}/{call.id}"}
+        return _reply(applied, HTTPStatus.OK, content)
+
+    # In the worker thread: an object may have thousands of nodes
+
+    def _replace(
+        self, call: Call, key: Key, sent: Mapping[str, object], survey: Survey
+    ) -> Mapping[str, object]:
+        old = survey.objects.get(key)
+        call.check_version(old)
+        _refuse(call.collection, sent)
+        before = {} if old is None else old.data
+        return self._stamped(sent, call, before.get("create_time"))
+
+    def _merge(self, call: Call, key: Key, survey: Survey) -> Mapping[str, object]:
+        old = survey.objects.get(key)
+        if old is None:
+            raise key_not_found()
+        call.check_version(old)
+        before = {**old.data, "id": key[1]}
+        if call.sub_path:
+            merged = replace_at(before, call.sub_path, call.body)
+        else:
+            assert isinstance(call.body, Mapping), "looked at before"
+            merged = merge(before, call.body)
+        if _id_of(merged) != key[1]:
+            raise bad(f"wrong {call.title} id")
+        is_told = isinstance(call.body, Mapping) and not call.sub_path and "update_time" in call.body
+        data = merged if is_told else self._stamped(merged, call, merged.get("create_time"))
+        _refuse(call.collection, data, allow_times=True)
+        return data
+
+    def _add(self, call: Call, sent: Mapping[str, object]) -> Made:
+        _refuse(call.collection, sent)
+        data = self._stamped(sent, call, None)
+        for id_ in self._new_ids():
+            try:
+                key = (call.collection, id_)
+                return self._changes.put(key, partial(_with_id, data, id_), if_absent=True)
+            except AlreadyExists:
+                continue
+        raise RequestError(HTTPStatus.CONFLICT, "no id is free; nothing was written")
+
+    def _new_ids(self) -> Iterator[str]:
+        """20 digits, as etcd's revisions in APISIX: here the time in milliseconds."""
+        start = int(self._wall_clock() * 1000)
+        return (f"{number:020}" for number in itertools.islice(itertools.count(start), _IDS))
+
+    def _stamped(self, data: Mapping[str, object], call: Call, created: object) -> dict[str, object]:
+        """An object as it will be stored: what was sent, and when. Nothing else is added."""
+        now = self._wall_clock()
+        times: dict[str, object] = {
+            "create_time": int(now) if created is None else created,
+            "update_time": int(now),
+        }
+        if "ttl" in call.query:
+            times["expire_time"] = math.ceil(now + _ttl(call.query["ttl"]))
+        return {**data, **times}
+
+    async def _write(self, change: Callable[[], Made]) -> Response:
+        applied = await self._writer.make(change)
+        made = applied.made
+        status = HTTPStatus.CREATED if made.is_new else HTTPStatus.OK
+        return _reply(applied, status, show_value(made.key, made.data), {"ETag": f'"{made.digest}"'})
+
+
+def build_admin_routes(
+    store: Store,
+    *,
+    check: Check,
+    fleet: Fleet,
+    listeners: Callable[[], Sequence[Listener]],
+    wall_clock: Callable[[], float],
+) -> list[BaseRoute]:
+    """Everything below `/apisix/admin`, without authentication.
+
+    `check` is that of the loader that reloads: what was checked, it need not compile again. `wall_clock` is Unix time.
+    """
+    changes = Changes(store, check, listeners)
+    resources = Resources(changes, Writer(fleet), listeners, wall_clock)
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await _dispatch(request, resources)
+        except RequestError as error:
+            return error.reply()
+
+    methods = [*_METHODS]
+    return [
+        Route("/apisix/admin", answer, methods=methods),
+        Route("/apisix/admin/{path:path}", answer, methods=methods),
+    ]
+
+
+async def _dispatch(request: Request, resources: Resources) -> Response:
+    collection, _, rest = request.path_params.get("path", "").partition("/")
+    id_, _, sub_path = rest.partition("/")
+    if request.method not in _METHODS or not collection:
+        raise not_found()
+    if collection not in COLLECTIONS and collection not in HTTP_COLLECTIONS:
+        raise RequestError(HTTPStatus.NOT_FOUND, f"Unsupported resource type: {collection}")
+    query = request.query_params
+    if "ttl" in query:
+        _ttl(query["ttl"])
+    body = await json_body(request) if request.method in {"PUT", "POST", "PATCH"} else None
+    call = Call(
+        collection=collection,
+        id=id_,
+        sub_path=sub_path,
+        body=body,
+        query=query,
+        if_match=request.headers.get("if-match"),
+        if_none_match=request.headers.get("if-none-match"),
+    )
+    return await resources.answer(request.method, call)
+
+
+def _sent(call: Call) -> Mapping[str, object]:
+    if call.body is None:
+        raise bad("missing configurations")
+    if not isinstance(call.body, Mapping):
+        raise bad(f"invalid configuration: {wrong_type('object', call.body)}")
+    return call.body
+
+
+def _with_id(data: Mapping[str, object], id_: str, survey: Survey) -> Mapping[str, object]:
+    del survey
+    return {**data, "id": id_}
+
+
+def _id_of(data: Mapping[str, object]) -> str:
+    """The id in a body, as text."""
+    id_ = data.get("id")
+    return str(id_) if isinstance(id_, str) or type(id_) is int else ""
+
+
+def _refuse(collection: str, data: Mapping[str, object], *, allow_times: bool = False) -> None:
+    said = refusal(collection, data, allow_times=allow_times)
+    if said is not None:
+        raise bad(said)
+
+
+def _allow_removal(call: Call, survey: Survey, located: Located) -> None:
+    call.check_version(located)
+    said = use_of(located.key, survey.objects)
+    if said and call.query.get("force") == "true":
+        # APISIX deletes it, and whatever refers to it fails at run time. Here the next reload would be refused, and with
+        # it every change that anybody makes.
+        raise bad(f"{said}; force=true cannot help: without it the configuration would not load")
+    if said:
+        raise bad(said)
+
+
+def _ttl(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,12}(?:\.[0-9]{1,9})?", text):
+        raise bad("invalid argument ttl: should be a number")
+    ttl_s = float(text)
+    if not 0 < ttl_s <= MAX_TTL_S:
+        raise bad(f"invalid argument ttl: should be more than 0 and at most {MAX_TTL_S}")
+    return ttl_s
+
+
+def _precondition(message: str) -> RequestError:
+    return RequestError(HTTPStatus.PRECONDITION_FAILED, f"nothing was written: {message}")
+
+
+def _reply(
+    applied: Applied, status: int, content: Mapping[str, object], headers: Mapping[str, str] | None = None
+) -> Response:
+    """202 when it is written and not live everywhere: the client learns who lags."""
+    if applied.late:
+        return json_reply(
+            {**content, "lagging_workers": list(applied.late)}, HTTPStatus.ACCEPTED, headers=headers
+        )
+    return json_reply(content, status, headers=headers)

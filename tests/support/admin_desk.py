@@ -1,0 +1,80 @@
+"""The Admin API over a directory of its own, without a port and without a gateway: requests in, files and answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import httpx
+from starlette.applications import Starlette
+
+from streamgw.config.compile import Loader
+from streamgw.config.store import Store
+from streamgw.control.admin.resources import build_admin_routes
+from streamgw.core.model import Key, Listener
+from tests.support.fake_fleet import FakeFleet
+
+NOW = 1_700_000_000.0
+LISTENERS = (Listener("tcp", "0.0.0.0", 9100), Listener("tcp", "0.0.0.0", 9101, tls=True))  # noqa: S104
+ROUTE: Mapping[str, Any] = {"upstream": {"nodes": {"127.0.0.1:1995": 1}, "type": "roundrobin"}}
+UPSTREAM: Mapping[str, Any] = {"nodes": {"127.0.0.1:1995": 1}, "type": "roundrobin"}
+
+
+@attrs.define
+class Clock:
+    """Unix time, as the test says."""
+
+    now: float = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Desk:
+    """A client, and what is behind it. Every answer came through the whole application."""
+
+    def __init__(self, routes: Path, *, listeners: Sequence[Listener] = LISTENERS) -> None:
+        self.routes = routes
+        self.store = Store(routes)
+        self.loader = Loader(self.store, environ={})
+        self.fleet = FakeFleet(lambda: self.loader.load(listeners).snapshot.sources)
+        self.clock = Clock()
+        self.listeners = listeners
+        app = Starlette(
+            routes=build_admin_routes(
+                self.store,
+                check=self.loader.check,
+                fleet=self.fleet,
+                listeners=lambda: self.listeners,
+                wall_clock=self.clock,
+            )
+        )
+        self._client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://test/apisix/admin/"
+        )
+
+    async def ask(self, method: str, path: str, body: object = None, **more: Any) -> httpx.Response:
+        """One request. A `body` of bytes is sent as it is, everything else as JSON."""
+        if isinstance(body, bytes):
+            more["content"] = body
+        elif body is not None:
+            more["json"] = body
+        return await self._client.request(method, path, **more)
+
+    async def put(self, path: str, body: object, **more: Any) -> httpx.Response:
+        return await self.ask("PUT", path, body, **more)
+
+    async def get(self, path: str, **more: Any) -> Any:
+        return (await self.ask("GET", path, **more)).json()
+
+    def files(self) -> dict[str, str]:
+        """Every file that counts, by its path."""
+        return {file.path: file.text.decode() for file in Store(self.routes).read().files}
+
+    def write(self, name: str, text: str) -> None:
+        """As an editor would."""
+        path = self.routes / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
