@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from starlette.applications import Starlette
 from streamgw.config.compile import Loader
 from streamgw.config.store import Store
 from streamgw.control.admin.resources import build_admin_routes
-from streamgw.core.model import Key, Listener
+from streamgw.core.model import Listener
 from tests.support.fake_fleet import FakeFleet
 
 NOW = 1_700_000_000.0
-LISTENERS = (Listener("tcp", "0.0.0.0", 9100), Listener("tcp", "0.0.0.0", 9101, tls=True))  # noqa: S104
+LISTENERS = (Listener("tcp", "0.0.0.0", 9100), Listener("tcp", "0.0.0.0", 9101, tls=True))
 ROUTE: Mapping[str, Any] = {"upstream": {"nodes": {"127.0.0.1:1995": 1}, "type": "roundrobin"}}
 UPSTREAM: Mapping[str, Any] = {"nodes": {"127.0.0.1:1995": 1}, "type": "roundrobin"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 
 import trio
@@ -46,10 +47,8 @@ class FakeFleet:
     def poke(self) -> None:
         self.pokes += 1
         if not self.lags:
-            try:
+            with contextlib.suppress(ConfigError):
                 self.running = self._load()
-            except ConfigError:
-                pass
 
     async def wait_applied(self, key: Key, digest: str | None, deadline: float) -> Sequence[int]:
         if self.running.get(key) == digest:
