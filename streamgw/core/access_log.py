@@ -47,6 +47,13 @@ its upstream, however it ended. What nginx cannot say, `$reason` does. A failed 
 (`ngx_stream_ssl_handshake_handler`), and with a node what a failed connect is: 502."""
 
 
+def status_of(outcome: Outcome) -> int:
+    """`$status`, for metrics too."""
+    if outcome.reason == Reason.TLS_FAILED and outcome.fault == Fault.UPSTREAM:
+        return STATUS_BY_REASON[Reason.CONNECT_FAILED]
+    return outcome.status or STATUS_BY_REASON[outcome.reason]
+
+
 def compile_format(
     log_format: str, escape: Escape = "default", *, hostname: str = ""
 ) -> Callable[[Outcome], str]:
@@ -209,9 +216,7 @@ def _seconds(value: float | None) -> str:
 
 
 def _status(outcome: Outcome) -> str:
-    if outcome.reason == Reason.TLS_FAILED and outcome.fault == Fault.UPSTREAM:
-        return str(STATUS_BY_REASON[Reason.CONNECT_FAILED])
-    return str(outcome.status or STATUS_BY_REASON[outcome.reason])
+    return str(status_of(outcome))
 
 
 def _ssl_protocol(outcome: Outcome) -> str | None:

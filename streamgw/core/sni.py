@@ -47,6 +47,11 @@ class SNIIndex(Generic[T]):
                 self._exact.setdefault(pattern, value)
         self._lengths = tuple(sorted({len(suffix) for suffix in self._by_suffix}, reverse=True))
 
+    def values(self) -> Iterator[T]:
+        """Every value, as often as it has patterns."""
+        yield from self._exact.values()
+        yield from self._by_suffix.values()
+
     def candidates(self, name: str) -> Iterator[T]:
         """Every value whose pattern covers the name, the most precise first.
 

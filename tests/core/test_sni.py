@@ -89,3 +89,9 @@ def test_the_index_finds_what_asking_every_pattern_finds(
     asked.sort(key=lambda pattern: (pattern.startswith("*"), -len(pattern)))
 
     assert list(index(*known, one_label=one_label).candidates(name)) == asked
+
+
+def test_every_value_is_listed_once_per_pattern() -> None:
+    index = SNIIndex([("a.test", 1), ("*.test", 1), ("a.test", 2), ("*", 3)])
+
+    assert list(index.values()) == [1, 1, 3]
