@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import attrs
 
@@ -77,10 +78,31 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
+_Parsed: TypeAlias = Mapping[tuple[str, str], ParsedFile]
+"""By name and digest, in the order of the names."""
+_KEPT_FOR = timedelta(minutes=1)
+"""A compile is taken for that of a later moment: what it says of certificates that expire is good for that long."""
+
+
+@attrs.frozen
+class _Answer:
+    """What a state of the directory compiled to, and all that went into that."""
+
+    revision: Revision
+    circumstances: tuple[object, ...]
+    at: datetime
+    references: References
+    parsed: _Parsed
+    compilation: Compilation
+    is_loaded: bool = False
+    """It is, or was, what runs; False: it was only checked."""
+
+
 class Loader:
     """Reads and compiles one directory; remembers parsed files, so that a reload parses only what changed.
 
-    Not for two threads at once.
+    What was checked and is then found on the disk is not compiled again: a write through the API costs one compile.
+    Threads may share a loader; they take turns.
 
     Args:
       tls: asked at each load: conf/config.yaml may have changed.
@@ -99,8 +121,10 @@ class Loader:
         self._environ = environ
         self._tls = tls
         self._wall_clock = wall_clock
-        self._parsed: dict[tuple[str, str], ParsedFile] = {}
+        self._parsed: _Parsed = {}
         self._workshop = Workshop()
+        self._latest: _Answer | None = None
+        self._turn = threading.Lock()
         self.files: frozenset[FilePath] = frozenset()
         """What the latest `load` looked at outside of the directory, also if it failed: to be watched with it. Absolute;
         some may not exist."""
@@ -113,45 +137,85 @@ class Loader:
           StoreError: the directory could not be read.
         """
         tree = self._store.read()
-        parsed = self._parse(tree)
-        self._parsed = {(file.name, file.digest): found for file, found in parsed}
-        references = References(self._environ)
-        try:
-            compilation = self._compile(parsed, tree.revision, listeners, references)
-        except ConfigError:
-            self._workshop.finish(forget=False)
-            raise
-        finally:
-            self.files = references.files
-        self._workshop.finish(forget=True)
-        return compilation
+        with self._turn:
+            answer = self._known(tree.revision, listeners)
+            if answer is None:
+                answer = self._load(tree, listeners)
+            if not answer.is_loaded:
+                self._parsed = answer.parsed
+                self._workshop.finish(forget=True)
+            self._latest = attrs.evolve(answer, is_loaded=True)
+            self.files = answer.references.files
+            return answer.compilation
 
     def check(self, tree: FileTree, listeners: Sequence[Listener]) -> Compilation:
-        """What `load` would say if the directory were this. Blocks; remembers and changes nothing.
+        """What `load` would say if the directory were this. Blocks; changes nothing.
 
         Raises:
           ConfigError: with every problem of every file.
         """
-        return self._compile(self._parse(tree), tree.revision, listeners, References(self._environ))
+        with self._turn:
+            answer = self._known(tree.revision, listeners)
+            if answer is None:
+                answer = self._answer(tree, listeners, References(self._environ))
+                self._latest = answer
+            return answer.compilation
+
+    def _load(self, tree: FileTree, listeners: Sequence[Listener]) -> _Answer:
+        references = References(self._environ)
+        try:
+            return self._answer(tree, listeners, references)
+        except ConfigError:
+            # What could be parsed need not be parsed again when the rest is mended.
+            self._parsed = self._parse(tree)
+            self._workshop.finish(forget=False)
+            self.files = references.files
+            raise
+
+    def _known(self, revision: Revision, listeners: Sequence[Listener]) -> _Answer | None:
+        """The answer of last time, if the same would come out again."""
+        latest = self._latest
+        if (
+            latest is not None
+            and latest.revision == revision
+            and latest.circumstances == self._circumstances(listeners)
+            and latest.at <= self._wall_clock() < latest.at + _KEPT_FOR
+            and latest.references.are_as_before()
+        ):
+            return latest
+        return None
+
+    def _circumstances(self, listeners: Sequence[Listener]) -> tuple[object, ...]:
+        """What counts beside the files and what they refer to."""
+        return tuple(listeners), self._tls()
+
+    def _answer(self, tree: FileTree, listeners: Sequence[Listener], references: References) -> _Answer:
+        now = self._wall_clock()
+        circumstances = self._circumstances(listeners)
+        parsed = self._parse(tree)
+        compilation = self._compile(parsed, tree.revision, listeners, references)
+        return _Answer(tree.revision, circumstances, now, references, parsed, compilation)
 
     def _compile(
         self,
-        parsed: Sequence[tuple[SourceFile, ParsedFile]],
+        parsed: _Parsed,
         revision: Revision,
         listeners: Sequence[Listener],
         references: References,
     ) -> Compilation:
-        files = [found for _, found in parsed]
+        files = list(parsed.values())
         is_complete = all(file.is_readable for file in files)
         look = Look(self._workshop, references, self._tls(), self._wall_clock(), is_complete)
         return _compile(files, revision, listeners, look)
 
-    def _parse(self, tree: FileTree) -> list[tuple[SourceFile, ParsedFile]]:
-        files = sorted(tree.files, key=lambda file: file.name)
-        return [
-            (file, self._parsed.get((file.name, file.digest)) or parse_file(file, self._environ))
-            for file in files
-        ]
+    def _parse(self, tree: FileTree) -> _Parsed:
+        """Every file, in the order of the names."""
+        checked = self._latest.parsed if self._latest is not None else {}
+        parsed = {}
+        for file in sorted(tree.files, key=lambda file: file.name):
+            key = file.name, file.digest
+            parsed[key] = self._parsed.get(key) or checked.get(key) or parse_file(file, self._environ)
+        return parsed
 
 
 def _compile(

@@ -41,11 +41,18 @@ class References:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
         self._found: dict[Path, Pem | str] = {}
+        self._variables: dict[str, str | None] = {}
 
     @property
     def files(self) -> frozenset[Path]:
         """Every file that was asked for, the missing ones too: when one of them changes, it is time to load again."""
         return frozenset(self._found)
+
+    def are_as_before(self) -> bool:
+        """Whether every file and variable still says what it said. Reads them all."""
+        return all(_read(path) == found for path, found in self._found.items()) and all(
+            self._environ.get(name) == value for name, value in self._variables.items()
+        )
 
     def resolve(self, value: str, directory: Path) -> Pem:
         """The text that a value stands for.
@@ -80,9 +87,10 @@ class References:
         return attrs.evolve(found, origin=shown)
 
     def _variable(self, name: str) -> Pem:
-        if name not in self._environ:
+        value = self._variables[name] = self._environ.get(name)
+        if value is None:
             raise Wrong(f"can't find environment variable {name}")
-        return Pem(self._environ[name], f"${name}")
+        return Pem(value, f"${name}")
 
 
 def digest_of(*parts: str) -> str:
