@@ -18,6 +18,15 @@ from typing import Annotated, ClassVar, Literal, NoReturn, TypeAlias
 
 import attrs
 
+from streamgw.config.balancing import (
+    BALANCING_SCHEMA,
+    BalancerKind,
+    HashOn,
+    PacingSpec,
+    check_balancing,
+    hash_key,
+    warn_of_balancing,
+)
 from streamgw.config.datagrams import DatagramSpec
 from streamgw.config.nodes import Nodes
 from streamgw.config.rules import (
@@ -44,10 +53,17 @@ from streamgw.config.rules import (
 )
 from streamgw.config.strict import Fault, Stated, Wrong, nearest, shown
 from streamgw.config.wording import Schema, complaint, nested
-from streamgw.core.model import Match, Network, PortRange, ProxyProtocolOut, Timeouts, Upstream, UpstreamTLS
+from streamgw.core.model import (
+    NO_PACING,
+    Match,
+    Network,
+    PortRange,
+    ProxyProtocolOut,
+    Timeouts,
+    Upstream,
+    UpstreamTLS,
+)
 
-AVAILABLE_TYPES = ("roundrobin",)
-_PLANNED_TYPES = ("chash", "least_conn", "ewma")
 _SCHEMES = ("tcp", "udp", "http", "tls", "https", "grpc", "grpcs", "kafka")
 _LAYER_7 = "does nothing at layer 4"
 
@@ -60,18 +76,6 @@ def _unavailable(message: str, kind: str) -> Stated[NoReturn]:
         raise Wrong(message)
 
     return Stated(rule, {"not": {}, "description": message}, {"type": kind})
-
-
-def _balancer_type(value: object) -> Literal["roundrobin"]:
-    if value == "roundrobin":
-        return "roundrobin"
-    available = ", ".join(AVAILABLE_TYPES)
-    if value in _PLANNED_TYPES:
-        raise Wrong(f"balancer type '{value}' is not available in this version; available: {available}")
-    raise Wrong(f"unknown balancer type {shown(value)}; available: {available}")
-
-
-_TYPE_SCHEMA: Schema = {"type": "string", "enum": list(AVAILABLE_TYPES)}
 
 
 def _scheme(value: object) -> str:
@@ -219,10 +223,8 @@ class UpstreamSpec:
     update_time: Time | None = None
     expire_time: Time | None = None
     nodes: Nodes | None = None
-    type: Annotated[Literal["roundrobin"], Stated(_balancer_type, _TYPE_SCHEMA, {"type": "string"})] = (
-        "roundrobin"
-    )
-    hash_on: Literal["vars", "header", "cookie", "consumer", "vars_combinations"] | None = None
+    type: BalancerKind = "roundrobin"
+    hash_on: HashOn | None = None
     key: str | None = None
     retries: Count | None = None
     retry_timeout: Seconds = 0.0
@@ -238,10 +240,12 @@ class UpstreamSpec:
     discovery_args: Annotated[str, _unavailable(_NO_DISCOVERY, "object")] | None = None
     proxy_protocol: ProxyProtocolOut | None = None
     proxy_protocol_datagrams: Literal["first", "each"] = "first"
+    streamgw: PacingSpec | None = None
     schema: ClassVar[Schema] = {
         "required": ["nodes"],
         "if": {"properties": {"pass_host": {"const": "rewrite"}}, "required": ["pass_host"]},
         "then": {"required": ["upstream_host"]},
+        "allOf": [BALANCING_SCHEMA],
     }
 
     def check(self) -> Iterator[Fault]:
@@ -253,6 +257,7 @@ class UpstreamSpec:
             words = "invalid configuration: `upstream_host` can't be empty when `pass_host` is `rewrite`"
             message = "'rewrite' needs 'upstream_host'"
             yield Fault(("pass_host",), message, apisix=words, is_final=True)
+        yield from check_balancing(self)
 
     def warnings(self) -> Iterator[Fault]:
         """What is written here and has no effect."""
@@ -266,9 +271,7 @@ class UpstreamSpec:
         for name in ("pass_host", "upstream_host", "keepalive_pool"):
             if getattr(self, name) is not None:
                 yield Fault((name,), _LAYER_7, at_key=True)
-        for name in ("hash_on", "key"):
-            if getattr(self, name) is not None:
-                yield Fault((name,), "does nothing with type roundrobin", at_key=True)
+        yield from warn_of_balancing(self)
         if self.proxy_protocol_datagrams == "each" and self.proxy_protocol != "v2":
             message = "does nothing without 'proxy_protocol: v2'"
             yield Fault(("proxy_protocol_datagrams",), message, at_key=True)
@@ -304,6 +307,8 @@ class UpstreamSpec:
             proxy_protocol_on_each=self.proxy_protocol_datagrams == "each",
             name=self.name or "",
             tls=tls,
+            hash_key=hash_key(self),
+            pacing=NO_PACING if self.streamgw is None else self.streamgw.build(),
         )
 
 

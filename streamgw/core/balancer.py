@@ -62,7 +62,7 @@ HashKey: TypeAlias = Callable[[Facts], str]
 
 
 def build_balancer(
-    upstream: Upstream, nodes: Sequence[Node], *, randrange: RandRange, key: HashKey, start: int
+    upstream: Upstream, nodes: Sequence[Node], *, randrange: RandRange, hashed_by: HashKey, start: int
 ) -> Balancer:
     """The balancer that `upstream.type` names.
 
@@ -70,13 +70,13 @@ def build_balancer(
       upstream: its type counts.
       nodes: those of the upstream, with its names replaced by their addresses.
       randrange: for ewma, which compares two at random.
-      key: for chash, what a client is hashed by.
+      hashed_by: for chash, the text that a client is hashed by.
       start: any number ≥ 0: how far into its cycle round robin begins, so that many gateways do not all begin with one
         node.
     """
     kinds: dict[str, Callable[[Sequence[Node]], _Group]] = {
         "roundrobin": lambda group: _round_robin(group, start),
-        "chash": lambda group: _Hashed(group, key),
+        "chash": lambda group: _Hashed(group, hashed_by),
         "least_conn": _LeastConn,
         "ewma": lambda group: _Quickest(group, randrange),
     }

@@ -27,7 +27,6 @@ class NodeLoad:
 
     active: int = 0
     """Sessions that are connecting or relaying."""
-    is_up: bool = True
     up_since: float = -math.inf
     """When it came up or was added, on the clock of the caller. Before everything, for the nodes of the first day."""
     latency_s: float = 0.0
@@ -74,16 +73,25 @@ class UpstreamLoad:
     A node is known from when it is first looked at until it is gone from its upstream and its last session has ended.
     """
 
-    def __init__(self, now: Callable[[], float], *, slow_start_s: float = 0.0) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._nodes: dict[tuple[str, int], NodeLoad] = {}
-        self._is_new = True
+        self._places: frozenset[tuple[str, int]] = frozenset()
+        """Of the upstream's nodes today."""
+        self._down: set[tuple[str, int]] = set()
+        self._all_down = False
         self._warm_at: float | None = None
         """When the last slow start is over; None: none is on."""
-        self._down = 0
-        self.slow_start_s = slow_start_s
+        self.slow_start_s = 0.0
+        self.fails_open = True
+        """While every node is down, all are used: rather a check that lies than nobody served (APISIX)."""
         self.on_room: Callable[[], None] = _nobody_waits
         """Told after each session that left: room for another."""
+
+    @property
+    def is_all_down(self) -> bool:
+        """No node is up, and that counts."""
+        return self._all_down and not self.fails_open
 
     @property
     def is_steady(self) -> bool:
@@ -98,7 +106,7 @@ class UpstreamLoad:
 
     def is_up(self, node: Node) -> bool:
         """Whether it may be picked."""
-        return self._of(node).is_up
+        return (node.host, node.port) not in self._down or (self._all_down and self.fails_open)
 
     def active(self, node: Node | Address) -> int:
         """Its sessions."""
@@ -133,31 +141,31 @@ class UpstreamLoad:
 
     def set_up(self, node: Address, is_up: bool) -> bool:
         """Mark a node up or down. Returns whether that is news."""
-        state = self._of(node)
-        if state.is_up is is_up:
+        place = (node.host, node.port)
+        if is_up is (place not in self._down):
             return False
-        state.is_up = is_up
-        self._down += -1 if is_up else 1
         if is_up:
-            self._came_up(state)
-            self.on_room()
+            self._down.remove(place)
+            self._came_up(self._of(node))
+        else:
+            self._down.add(place)
+        self._look_at_down()
         return True
 
     def keep(self, nodes: Collection[Node]) -> None:
         """These are the upstream's nodes now. One that is new, and not of the first day, starts slowly; one that is gone
         is forgotten with its last session.
         """
-        wanted = {(node.host, node.port) for node in nodes}
-        for place in [
-            place for place, state in self._nodes.items() if place not in wanted and not state.active
-        ]:
-            self._down -= not self._nodes.pop(place).is_up
+        is_first_day, before = not self._places, self._places
+        self._places = frozenset((node.host, node.port) for node in nodes)
+        for place in [place for place, state in self._nodes.items() if not state.active]:
+            if place not in self._places:
+                del self._nodes[place]
+        self._down &= self._places
+        self._look_at_down()
         for node in nodes:
-            if (node.host, node.port) not in self._nodes:
-                state = self._of(node)
-                if not self._is_new:
-                    self._came_up(state)
-        self._is_new = False
+            if not is_first_day and (node.host, node.port) not in before:
+                self._came_up(self._of(node))
 
     def has_sessions(self) -> bool:
         """Any node has."""
@@ -169,6 +177,9 @@ class UpstreamLoad:
         if state is None:
             state = self._nodes[place] = NodeLoad()
         return state
+
+    def _look_at_down(self) -> None:
+        self._all_down = bool(self._down) and self._down >= self._places
 
     def _came_up(self, state: NodeLoad) -> None:
         state.up_since = self._now()

@@ -21,6 +21,11 @@ from streamgw.dataplane.pump import End, Ending, Limits, Meter, Pump
 
 DUMMY_SERVER_NAME = "apisix_backend"
 """Sent to an upstream that speaks TLS when neither it nor the client has a name (APISIX)."""
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 1.0
+"""Between two rounds of a client that waits for a node. Each is twice the one before, up to this, and up to a half more or
+less: many clients wait together."""
+MAX_ATTEMPTS_KEPT = 32
 
 
 @attrs.define
@@ -32,6 +37,12 @@ class Trail:
     """The node being dialled, or relayed to."""
     dialled_at: float = 0.0
     """trio.current_time() of the latest attempt."""
+
+    def note(self, attempt: Attempt) -> None:
+        """Keep the latest attempts that failed: a client that waits for a node may make many."""
+        if len(self.attempts) >= MAX_ATTEMPTS_KEPT:
+            del self.attempts[0]
+        self.attempts.append(attempt)
 
 
 @attrs.frozen
@@ -66,43 +77,61 @@ class Dialer:
 
         At most 1 + `retries` attempts (APISIX: by default every node once), none begun later than `retry_timeout` after
         the first. The same node is never dialled twice, except that an upstream with one node and explicit `retries`
-        dials that one again (APISIX).
+        dials that one again (APISIX). With `wait_for_node` that is one round, and there are more of them, with a pause
+        between, until that time is over.
 
         Raises:
           ConnectFailed: the last attempt's failure, when every allowed one failed; UpstreamTLSFailed if it failed in
             the handshake. The client's end is still open.
-          NoNode: there was no candidate at all.
+          NoNode: there was no candidate at all, or no place to wait for one.
 
         Resource handling:
           The pump closes every upstream end that this opened, however it ends. The client's end is closed by the relay,
           or left to the caller if an error is raised.
         """
         began_at = self.now()
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                return await self._try_each(client, upstream, introduction, trail, meter, limits)
+            except ConnectFailed:
+                left_s = began_at + upstream.pacing.wait_for_node_s - self.now()
+                if left_s <= 0:
+                    raise
+            await self.pool.pause(upstream, min(pause_s, left_s))
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _try_each(
+        self,
+        client: End,
+        upstream: Upstream,
+        introduction: Introduction,
+        trail: Trail,
+        meter: Meter,
+        limits: Limits,
+    ) -> Ending:
+        facts, began_at = introduction.facts, self.now()
         failure: ConnectFailed | None = None
-        facts = introduction.facts
         for node in _allowed(await self.pool.candidates(upstream, facts), upstream):
-            began = trail.dialled_at = self.now()
-            trail.node = node
-            if failure is not None and 0 < upstream.retry_timeout_s <= began - began_at:
+            dialled_at = self.now()
+            if failure is not None and 0 < upstream.retry_timeout_s <= dialled_at - began_at:
                 break
-            meter.on_connected = partial(self._on_connected, upstream, node, began)
+            trail.node, trail.dialled_at = node, dialled_at
+            meter.on_connected = partial(self._on_connected, upstream, node, dialled_at)
             lease = self.pool.lease(upstream, node)
             try:
-                deadline = began + upstream.timeouts.connect_s
+                deadline = dialled_at + upstream.timeouts.connect_s
                 end = self.pump.dial(node, preface=introduction.preface, deadline=deadline)
                 if upstream.tls is not None:
                     await self._secure(end, upstream.tls, facts.server_name or "", deadline)
-                ending = await self.pump.relay(client, end, meter, limits)
+                return await self.pump.relay(client, end, meter, limits)
             except ConnectFailed as error:
                 failure = error
-                trail.attempts.append(Attempt(node, self.now() - began, str(error)))
+                trail.note(Attempt(node, self.now() - dialled_at, str(error)))
                 self.pool.failed(upstream, node, error)
-            else:
-                return ending
             finally:
                 lease.close()
         if failure is not None:
-            trail.node = trail.attempts[-1].node
             raise failure
         raise NoNode(f"upstream {upstream.key} has no node to dial: {self.pool.why_empty(upstream)}")
 
@@ -128,7 +157,9 @@ class Dialer:
 def _allowed(candidates: Iterator[Address], upstream: Upstream) -> Iterator[Address]:
     if upstream.retries is None:
         return candidates
-    nodes = tuple(candidates)
-    if len(nodes) == len(upstream.nodes) == 1:
-        return itertools.repeat(nodes[0], 1 + upstream.retries)
-    return iter(nodes[: 1 + upstream.retries])
+    if len(upstream.nodes) == 1:
+        nodes = tuple(candidates)
+        if len(nodes) == 1:
+            return itertools.repeat(nodes[0], 1 + upstream.retries)
+        candidates = iter(nodes)
+    return itertools.islice(candidates, 1 + upstream.retries)

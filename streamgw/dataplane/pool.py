@@ -4,17 +4,24 @@ a reload.
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import Protocol
 
 import attrs
 import trio
 
 from streamgw.core.balancer import Balancer, build_balancer
-from streamgw.core.errors import ConnectFailed
+from streamgw.core.errors import ConnectFailed, NoNode
 from streamgw.core.load import Lease, UpstreamLoad
-from streamgw.core.model import Address, Facts, Node, Upstream
+from streamgw.core.model import Address, Facts, Node, Pacing, Upstream
+from streamgw.core.variables import compile_template
+from streamgw.dataplane.waiting import WaitingLine
+
+_MAX_INLINE_WEIGHT = 16
+"""A ring of 2,560 points is made in a millisecond; a bigger one in a thread, so that nobody else waits for it."""
 
 
 class Names(Protocol):
@@ -57,6 +64,10 @@ class UpstreamPool:
         self._upstreams: Mapping[str, Upstream] = {}
         self._entries: dict[str, _Entry] = {}
         self._loads: dict[str, UpstreamLoad] = {}
+        self._lines: dict[str, WaitingLine] = {}
+        """Of upstreams that ever let a client wait, or might have."""
+        self._making: dict[str, trio.Event] = {}
+        """Entries that take a thread to make."""
 
     def sync(self, upstreams: Mapping[str, Upstream], names: Collection[str]) -> None:
         """Follow a new snapshot. An upstream whose key and nodes did not change keeps its balancer's position; sessions are
@@ -76,78 +87,222 @@ class UpstreamPool:
         self._loads = {
             key: load for key, load in self._loads.items() if key in upstreams or load.has_sessions()
         }
+        self._lines = {key: line for key, line in self._lines.items() if key in upstreams or line}
+        self._wake()
 
     def on_names_changed(self, name: str) -> None:
         """A name has other addresses now: the upstreams that use it get them, with a new balancer."""
-        for key, entry in self._entries.items():
-            if any(node.host == name for node in entry.upstream.nodes):
-                self._entries[key] = self._entry(entry.upstream)
+        changed = [
+            key
+            for key, entry in self._entries.items()
+            if any(node.host == name for node in entry.upstream.nodes)
+        ]
+        for key in changed:
+            del self._entries[key]
+        self._wake()
 
     async def candidates(self, upstream: Upstream, facts: Facts) -> Iterator[Address]:
         """Addresses to dial for a client, best first, each once. Empty when there is none.
 
-        Returns at once except for a name that has never been looked up before: then it waits for that first answer.
+        Returns at once, except for a name that has never been looked up before, whose first answer it waits for; for a
+        big ring of chash, which is made in a thread; and as far as `Upstream.pacing` tells clients to wait.
+
+        With `max_conns` a node that is full is left out. Take the `lease` of an address before awaiting anything: until
+        then its place may go to another client.
+
+        Raises:
+          NoNode: waiting did not help, or too many wait already.
         """
-        entry = self._entry_of(upstream)
+        entry = await self._entry_of(upstream)
         if not entry.balancer.nodes:
             for node in upstream.nodes:
                 if node.is_looked_up:
                     await self._names.first(node.host)
-            entry = self._entry_of(upstream)
+            entry = await self._entry_of(upstream)
+        if upstream.pacing.max_conns or upstream.pacing.wait_for_node_s:
+            return await self._paced(upstream, facts)
         return (Address(node.host, node.port) for node in entry.balancer.order(facts, entry.load))
+
+    async def pause(self, upstream: Upstream, seconds: float) -> None:
+        """Wait about this long before all nodes are tried again; less if they change meanwhile.
+
+        Raises:
+          NoNode: too many wait already.
+        """
+        line = self._line_of(upstream.key)
+        if len(line) >= upstream.pacing.queue_size:
+            raise NoNode(f"every node of {upstream.key} refused, and {len(line)} clients wait already")
+        await line.pause(seconds * self._rng.uniform(0.5, 1.5))
 
     def lease(self, upstream: Upstream, node: Address) -> Lease:
         """Count a session at a node until the lease is closed: from before the connect to the end of the relay."""
-        return self._load_of(upstream.key).lease(node)
+        return self.load(upstream.key).lease(node)
 
     def answered(self, upstream: Upstream, node: Address, connect_s: float) -> None:
         """A connect to a node succeeded (with TLS: and its handshake) after this long."""
-        self._load_of(upstream.key).answered(node, connect_s)
+        self.load(upstream.key).answered(node, connect_s)
 
     def failed(self, upstream: Upstream, node: Address, error: ConnectFailed) -> None:
         """A connect to a node failed, or its handshake; or it refused a UDP session's datagrams."""
-        self._load_of(upstream.key).failed(node, str(error))
+        self.load(upstream.key).failed(node, str(error))
+
+    def set_up(self, key: str, node: Address, is_up: bool) -> bool:
+        """Mark a node of an upstream up or down, for the sessions to come. Returns whether that is news."""
+        is_news = self.load(key).set_up(node, is_up)
+        if is_news and key in self._lines:
+            self._lines[key].on_change()
+        return is_news
+
+    def load(self, key: str) -> UpstreamLoad:
+        """What the nodes of an upstream are doing. Kept while the upstream exists or has sessions."""
+        load = self._loads.get(key)
+        if load is None:
+            load = self._loads[key] = UpstreamLoad(self._now)
+            if key in self._lines:
+                load.on_room = self._lines[key].on_room
+        return load
 
     def why_empty(self, upstream: Upstream) -> str:
         """Why there is no candidate, for a person."""
         if not upstream.nodes:
             return "it lists none"
+        if self.load(upstream.key).is_all_down:
+            return "every one is down"
         names = sorted({node.host for node in upstream.nodes if node.is_looked_up})
         return f"no address for {', '.join(names)}" if names else "every weight is 0"
 
-    def _entry_of(self, upstream: Upstream) -> _Entry:
-        entry = self._entries.get(upstream.key)
-        if entry is None or not _balances_alike(entry.upstream, upstream):
-            entry = self._entry(upstream)
-            today = self._upstreams.get(upstream.key)
-            # A session that pinned an older snapshot gets its own nodes, and leaves no trace: today's are others.
-            if entry.balancer.nodes and today is not None and _balances_alike(today, upstream):
-                self._entries[upstream.key] = entry
-                entry.load.keep(entry.balancer.nodes)
+    def _wake(self) -> None:
+        for line in self._lines.values():
+            line.on_change()
+
+    async def _paced(self, upstream: Upstream, facts: Facts) -> Iterator[Address]:
+        """Candidates with room, now or after waiting for them. A client that waits gets the nodes that there are then, also
+        those of a snapshot after its own: it may be waiting for just that edit.
+        """
+        pacing, began_at, line = upstream.pacing, self._now(), self._line_of(upstream.key)
+        search = _Search(lambda: self._entry_of(self._upstreams.get(upstream.key, upstream)), pacing, facts)
+        found = await search.find()
+        # Behind those who came earlier, if what they wait for is what this one would take.
+        is_queued = line.is_standing and pacing.max_conns and pacing.queue_timeout_s
+        if found is not None and not is_queued:
+            return found
+        if search.patience_s <= 0:
+            if search.is_full:
+                raise NoNode(self._why_none(upstream, search))
+            return iter(())
+        if len(line) >= pacing.queue_size:
+            raise NoNode(f"{self._why_none(upstream, search)}, and {len(line)} clients wait already")
+        found = await line.until(search.find, lambda: began_at + search.patience_s)
+        if found is None:
+            raise NoNode(f"{self._why_none(upstream, search)}, for {self._now() - began_at:.3g} s")
+        return found
+
+    def _why_none(self, upstream: Upstream, search: _Search) -> str:
+        if search.is_full:
+            return f"every node of {upstream.key} has its {upstream.pacing.max_conns} sessions"
+        today = self._upstreams.get(upstream.key, upstream)
+        return f"upstream {upstream.key} has no node to dial: {self.why_empty(today)}"
+
+    async def _entry_of(self, upstream: Upstream) -> _Entry:
+        """The upstream's entry, made if need be."""
+        key = upstream.key
+        while True:
+            entry = self._entries.get(key)
+            if entry is not None and _balances_alike(entry.upstream, upstream):
+                return entry
+            if key not in self._making:
+                return await self._make_entry(upstream)
+            await self._making[key].wait()
+
+    async def _make_entry(self, upstream: Upstream) -> _Entry:
+        key, nodes = upstream.key, self._nodes_of(upstream)
+        build = partial(
+            build_balancer,
+            upstream,
+            nodes,
+            randrange=self._rng.randrange,
+            hashed_by=_hashed_by(upstream),
+            # A random start, as in APISIX: many gateways that reload together do not all dial the first node.
+            start=self._rng.randrange(1 << 16),
+        )
+        if upstream.type == "chash" and sum(node.weight for node in nodes) > _MAX_INLINE_WEIGHT:
+            made = self._making[key] = trio.Event()
+            try:
+                balancer = await trio.to_thread.run_sync(build)
+            finally:
+                del self._making[key]
+                made.set()
+        else:
+            balancer = build()
+        entry = _Entry(upstream, balancer, self.load(key))
+        today = self._upstreams.get(key)
+        # A session that pinned an older snapshot gets its own nodes, and leaves no trace: today's are others.
+        if (
+            nodes
+            and today is not None
+            and _balances_alike(today, upstream)
+            and nodes == self._nodes_of(upstream)
+        ):
+            self._entries[key] = entry
+            entry.load.slow_start_s = today.pacing.slow_start_s
+            entry.load.keep(nodes)
         return entry
 
-    def _entry(self, upstream: Upstream) -> _Entry:
+    def _nodes_of(self, upstream: Upstream) -> list[Node]:
+        """Those that may be dialled, names replaced by their addresses."""
         nodes: list[Node] = []
         for node in upstream.nodes:
             if node.is_looked_up:
                 nodes += [attrs.evolve(node, host=address) for address in self._names.addresses(node.host)]
             elif node.weight > 0:
                 nodes.append(node)
-        balancer = build_balancer(
-            upstream,
-            nodes,
-            randrange=self._rng.randrange,
-            key=lambda facts: facts.client.host,
-            # A random start, as in APISIX: many gateways that reload together do not all dial the first node.
-            start=self._rng.randrange(1 << 16),
-        )
-        return _Entry(upstream, balancer, self._load_of(upstream.key))
+        return nodes
 
-    def _load_of(self, key: str) -> UpstreamLoad:
-        load = self._loads.get(key)
-        if load is None:
-            load = self._loads[key] = UpstreamLoad(self._now)
-        return load
+    def _line_of(self, key: str) -> WaitingLine:
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = WaitingLine()
+            self.load(key).on_room = line.on_room
+        return line
+
+
+@attrs.define
+class _Search:
+    """For candidates with room, asked until there are some."""
+
+    entry: Callable[[], Awaitable[_Entry]]
+    pacing: Pacing
+    facts: Facts
+    is_full: bool = False
+    """There are nodes, and none had room."""
+
+    async def find(self) -> Iterator[Address] | None:
+        """Those with room, the first of them seen to have it; None if there is none."""
+        entry = await self.entry()
+        nodes = tuple(entry.balancer.order(self.facts, entry.load))
+        self.is_full = bool(nodes)
+        limit = self.pacing.max_conns
+        free = (node for node in nodes if not 0 < limit <= entry.load.active(node))
+        first = next(free, None)
+        return None if first is None else map(_address, itertools.chain((first,), free))
+
+    @property
+    def patience_s(self) -> float:
+        """How long to go on."""
+        return self.pacing.queue_timeout_s if self.is_full else self.pacing.wait_for_node_s
+
+
+def _address(node: Node) -> Address:
+    return Address(node.host, node.port)
+
+
+def _hashed_by(upstream: Upstream) -> Callable[[Facts], str]:
+    template = compile_template(upstream.hash_key)
+
+    def key(facts: Facts) -> str:
+        return template(facts) or facts.client.host
+
+    return key
 
 
 def _balances_alike(one: Upstream, other: Upstream) -> bool:

@@ -88,10 +88,9 @@ def test_an_upstream_says_everything_the_data_plane_needs() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"type": "chash"}, "type: balancer type 'chash' is not available in this version; available: roundrobin"),
-        ({"type": "ewma"}, "type: balancer type 'ewma' is not available in this version; available: roundrobin"),
-        ({"type": "random"}, "type: unknown balancer type 'random'; available: roundrobin"),
-        ({"type": ["x"]}, "type: unknown balancer type a list; available: roundrobin"),
+        ({"type": "chash"}, "key: is required with type chash"),
+        ({"type": "random"}, "type: expected one of roundrobin, chash, least_conn, ewma, got 'random'"),
+        ({"type": ["x"]}, "type: expected one of roundrobin, chash, least_conn, ewma, got a list"),
         ({"tls": {"client_cert": PEM}}, "tls: 'client_cert' and 'client_key' need each other"),
         ({"tls": {"client_cert": PEM, "client_key": PEM, "client_cert_id": 1}}, "tls.client_cert_id: 'client_cert' and 'client_cert_id' exclude each other"),
         ({"tls": {"ca_certs": "hush"}}, "tls.ca_certs: expected 128 to 65536 characters, got 4"),
@@ -207,7 +206,7 @@ def test_a_star_among_several_names_is_no_restriction() -> None:
         ({"plugins": {"x": {"_meta": {"disable": "yes"}}}}, "plugins.x: unknown plugin [x]"),
         ({"plugins": {"x": 1}}, "plugins.x: unknown plugin [x]"),
         ({"plugins": []}, "plugins: expected a mapping, got a list"),
-        ({"upstream": {"nodes": {}, "type": "chash"}}, "upstream.type: balancer type 'chash' is not available in this version; available: roundrobin"),
+        ({"upstream": {"nodes": {}, "type": "chash"}}, "upstream.key: is required with type chash"),
         ({"name": ""}, "name: expected 1 to 256 characters, got 0"),
         ({"udp": {"idle_timeout": 0}}, "udp.idle_timeout: expected a number > 0, got 0"),
     ],

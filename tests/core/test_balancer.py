@@ -27,7 +27,7 @@ def balance(kind: BalancerType, upstream: Sequence[Node], *, start: int = 0, see
         Upstream("upstreams/1", tuple(upstream), type=kind),
         upstream,
         randrange=random.Random(seed).randrange,
-        key=lambda facts: str(facts.client.port),
+        hashed_by=lambda facts: str(facts.client.port),
         start=start,
     )
 
