@@ -1,9 +1,9 @@
-"""Listeners come and go while sessions live: one supervised task per listener, one child task per connection.
+"""Listeners come and go while sessions live: one supervised task per listener, one child task per session.
 
 ```
 Listeners.run                     its cancel scope's deadline is the drain deadline
 └─ listener task                  accepts until removed; ends when its last session does
-   └─ session task                Sessions.run
+   └─ session task                Sessions.run, UDPSessions.run
 ```
 
 A listener that is removed, or the whole gateway when it drains, stops accepting at once; sessions go on.
@@ -12,7 +12,7 @@ A listener that is removed, or the whole gateway when it drains, stops accepting
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import attrs
@@ -20,7 +20,9 @@ import trio
 
 from streamgw.core.model import Address, Listener
 from streamgw.dataplane.pump import Accepting, End, OnAccept, Pump
+from streamgw.dataplane.reception import Reception
 from streamgw.dataplane.session import Sessions
+from streamgw.dataplane.udp import UDPSessions
 
 State = Literal["listening", "paused", "draining"]
 
@@ -33,18 +35,22 @@ class _Live:
     sock: socket.socket  # noqa: TID251  a type; the socket is made in process/sockets.py
     removed: trio.Event = attrs.Factory(trio.Event)
     accepting: Accepting | None = None
+    reception: Reception | None = None
+    """What `accepting` is for TCP."""
 
 
 class Listeners:
     """The listening side of the data plane.
 
     Resource handling:
-      Sockets are given by `sync` and stay the caller's: it closes them after a `sync` that no longer names them.
+      Sockets are given by `sync` and stay the caller's: it closes them after a `sync` that no longer names them. UDP
+      sessions of a removed listener are answered through a duplicate of its socket; `make_way` gives that up.
     """
 
-    def __init__(self, pump: Pump, sessions: Sessions) -> None:
+    def __init__(self, pump: Pump, sessions: Sessions, udp: UDPSessions) -> None:
         self._pump = pump
         self._sessions = sessions
+        self._udp = udp
         self._live: dict[str, _Live] = {}
         self._draining: list[_Live] = []
         self._paused: set[_Live] = set()
@@ -80,6 +86,8 @@ class Listeners:
             live = self._live.get(listener.name)
             if live is not None:
                 live.listener = listener
+                if live.reception is not None:
+                    live.reception.follow(listener)
             elif not self._drained.is_set():
                 self._add(listener, sock)
         self._resume_where_there_is_room()
@@ -93,6 +101,11 @@ class Listeners:
         if self._nursery is not None:
             self._nursery.cancel_scope.deadline = min(self._nursery.cancel_scope.deadline, deadline)
 
+    def make_way(self, wanted: Collection[Listener]) -> None:
+        """Give up what removed UDP listeners still hold of these addresses, for the sake of their last sessions."""
+        for listener in wanted:
+            self._udp.make_way(listener)
+
     def states(self) -> dict[str, State]:
         """Every listener by name, the removed ones too while they have sessions."""
         states: dict[str, State] = {live.listener.name: "draining" for live in self._draining}
@@ -104,11 +117,14 @@ class Listeners:
     def _add(self, listener: Listener, sock: socket.socket) -> None:  # noqa: TID251  a type, as above
         assert self._nursery is not None, "sync() before run()"
         live = self._live[listener.name] = _Live(listener, sock)
-        self._nursery.start_soon(self._serve, live, name=listener.name)
+        serve = self._serve_udp if listener.transport == "udp" else self._serve
+        self._nursery.start_soon(serve, live, name=listener.name)
 
     def _remove(self, live: _Live) -> None:
         if live.accepting is not None:
             live.accepting.close()
+        if live.reception is not None:
+            live.reception.retire()
         self._paused.discard(live)
         live.removed.set()
 
@@ -125,6 +141,20 @@ class Listeners:
         finally:
             if live.accepting is not None:
                 live.accepting.close()
+            if live in self._draining:
+                self._draining.remove(live)
+
+    async def _serve_udp(self, live: _Live) -> None:
+        """The same for UDP. Nothing is ever paused: a datagram waits for nobody."""
+        try:
+            async with trio.open_nursery() as nursery:
+                if not live.removed.is_set():
+                    live.reception = self._udp.receive(live.listener, live.sock, nursery)
+                    await live.removed.wait()
+                self._draining.append(live)
+        finally:
+            if live.reception is not None:
+                self._udp.release(live.reception)
             if live in self._draining:
                 self._draining.remove(live)
 

@@ -7,6 +7,7 @@ Worker.run
    ├─ pump                        one task, one epoll
    ├─ resolver                    one child per name
    ├─ reloader                    watch → load → swap
+   ├─ udp                         keeps time for UDP sessions
    └─ listeners                   its deadline is the drain deadline
       └─ one task per listener, one child task per session
 ```
@@ -36,12 +37,15 @@ from streamgw.core.access_log import compile_format
 from streamgw.core.errors import Fault
 from streamgw.core.model import Listener, Outcome
 from streamgw.core.snapshot import Snapshot
+from streamgw.core.udp_sessions import Drop, UDPLimits
 from streamgw.dataplane.dialer import Dialer
 from streamgw.dataplane.listener import Listeners
 from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.pump.loop import SocketPump
+from streamgw.dataplane.reception import UDPSession
 from streamgw.dataplane.resolver import DNSLookup, Resolver
 from streamgw.dataplane.session import Policy, Session, Sessions
+from streamgw.dataplane.udp import UDPSessions
 from streamgw.process.log import AccessLog
 from streamgw.process.sockets import BindError, Sockets
 
@@ -96,6 +100,7 @@ class Worker:
             watch=lambda: watch(routes, settings.reload, further),
             on_loaded=lambda: further.replace(loader.files),
         )
+        id_prefix = f"{rng.randrange(1 << 24):06x}-"
         self.sessions = Sessions(
             pump=self.pump,
             dialer=Dialer(self.pump, self.pool),
@@ -104,10 +109,23 @@ class Worker:
             on_bug=self._on_bug,
             wall_clock=time.time,  # noqa: TID251  for the log only
             read_certificate=read_client_certificate,
-            id_prefix=f"{rng.randrange(1 << 24):06x}-",
+            id_prefix=id_prefix,
             policy=_policy(settings),
         )
-        self.listeners = Listeners(self.pump, self.sessions)
+        self.udp = UDPSessions(
+            datagrams=self.pump.datagrams,
+            pool=self.pool,
+            get_snapshot=lambda: self.reloader.current,
+            on_outcome=self._on_outcome,
+            on_bug=self._on_bug,
+            on_drops=self._on_drops,
+            on_trouble=lambda trouble: self._log.error("udp", trouble=trouble),
+            wall_clock=time.time,  # noqa: TID251  as above
+            id_prefix=id_prefix,
+            totals=self.sessions.totals,
+        )
+        self.udp.obey(_udp_limits(settings), max_duration_s=self.sessions.policy.max_duration_s)
+        self.listeners = Listeners(self.pump, self.sessions, self.udp)
         self.access_log = AccessLog(settings.access_log.path)
         self._format = self._formatter(settings)
 
@@ -129,6 +147,7 @@ class Worker:
                     await inner.start(self.pump.run)
                     await inner.start(self.resolver.run)
                     await inner.start(self.reloader.run)
+                    await inner.start(self.udp.sweep)
                     await inner.start(self._serve, inner.cancel_scope)
                     task_status.started()
                 outer.cancel_scope.cancel()
@@ -141,6 +160,7 @@ class Worker:
         Raises:
           BindError: an address cannot be had; everything is as it was.
         """
+        self.listeners.make_way(settings.listeners)
         try:
             finish = self.sockets.replace(settings.listeners, let_go=self._let_go)
         except BindError:
@@ -148,6 +168,7 @@ class Worker:
             raise
         self.settings = settings
         self.sessions.policy = _policy(settings)
+        self.udp.obey(_udp_limits(settings), max_duration_s=self.sessions.policy.max_duration_s)
         self._format = self._formatter(settings)
         self.listen()
         finish()
@@ -177,9 +198,11 @@ class Worker:
         self.listeners.sync(
             {listener: sock for listener, sock in self.sockets.bound().items() if listener not in gone}
         )
+        self.listeners.make_way(gone)
 
     def _on_swap(self, snapshot: Snapshot) -> None:
         self.pool.sync(snapshot.upstreams, snapshot.names)
+        self.udp.sync(snapshot.upstreams)
 
     def _on_outcome(self, outcome: Outcome) -> None:
         if self._format is not None:
@@ -195,7 +218,11 @@ class Worker:
                 detail=outcome.detail,
             )
 
-    def _on_bug(self, session: Session, error: Exception) -> None:
+    def _on_drops(self, listener: str, drops: Mapping[Drop, int]) -> None:
+        counts = {str(drop): count for drop, count in drops.items()}
+        self._log.warning("datagrams_dropped", listener=listener, **counts)
+
+    def _on_bug(self, session: Session | UDPSession, error: Exception) -> None:
         self._log.error(
             "bug",
             session=session.id,
@@ -232,6 +259,17 @@ def _policy(settings: Settings) -> Policy:
         max_duration_s=limits.max_session_duration_s or math.inf,
         max_sessions=limits.max_sessions or math.inf,
         max_sessions_per_listener=limits.max_sessions_per_listener or math.inf,
+    )
+
+
+def _udp_limits(settings: Settings) -> UDPLimits:
+    limits = settings.limits
+    return UDPLimits(
+        max_sessions=limits.max_udp_sessions or math.inf,
+        max_sessions_per_listener=limits.max_udp_sessions_per_listener or math.inf,
+        max_sessions_per_client=limits.max_udp_sessions_per_client or math.inf,
+        session_rate_per_client=limits.udp_session_rate_per_client,
+        queue_datagrams=limits.udp_queue_datagrams,
     )
 
 

@@ -20,6 +20,7 @@ from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.session import Policy, Sessions
 from tests.support.fake_pump import Dialled, FakeAccepting, FakePump
 from tests.support.scenes import FakeNames, listener, route, snapshot, sync, upstream
+from tests.support.udp_scenes import udp_sessions
 
 A, B = listener(9100), listener(9101)
 
@@ -56,7 +57,7 @@ async def gateway(policy: Policy = Policy()) -> AsyncIterator[Scene]:
         read_certificate=lambda der: ClientCertificate(der.decode(), (), "", ""),
         policy=policy,
     )
-    listeners = Listeners(pump, sessions)
+    listeners = Listeners(pump, sessions, udp_sessions(current))
     async with trio.open_nursery() as nursery:
         await nursery.start(listeners.run)
         yield Scene(pump, sessions, listeners, outcomes)

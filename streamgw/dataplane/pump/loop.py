@@ -12,7 +12,7 @@ Sessions park once, in `relay`; nothing else about them is known to Trio: no tim
 is the sweep comparing timestamps a few times a second.
 
 Longer than other files: it is the whole `Pump` protocol, with the tables that its methods share. What needs none of them
-lives beside it: `accept`, `dial`, `peek`, `move`, `bulk`, `sweep`.
+lives beside it: `accept`, `dial`, `peek`, `move`, `bulk`, `sweep`, and for UDP `datagram`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from streamgw.core.errors import ConnectFailed, Reason, SessionError
 from streamgw.core.model import Address
 from streamgw.dataplane.pump import Accepting, End, Ending, Limits, Meter, OnAccept, Pump, TLSInfo
 from streamgw.dataplane.pump.accept import PAUSE_S, Acceptor
+from streamgw.dataplane.pump.datagram import Datagrams
 from streamgw.dataplane.pump.dial import start_connect
 from streamgw.dataplane.pump.end import (
     EVENTS,
@@ -105,6 +106,8 @@ class SocketPump(Pump):
         self._peeks = Peeks(on_park=self._watch, on_wake=self._kick_trio)
         self._handshakes = Handshakes(self._peeks, self.say_last)
         self._lingering = Lingering(self._drop)
+        self.datagrams = Datagrams(self, self._epoll)
+        """UDP: its own contract, on the same epoll."""
         self._sweep = Sweep(self._relays, self._peeks, self._lingering, finish=self._finish, fail=self._fail)
         self._moved_up = self._moved_down = 0
         """By relays that are over."""
@@ -324,6 +327,22 @@ class SocketPump(Pump):
             self.close(end, reset=True)
         self._on_bug(error)
 
+    def release(self, sock: SocketType) -> None:
+        """Close a datagram socket, now or after the batch."""
+        if self._in_batch:
+            self._closing.append((sock, False))
+        else:
+            close(sock, reset=False)
+
+    def kick(self) -> None:
+        """A task was started or woken: let Trio run at the end of this batch."""
+        self._kick = True
+
+    def datagram_bug(self, error: Exception) -> None:
+        """A datagram raised what it must not: count it, tell."""
+        self.bugs += 1
+        self._on_bug(error)
+
     # The loop
 
     async def _drive(self) -> NoReturn:
@@ -350,6 +369,7 @@ class SocketPump(Pump):
         """Handle one batch of events and one turn of every unfinished direction; then close what is to be closed."""
         mover = self._mover
         self._in_batch = True
+        self.datagrams.now = trio.current_time()
         try:
             self._handle_all(events)
             for end in mover.take_queue() if mover.unfinished else ():
@@ -365,11 +385,12 @@ class SocketPump(Pump):
 
     def _handle_all(self, events: list[tuple[int, int]]) -> None:
         """The pump's boundary: what an event of one end raises ends that end's session, and no other."""
-        table, relay_now = self._table, self._mover.relay_now
+        table, relay_now, datagrams = self._table, self._mover.relay_now, self.datagrams
         for fd, flags in events:
             end = table.get(fd)
             if end is None:
-                self._accept(fd)
+                if not datagrams.handle(fd):
+                    self._accept(fd)
                 continue
             try:
                 if end.fast and flags == PLAIN:
@@ -494,6 +515,7 @@ class SocketPump(Pump):
             self.abort(end, Reason.DRAIN)  # by reset, those that linger too
         for acceptor in tuple(self._acceptors.values()):
             acceptor.close()
+        self.datagrams.stop()
         self._mover.pipes.shrink()
         self._epoll.close()
 

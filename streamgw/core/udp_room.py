@@ -1,0 +1,146 @@
+"""Room for UDP sessions: who shares a limit, who gives way when it is met, who begins too many, who was refused where.
+
+The parts of `udp_sessions.Table` that know nothing of datagrams. Pure, like the table: the time is an argument.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Generic, Protocol, TypeVar
+
+from streamgw.core.model import Address
+
+EVICTABLE_AFTER_S = 10.0
+"""An assured session gives way to a new one only when it has been idle for this long."""
+REFUSED_FOR_S = 5.0
+"""How long a client is kept from a node that refused its datagrams, while others exist."""
+MAX_REFUSALS = 4096
+
+
+class Member(Protocol):
+    """What a scope asks of a session."""
+
+    active_at: float
+    """Only ever grows."""
+    assured: bool
+    """Changed by `Scope.assure` only."""
+
+
+M = TypeVar("M", bound=Member)
+_active_at = operator.attrgetter("active_at")
+
+
+class Group(Generic[M]):
+    """Sessions of one kind, and which of them has been silent longest: exact, and free for those that are not asked.
+
+    The order is not kept up to date, which would cost every datagram: it is found when somebody has to go, for some at
+    a time. A session that was active since is skipped. What remains is right, because activity only ever moves a session
+    away from the front, and who comes later comes behind.
+    """
+
+    __slots__ = ("_oldest", "members")
+
+    def __init__(self) -> None:
+        self.members: dict[M, None] = {}
+        self._oldest: list[tuple[float, M]] = []
+        """The oldest last."""
+
+    def least_active(self) -> M | None:
+        """Who has been silent longest; None: there is nobody."""
+        oldest = self._oldest
+        for _ in range(2):
+            while oldest:
+                active_at, entry = oldest[-1]
+                if entry in self.members and entry.active_at == active_at:
+                    return entry
+                oldest.pop()
+            # Nearly sorted already (the dict is in order of arrival), so about linear, and that for a sixteenth.
+            some = sorted(self.members, key=_active_at)[: max(64, len(self.members) // 16)]
+            oldest.extend((entry.active_at, entry) for entry in reversed(some))
+        return None
+
+
+class Scope(Generic[M]):
+    """Sessions that share a limit."""
+
+    __slots__ = ("assured", "fresh")
+
+    def __init__(self) -> None:
+        self.fresh, self.assured = Group[M](), Group[M]()
+
+    def __len__(self) -> int:
+        return len(self.fresh.members) + len(self.assured.members)
+
+    def add(self, entry: M) -> None:
+        """A session begins."""
+        self.fresh.members[entry] = None
+
+    def assure(self, entry: M) -> None:
+        """A session is worth more from now on; `Member.assured` is about to say so."""
+        del self.fresh.members[entry]
+        self.assured.members[entry] = None
+
+    def discard(self, entry: M) -> None:
+        """A session has ended."""
+        del (self.assured if entry.assured else self.fresh).members[entry]
+
+    def __iter__(self) -> Iterator[M]:
+        yield from self.fresh.members
+        yield from self.assured.members
+
+    def victim(self, now: float) -> M | None:
+        """Who gives way to a new session: the fresh one silent longest, or else an assured one that has been idle.
+
+        A flood of senders that never answer evicts itself, and nobody who is served.
+        """
+        fresh = self.fresh.least_active()
+        if fresh is not None:
+            return fresh
+        assured = self.assured.least_active()
+        if assured is not None and now - assured.active_at >= EVICTABLE_AFTER_S:
+            return assured
+        return None
+
+
+class Client(Generic[M]):
+    """One client address: its sessions, and a token bucket for new ones."""
+
+    __slots__ = ("counted_at", "scope", "tokens")
+
+    def __init__(self) -> None:
+        self.scope = Scope[M]()
+        self.tokens = math.inf
+        self.counted_at = 0.0
+
+    def takes_token(self, rate: float, now: float) -> bool:
+        """Count a new session, if `rate` a second allows for it."""
+        self.tokens = min(max(1.0, rate), self.tokens + (now - self.counted_at) * rate)
+        self.counted_at = now
+        if self.tokens < 1:
+            return False
+        self.tokens -= 1
+        return True
+
+
+class Refusals:
+    """Which nodes refused whose datagrams a moment ago. Bounded: the oldest are forgotten."""
+
+    def __init__(self) -> None:
+        self._until: OrderedDict[tuple[str, Address], float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._until)
+
+    def add(self, client: str, node: Address, now: float) -> None:
+        """A node refused a datagram of this client (its host)."""
+        self._until[client, node] = now + REFUSED_FOR_S
+        self._until.move_to_end((client, node))
+        if len(self._until) > MAX_REFUSALS:
+            self._until.popitem(last=False)
+
+    def holds(self, client: str, node: Address, now: float) -> bool:
+        """Whether this client had better go elsewhere."""
+        return bool(self._until) and now < self._until.get((client, node), -math.inf)

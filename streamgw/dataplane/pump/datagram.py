@@ -1,0 +1,428 @@
+"""Datagrams between the clients of a listening socket and the connected upstream socket that each session has.
+
+Theory of operation. All clients of a listener share its socket: a datagram's session is found by its sender's address,
+and where the socket is bound to a wildcard by the local address too, which then is what the answer leaves from. A
+datagram of a session in full flow is read, counted and sent on right here; whatever needs a thought goes to the
+`Keeper`. What is in the middle of a batch of events: nothing waits, and what the kernel does not take is dropped.
+
+These sockets are level-triggered, unlike those of streams: whoever has more after his turn is simply reported again, in
+the kernel's own round robin with everybody else, and a read that would only learn that there is nothing left is saved.
+
+One buffer serves all. It is larger than any datagram (65,507 bytes over IPv4, 65,527 over IPv6): none is ever truncated.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable, Hashable
+from socket import SocketType
+from typing import Protocol, TypeAlias
+
+from streamgw.core.errors import ConnectFailed, Exhausted
+from streamgw.core.model import Address
+from streamgw.core.udp_sessions import Drop, Entry, ListenerSessions, Table
+from streamgw.dataplane.pump.dial import sockaddr_for
+from streamgw.dataplane.pump.end import EXHAUSTED_ERRNOS, address_of, words_for
+
+TURN = 32
+"""Datagrams of one socket before it is somebody else's turn."""
+BUFFER_BYTES = 64 * 1024
+
+TRANSIENT_ERRNOS = EXHAUSTED_ERRNOS | {errno.EAGAIN, errno.EMSGSIZE, errno.EPERM, errno.EINTR}
+"""Of send(2): this datagram is lost (no room, too long, a firewall), the next may pass. Anything else says that there is
+no way to the node: an ICMP error of an earlier datagram, or no route. Of recv(2), EMSGSIZE is such an error that passes."""
+
+_TYPE = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+_WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104  compared with, not bound to
+_IP_PKTINFO = 8
+"""ip(7); Python has no name for it before 3.14."""
+_LOCAL4 = slice(4, 8)
+"""struct in_pktinfo: the interface, the address to answer from, the address in the header."""
+_LOCAL6 = slice(0, 16)
+"""struct in6_pktinfo: the address, the interface."""
+_ANCILLARY_BYTES = socket.CMSG_SPACE(20)
+_SO_MEMINFO = 55
+_MEMINFO = struct.Struct("=9I")
+"""linux/sock_diag.h: the last is SK_MEMINFO_DROPS."""
+_NO_PORT_LEFT = errno.EAGAIN
+"""Of connect(2): no ephemeral port is free."""
+
+_SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
+_Ancillary: TypeAlias = list[tuple[int, int, bytes]]
+
+
+class Host(Protocol):
+    """What datagrams ask of the pump they belong to."""
+
+    def release(self, sock: SocketType) -> None:
+        """Close a socket, now or after the batch: its descriptor must not be another's within it."""
+
+    def kick(self) -> None:
+        """A task was started or woken."""
+
+    def datagram_bug(self, error: Exception) -> None:
+        """Something raised that must not. Count it, and say so."""
+
+
+class Keeper(Protocol):
+    """Who knows what the datagrams of a listener mean (`udp.Reception`). Nothing here may block or raise."""
+
+    table: Table
+
+    def take(self, entry: Entry, payload: memoryview, now: float) -> bool:
+        """A datagram of a session that needs a thought. False: it is not, or no longer, this session's."""
+
+    def begin(self, origin: Origin, payload: memoryview, now: float) -> None:
+        """A datagram that belongs to no session."""
+
+    def unsent(self, entry: Entry, size: int, error: OSError) -> None:
+        """A datagram that was counted could not be handed to the upstream's socket."""
+
+    def failed(self, entry: Entry, error: OSError) -> None:
+        """There is no way to the node of a session, or it refuses datagrams: end it."""
+
+    def answered(self, entry: Entry) -> None:
+        """The first answer of a session comes."""
+
+    def broke(self, entry: Entry, error: Exception) -> None:
+        """A bug showed while an answer was passed on: end that session."""
+
+    def stopped(self, entry: Entry) -> None:
+        """The pump ends, and this session with it."""
+
+
+class Origin:
+    """Where a datagram of a client came from and to; where an answer goes, and what it leaves from."""
+
+    __slots__ = ("ancillary", "client", "key", "peer", "server")
+
+    def __init__(self, key: Hashable, peer: _SockAddr, server: Address, ancillary: _Ancillary | None) -> None:
+        self.key = key
+        self.peer = peer
+        self.client = address_of(peer)
+        self.server = server
+        """The local address that the client sent it to."""
+        self.ancillary = ancillary
+        """What makes an answer leave from there. None: the socket is bound to one address."""
+
+
+class Datagrams:
+    """The datagram sockets of a pump.
+
+    Resource handling:
+      A side is closed by whoever made it, or when the pump ends.
+    """
+
+    def __init__(self, host: Host, epoll: select.epoll) -> None:
+        self.host = host
+        self.epoll = epoll
+        self.now = 0.0
+        """trio.current_time() at the beginning of the batch: datagrams do not look at the clock."""
+        self.buffer = bytearray(BUFFER_BYTES)
+        self.view = memoryview(self.buffer)
+        self.sides: dict[int, ClientSide | UpstreamSide] = {}
+        """By descriptor."""
+
+    def listen(self, sock: socket.socket, sessions: ListenerSessions, keeper: Keeper) -> ClientSide:
+        """Read the datagrams of a bound socket until the result is closed."""
+        return ClientSide(self, sock, sessions, keeper)
+
+    def connect(self, node: Address) -> UpstreamSide:
+        """A socket of one session's own, connected to a node, not yet read from.
+
+        Raises:
+          ConnectFailed: there is no way to the node, or its host is not an IP literal.
+          Exhausted: no descriptor, memory or port left.
+        """
+        try:
+            family, sockaddr = sockaddr_for(node.host, node.port)
+            sock = SocketType(family, _TYPE, 0)
+        except ValueError as error:
+            raise ConnectFailed(str(error)) from None
+        except OSError as error:
+            raise _failure(error.errno or 0) from None
+        number = sock.connect_ex(sockaddr)
+        if number:
+            sock.close()
+            raise _failure(number)
+        return UpstreamSide(self, sock)
+
+    def handle(self, fd: int) -> bool:
+        """An event; False when the descriptor is none of ours. What a session's datagram raises ends that session."""
+        side = self.sides.get(fd)
+        if side is None:
+            return False
+        try:
+            side.ready()
+        except Exception as error:  # noqa: BLE001  the pump's boundary: one session's bug must not end the others
+            side.broke(error)
+            self.host.datagram_bug(error)
+        return True
+
+    def stop(self) -> None:
+        """The pump ends: close everything, and tell the keepers."""
+        for side in tuple(self.sides.values()):
+            side.stop()
+
+
+class ClientSide:
+    """One listening socket: the datagrams of its clients, and the answers to them.
+
+    Written for speed where a datagram passes: bound methods are kept, and the two ways to receive are two methods.
+
+    Resource handling:
+      The socket stays its maker's, who may close it after `close` or `keep`.
+    """
+
+    __slots__ = (
+        "_by_key",
+        "_datagrams",
+        "_fd",
+        "_is_ours",
+        "_keeper",
+        "_sock",
+        "is_ipv6",
+        "is_wildcard",
+        "ready",
+        "reply_from",
+        "reply_to",
+        "server",
+    )
+
+    def __init__(
+        self, datagrams: Datagrams, sock: socket.socket, sessions: ListenerSessions, keeper: Keeper
+    ) -> None:
+        self._datagrams = datagrams
+        self._by_key = sessions.by_key
+        self._keeper = keeper
+        self.server = address_of(sock.getsockname())
+        self.is_ipv6 = sock.family == socket.AF_INET6
+        self.is_wildcard = self.server.host in _WILDCARDS
+        self.ready: Callable[[], None] = self._ready_wildcard if self.is_wildcard else self._ready_specific
+        sock.setblocking(False)
+        self._fd = -1
+        self._is_ours = False
+        self._use(sock)
+
+    def keep(self) -> None:
+        """Go on after the socket's maker will have closed it: on a duplicate.
+
+        Raises:
+          OSError: no descriptor left. The maker's is still in use.
+        """
+        if self._fd < 0:
+            return
+        sock = self._sock
+        ours = SocketType(sock.family, sock.type, 0, os.dup(sock.fileno()))
+        self._leave()
+        self._use(ours)
+        self._is_ours = True
+
+    def close(self) -> None:
+        """Read no more, answer no more. Closing twice is fine."""
+        if self._fd >= 0:
+            self._leave()
+            if self._is_ours:
+                self._sock.close()
+
+    def stop(self) -> None:
+        """The pump ends."""
+        self.close()
+
+    @property
+    def overflowed(self) -> int:
+        """Datagrams that the kernel dropped since the socket was made: they came faster than they were read."""
+        if self._fd < 0:
+            return 0
+        info = self._sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+        return int(_MEMINFO.unpack(info)[-1])
+
+    def _use(self, sock: SocketType) -> None:
+        self._sock = sock
+        self.reply_to, self.reply_from = sock.sendto, sock.sendmsg
+        self._datagrams.epoll.register(sock.fileno(), select.EPOLLIN)
+        self._fd = sock.fileno()
+        self._datagrams.sides[self._fd] = self
+
+    def _leave(self) -> None:
+        """Before the descriptor is closed: while another of the same open file lives, epoll would go on to report it."""
+        fd, self._fd = self._fd, -1
+        del self._datagrams.sides[fd]
+        self._datagrams.epoll.unregister(fd)
+
+    def _ready_specific(self) -> None:
+        """One address: answers leave from it by themselves."""
+        datagrams, keeper, find = self._datagrams, self._keeper, self._by_key.get
+        receive, buffer, view, now = self._sock.recvfrom_into, datagrams.buffer, datagrams.view, datagrams.now
+        for _ in range(TURN):
+            try:
+                count, peer = receive(buffer)
+            except OSError:  # nothing is left; or (ENOMEM) one is lost, and nobody is there to be told
+                return
+            entry = find(peer)
+            if entry is not None and _send_on(entry, view[:count], now, keeper):
+                continue
+            keeper.begin(Origin(peer, peer, self.server, None), view[:count], now)
+
+    def _ready_wildcard(self) -> None:
+        """Any address: each datagram says which (IP_PKTINFO, ip(7); IPV6_PKTINFO, RFC 3542 § 6)."""
+        datagrams, keeper, find = self._datagrams, self._keeper, self._by_key.get
+        receive, buffers, view, now = (
+            self._sock.recvmsg_into,
+            (datagrams.buffer,),
+            datagrams.view,
+            datagrams.now,
+        )
+        local_of = _LOCAL6 if self.is_ipv6 else _LOCAL4
+        for _ in range(TURN):
+            try:
+                count, ancillary, _flags, peer = receive(buffers, _ANCILLARY_BYTES)
+            except OSError:  # as above
+                return
+            local = ancillary[0][2][local_of]
+            entry = find((peer, local))
+            if entry is not None and _send_on(entry, view[:count], now, keeper):
+                continue
+            keeper.begin(self._origin(peer, local, ancillary[0][2]), view[:count], now)
+
+    def _origin(self, peer: _SockAddr, local: bytes, info: bytes) -> Origin:
+        """Answers name the local address and no interface: they go the way that the routing table says."""
+        if self.is_ipv6:
+            host = socket.inet_ntop(socket.AF_INET6, local)
+            answer = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, local + bytes(4))
+        else:
+            # What it was sent to may be a broadcast address; then `local` is what answers leave from.
+            host = socket.inet_ntop(socket.AF_INET, info[8:12])
+            answer = (socket.IPPROTO_IP, _IP_PKTINFO, bytes(4) + local + bytes(4))
+        return Origin((peer, local), peer, address_of((host, self.server.port)), [answer])
+
+    def broke(self, error: Exception) -> None:
+        """A datagram raised what it must not: it is dropped, and that is all."""
+
+
+def _send_on(entry: Entry, payload: memoryview, now: float, keeper: Keeper) -> bool:
+    """Hand a datagram of a client to its session's upstream. False: it is for another session."""
+    if entry.send is None:
+        return keeper.take(entry, payload, now)
+    entry.active_at = now
+    entry.asked += 1
+    entry.bytes_up += len(payload)
+    try:
+        entry.send(payload)
+    except OSError as error:
+        keeper.unsent(entry, len(payload), error)
+        return entry.reason is None
+    return True
+
+
+class UpstreamSide:
+    """The upstream socket of one session. Passes answers on once it is watched."""
+
+    __slots__ = (
+        "_ancillary",
+        "_clients",
+        "_datagrams",
+        "_entry",
+        "_fd",
+        "_keeper",
+        "_peer",
+        "_recv_into",
+        "_sock",
+    )
+
+    def __init__(self, datagrams: Datagrams, sock: SocketType) -> None:
+        self._datagrams = datagrams
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._recv_into = sock.recv_into
+
+    @property
+    def send(self) -> Callable[[memoryview], int]:
+        """To hand a datagram to the kernel, which takes it at once or not at all."""
+        return self._sock.send
+
+    @property
+    def send_parts(self) -> Callable[[tuple[bytes, memoryview]], int]:
+        """The same, one datagram out of several pieces."""
+        return self._sock.sendmsg
+
+    def watch(self, entry: Entry, clients: ClientSide, origin: Origin, keeper: Keeper) -> None:
+        """Pass answers on to a client from now on.
+
+        Raises:
+          Exhausted: the kernel has no room.
+        """
+        self._entry, self._clients, self._keeper = entry, clients, keeper
+        self._peer, self._ancillary = origin.peer, origin.ancillary
+        try:
+            self._datagrams.epoll.register(self._fd, select.EPOLLIN)
+        except OSError as error:
+            raise Exhausted(words_for(error.errno or 0)) from None
+        self._datagrams.sides[self._fd] = self
+
+    def ready(self) -> None:
+        """Pass on what has come, a turn of it."""
+        entry, datagrams, keeper = self._entry, self._datagrams, self._keeper
+        receive, buffer, view, now = self._recv_into, datagrams.buffer, datagrams.view, datagrams.now
+        for _ in range(TURN):
+            try:
+                count = receive(buffer)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno not in TRANSIENT_ERRNOS:
+                    keeper.failed(entry, error)
+                return
+            if entry.plain:
+                entry.active_at = now
+                entry.answers += 1
+                entry.bytes_down += count
+                self._reply(view[:count])
+            elif not self._answer(view[:count], now):
+                return
+
+    def _answer(self, payload: memoryview, now: float) -> bool:
+        """An answer that needs a thought. False: it was the last."""
+        entry, table = self._entry, self._keeper.table
+        if not entry.answers:
+            self._keeper.answered(entry)
+        if table.answer(entry, len(payload), now):
+            self._reply(payload)
+        table.settle(entry)
+        return entry.reason is None
+
+    def _reply(self, payload: memoryview) -> None:
+        try:
+            if self._ancillary is None:
+                self._clients.reply_to(payload, self._peer)
+            else:
+                self._clients.reply_from((payload,), self._ancillary, 0, self._peer)
+        except OSError:
+            # No room, too long for the client's network, a local address that is gone: UDP loses datagrams.
+            self._keeper.table.withhold(self._entry, len(payload), Drop.SEND_FAILED)
+
+    def broke(self, error: Exception) -> None:
+        """An answer raised what it must not."""
+        self._keeper.broke(self._entry, error)
+
+    def close(self) -> None:
+        """Closing twice is fine. Within a batch the descriptor goes after it."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            self._datagrams.sides.pop(fd, None)
+            self._datagrams.host.release(self._sock)
+
+    def stop(self) -> None:
+        """The pump ends."""
+        self._keeper.stopped(self._entry)
+        self.close()
+
+
+def _failure(number: int) -> ConnectFailed | Exhausted:
+    if number == _NO_PORT_LEFT:
+        return Exhausted("no local port left to send from")
+    return (Exhausted if number in EXHAUSTED_ERRNOS else ConnectFailed)(words_for(number))

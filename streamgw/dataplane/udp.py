@@ -1,0 +1,385 @@
+"""UDP sessions: the shell around `core.udp_sessions`, which knows whose a datagram is and when a session is over.
+
+```
+Listeners ─ one task per listener
+└─ session task                   UDPSessions.run: pick a node, open a socket, hand on what is queued, park, tell one outcome
+```
+
+The pump reads the sockets. A datagram of a session in full flow never comes here. One that begins a session is matched
+at once and queued; the session's task does what may take time. One for which no session is to be had is dropped, counted
+by reason, and told of at most once a second.
+
+docs/life-of-a-udp-session.md describes this file; change both together.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import NoReturn
+
+import attrs
+import trio
+
+from streamgw.core.errors import ConnectFailed, Exhausted, Fault, NoNode, Reason, SessionError
+from streamgw.core.model import Address, Attempt, Facts, Listener, Outcome, Upstream
+from streamgw.core.snapshot import Snapshot
+from streamgw.core.udp_room import Refusals
+from streamgw.core.udp_sessions import Drop, Entry, Table, UDPLimits
+from streamgw.core.wire.proxy_protocol import build_v2
+from streamgw.dataplane.pool import UpstreamPool
+from streamgw.dataplane.pump import Ending
+from streamgw.dataplane.pump.datagram import Datagrams, Origin
+from streamgw.dataplane.pump.end import words_for
+from streamgw.dataplane.reception import Reception, UDPSession
+from streamgw.dataplane.session import Totals
+
+TICK_S = 0.25
+"""How often sessions are looked at: what a timeout may be late by."""
+REST_S = 0.1
+"""How long no session is begun after the process ran out of descriptors."""
+
+_GATEWAYS_FAULT = frozenset({Reason.BUG, Reason.EXHAUSTED})
+
+
+@attrs.define
+class UDPSessions:
+    """Runs every UDP session of the process, and knows the live ones."""
+
+    datagrams: Datagrams
+    pool: UpstreamPool
+    get_snapshot: Callable[[], Snapshot]
+    on_outcome: Callable[[Outcome], None]
+    """Told once for each session, after its socket is closed. Must not block or raise."""
+    on_bug: Callable[[UDPSession, Exception], None]
+    on_drops: Callable[[str, Mapping[Drop, int]], None]
+    """Datagrams that found no session, since the last time: the listener's name, and how many by reason."""
+    on_trouble: Callable[[str], None]
+    """Told when the process has run out of descriptors, and when it has some again."""
+    wall_clock: Callable[[], float]
+    """Unix time, for the log only."""
+    id_prefix: str = ""
+    max_duration_s: float = math.inf
+    totals: Totals = attrs.Factory(Totals)
+    live: dict[str, UDPSession] = attrs.Factory(dict)
+    live_by_listener: Counter[str] = attrs.Factory(Counter)
+    receptions: list[Reception] = attrs.Factory(list)
+    """Every listener with a socket, those included that only serve the sessions they have left."""
+    table: Table = attrs.field(init=False)
+    refusals: Refusals = attrs.Factory(Refusals)
+    rests_until: float = -math.inf
+    _in_trouble: bool = False
+    _numbers: itertools.count[int] = attrs.Factory(lambda: itertools.count(1))
+    _something_to_watch: trio.Event = attrs.Factory(trio.Event)
+
+    def __attrs_post_init__(self) -> None:
+        self.table = Table(UDPLimits(), self._on_end)
+
+    async def sweep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Keep time for the sessions, and tell of dropped datagrams. Ends only by cancellation."""
+        task_status.started()
+        while True:
+            if self.table.is_empty and not any(reception.untold for reception in self.receptions):
+                self._something_to_watch = trio.Event()
+                await self._something_to_watch.wait()
+            await trio.sleep(TICK_S)
+            for _ in self.table.sweep(trio.current_time):
+                await trio.lowlevel.checkpoint()
+            for reception in self.receptions:
+                reception.tell_of_drops(trio.current_time())
+
+    def obey(self, limits: UDPLimits, *, max_duration_s: float) -> None:
+        """Follow changed settings: they count for new sessions."""
+        self.table.limits = limits
+        self.max_duration_s = max_duration_s
+
+    def watch(self) -> None:
+        """There is something for `sweep` to do."""
+        self._something_to_watch.set()
+
+    def kill(self, session_id: str) -> bool:
+        """End one live session, with reason `killed`. False when there is none of that id."""
+        session = self.live.get(session_id)
+        if session is not None:
+            self.table.end(session, Reason.KILLED)
+        return session is not None
+
+    def sync(self, upstreams: Mapping[str, Upstream]) -> None:
+        """Follow a new snapshot: who talks to a node that is no longer listed moves with his next datagram."""
+        for session in self.live.values():
+            node, today = session.trail.node, upstreams.get(session.upstream.key)
+            if node is not None and today is not None and not _lists(today, session.upstream, node):
+                self.table.part_from_node(session)
+
+    def make_way(self, listener: Listener) -> None:
+        """Give up what removed listeners still hold of an address that is wanted again. Their sessions end: `moved`."""
+        for reception in self.receptions:
+            if reception.is_retired and _overlap(reception.listener, listener):
+                self.give_up(reception)
+
+    def give_up(self, reception: Reception) -> None:
+        """See `Owner.give_up`."""
+        for entry in tuple(reception.sessions.scope):
+            self.table.end(entry, Reason.MOVED)
+        reception.clients.close()
+
+    # Listeners
+
+    def receive(self, listener: Listener, sock: socket.socket, nursery: trio.Nursery) -> Reception:  # noqa: TID251  a type; the socket is made in process/sockets.py
+        """Serve the clients of a bound socket, with sessions in this nursery."""
+        reception = Reception(self, listener, sock, nursery)
+        self.receptions.append(reception)
+        return reception
+
+    def release(self, reception: Reception) -> None:
+        """The last session of a listener has ended, or nobody waits for it."""
+        reception.close()
+        self.receptions.remove(reception)
+
+    # The life of a session
+
+    def begin(self, reception: Reception, origin: Origin, now: float) -> UDPSession | Drop:
+        """Match a client and hold a place for its session, whose task is started. Nothing is waited for."""
+        if now < self.rests_until:
+            return Drop.EXHAUSTED
+        listener = reception.listener
+        facts = Facts("udp", listener.name, origin.client, origin.server)
+        snapshot = self.get_snapshot()
+        route = snapshot.router.match(facts)
+        if route is None:
+            return Drop.NO_ROUTE
+        upstream = route.upstream
+        if upstream is None:
+            return Drop.NO_UPSTREAM
+        drop = self.table.admit(reception.sessions, origin.client.host, now)
+        if drop is not None:
+            return drop
+        rules = route.udp
+        session = UDPSession(
+            key=origin.key,
+            client=origin.client.host,
+            home=reception.sessions,
+            idle_s=upstream.timeouts.idle_s if rules.idle_s is None else rules.idle_s,
+            ends_at=now + self.max_duration_s,
+            responses=rules.responses,
+            requests=rules.requests,
+            amplification=rules.amplification,
+            id=f"{self.id_prefix}u{next(self._numbers):x}",
+            listener=listener,
+            reception=reception,
+            origin=origin,
+            facts=facts,
+            snapshot=snapshot,
+            route=route,
+            upstream=upstream,
+            started_at=now,
+            started_unix_s=self.wall_clock(),
+        )
+        self.table.add(session, now)
+        self.live[session.id] = session
+        self.live_by_listener[listener.name] += 1
+        self.totals.accepted[listener.name] += 1
+        reception.nursery.start_soon(self.run, session, name=session.id)
+        self.datagrams.host.kick()
+        return session
+
+    async def run(self, session: UDPSession) -> None:
+        """Live one session to its end: the boundary, beyond which no exception of a session gets.
+
+        Cancellation:
+          The socket is closed, the outcome says `drain`, Cancelled goes on.
+        """
+        ending = Ending(Reason.DRAIN)
+        fault: Fault | None = None
+        try:
+            ending = await self._live(session)
+        except SessionError as error:
+            ending, fault = Ending(error.reason, detail=str(error)), error.fault
+        except Exception as error:  # noqa: BLE001  the boundary: a bug costs one session, not its neighbours
+            ending = Ending(Reason.BUG, detail=f"{type(error).__name__}: {error}")
+            self.on_bug(session, error)
+        finally:
+            self.table.end(session, ending.reason, ending.side, ending.detail)
+            self._leave(session, fault)
+
+    async def _live(self, session: UDPSession) -> Ending:
+        with trio.CancelScope() as session.opening:
+            session.phase = "connect"
+            await self._open(session)
+        session.opening = None
+        if session.reason is None:
+
+            def abort_fn(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+                session.task = None
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            session.phase = "relay"
+            session.task = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(abort_fn)
+        assert session.reason is not None, "only its end wakes it"
+        return Ending(session.reason, session.side, session.detail)
+
+    async def _open(self, session: UDPSession) -> None:
+        """Find a node, open a socket to it, and hand on what is queued.
+
+        Raises:
+          NoNode: there was no candidate.
+          ConnectFailed: there is no way to any of those allowed.
+          Exhausted: no descriptor, memory or port left.
+        """
+        upstream, trail = session.upstream, session.trail
+        candidates = await self.pool.candidates(upstream, session.facts)
+        allowed = itertools.islice(candidates, None if upstream.retries is None else 1 + upstream.retries)
+        failure: ConnectFailed | None = None
+        for node in self._unrefused_first(allowed, session):
+            trail.node, trail.dialled_at = node, trio.current_time()
+            try:
+                session.upstream_side = self.datagrams.connect(node)
+            except ConnectFailed as error:
+                failure = error
+                self._note_failure(session, node, error)
+            except Exhausted as error:
+                self._rest(error)
+                raise
+            else:
+                session.lease = self.pool.lease(upstream, node)
+                self._hand_on(session)
+                return
+        if failure is not None:
+            raise failure
+        raise NoNode(f"upstream {upstream.key} has no node to send to: {self.pool.why_empty(upstream)}")
+
+    def _hand_on(self, session: UDPSession) -> None:
+        """The socket is there: send what is queued, and from now on what comes."""
+        upstream, side = session.upstream, session.upstream_side
+        assert side is not None, "it was just opened"
+        if self._in_trouble:
+            self._in_trouble = False
+            self.on_trouble("beginning UDP sessions again")
+        if upstream.proxy_protocol == "v2":
+            session.preface = build_v2(session.facts.client, session.facts.server, transport="udp")
+        now = session.connected_at = trio.current_time()
+        side.watch(session, session.reception.clients, session.origin, session.reception)
+        for payload in session.queue or ():
+            if session.reason is None:
+                session.reception.forward(session, memoryview(payload))
+        if session.reason is None:
+            self.table.opened(session, None if session.preface else side.send, now)
+
+    def _unrefused_first(self, candidates: Iterator[Address], session: UDPSession) -> Iterator[Address]:
+        """The same nodes; those that refused this client a moment ago come last."""
+        later: list[Address] = []
+        now = trio.current_time()
+        for node in candidates:
+            if self.refusals.holds(session.client, node, now):
+                later.append(node)
+            else:
+                yield node
+        yield from later
+
+    def refuse(self, session: UDPSession, error: OSError) -> None:
+        """The session's node does not take datagrams: an ICMP error came back, or there is no way to it any more."""
+        node = session.trail.node
+        assert node is not None, "it was sent to"
+        failure = ConnectFailed(words_for(error.errno or 0))
+        self.refusals.add(session.client, node, trio.current_time())
+        self._note_failure(session, node, failure)
+        self.table.end(session, failure.reason, "upstream", str(failure))
+
+    def answered(self, session: UDPSession) -> None:
+        """See `Owner.answered`."""
+        node, trail = session.trail.node, session.trail
+        assert node is not None, "it answers"
+        self.pool.answered(session.upstream, node, trio.current_time() - trail.dialled_at)
+
+    def _note_failure(self, session: UDPSession, node: Address, error: ConnectFailed) -> None:
+        trail = session.trail
+        trail.attempts.append(Attempt(node, trio.current_time() - trail.dialled_at, str(error)))
+        self.pool.failed(session.upstream, node, error)
+
+    def _rest(self, error: Exhausted) -> None:
+        self.rests_until = trio.current_time() + REST_S
+        if not self._in_trouble:
+            self._in_trouble = True
+            self.on_trouble(f"no UDP session can begin: {error}")
+
+    def _on_end(self, entry: Entry) -> None:
+        """The table has forgotten a session: let its task do so too. Its descriptor need not wait for that."""
+        assert isinstance(entry, UDPSession)
+        if entry.upstream_side is not None:
+            entry.upstream_side.close()
+        if entry.opening is not None:
+            entry.opening.cancel()
+        task, entry.task = entry.task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+            self.datagrams.host.kick()
+
+    def _leave(self, session: UDPSession, fault: Fault | None) -> None:
+        if session.upstream_side is not None:
+            session.upstream_side.close()
+        if session.lease is not None:
+            session.lease.close()
+        del self.live[session.id]
+        self.live_by_listener[session.listener.name] -= 1
+        outcome, totals = _outcome(session, fault), self.totals
+        totals.sessions += 1
+        totals.bytes_up += session.bytes_up
+        totals.bytes_down += session.bytes_down
+        totals.by_reason[outcome.reason] += 1
+        self.on_outcome(outcome)
+
+
+def _outcome(session: UDPSession, fault: Fault | None) -> Outcome:
+    assert session.reason is not None, "it has ended"
+    if fault is None:
+        fault = Fault.GATEWAY if session.reason in _GATEWAYS_FAULT else Fault(session.side or Fault.NONE)
+    trail, route = session.trail, session.route
+    answered = session.answers > 0
+    return Outcome(
+        session_id=session.id,
+        facts=session.facts,
+        peer=session.origin.client,
+        reason=session.reason,
+        fault=fault,
+        phase=session.phase if session.reason is not Reason.CONNECT_FAILED or answered else "connect",
+        started_at=session.started_unix_s,
+        duration_s=trio.current_time() - session.started_at,
+        connect_s=None if session.connected_at is None else session.connected_at - trail.dialled_at,
+        bytes_up=session.bytes_up,
+        bytes_down=session.bytes_down,
+        route_id=route.id,
+        route_name=route.name,
+        service_id=route.service_id,
+        upstream=session.upstream.key,
+        node=trail.node,
+        attempts=tuple(trail.attempts),
+        side=session.side or "",
+        detail=session.detail,
+        revision=session.snapshot.revision,
+        datagrams_up=session.datagrams_up,
+        datagrams_down=session.datagrams_down,
+        datagrams_dropped=session.lost + session.withheld,
+    )
+
+
+def _lists(today: Upstream, before: Upstream, node: Address) -> bool:
+    """Whether an upstream still has the node that a session was given. A name stands for any address."""
+    if today is before or today.nodes == before.nodes:
+        return True
+    return any(
+        each.port == node.port and (each.is_looked_up or each.host == node.host) for each in today.nodes
+    )
+
+
+def _overlap(one: Listener, other: Listener) -> bool:
+    """Whether the kernel would refuse to bind both."""
+    if one.transport != other.transport or one.port != other.port:
+        return False
+    hosts = {one.host, other.host}
+    if len(hosts) == 1 or "::" in hosts:
+        return True
+    return "0.0.0.0" in hosts and not any(":" in host for host in hosts)  # noqa: S104  compared with, not bound to
