@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from streamgw.config.documents import Document, digest_of, id_of
 from streamgw.config.pem import References
@@ -105,10 +106,8 @@ def _first_of_credentials(
     return first_of(fault for fault in faults if not _is_reference(data, fault.path))
 
 
-def _is_reference(data: object, path: Path) -> bool:
+def _is_reference(data: Mapping[str, object], path: Path) -> bool:
+    value: Any = data
     for step in path:
-        if isinstance(data, Mapping):
-            data = data.get(step)
-        elif isinstance(data, list) and isinstance(step, int):
-            data = data[step]
-    return isinstance(data, str) and data.startswith("$")
+        value = value[step]
+    return isinstance(value, str) and value.startswith("$")

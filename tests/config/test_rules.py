@@ -204,3 +204,26 @@ def test_a_time_has_bounds(value: object) -> None:
 def test_no_text_makes_a_rule_crash(rule: Callable[[str], object], text: str) -> None:
     with contextlib.suppress(Wrong):
         rule(text)
+
+
+def test_an_address_names_its_field_as_apisix_does() -> None:
+    rule = rules.address_of("remote_addr")
+
+    assert rule("10.0.0.1") == ipaddress.ip_network("10.0.0.1")
+    with pytest.raises(Wrong) as caught:
+        rule(":/8")
+    (fault,) = caught.value.faults
+    assert (fault.message, fault.error_msg) == (
+        "expected an IP address or CIDR, got ':/8'",
+        "invalid remote_addr: :/8",
+    )
+
+
+def test_a_list_has_a_schema() -> None:
+    assert rules.at_least(1, {}) == {"type": "array", "items": {}, "minItems": 1}
+    assert rules.at_least(0, {}, unique=True) == {
+        "type": "array",
+        "items": {},
+        "minItems": 0,
+        "uniqueItems": True,
+    }

@@ -6,7 +6,17 @@ from typing import Annotated, ClassVar, Literal
 import attrs
 import pytest
 
-from streamgw.config.strict import Fault, Wrong, described, each, nearest, shown, structure, unknown_field
+from streamgw.config.strict import (
+    Fault,
+    Stated,
+    Wrong,
+    described,
+    each,
+    nearest,
+    shown,
+    structure,
+    unknown_field,
+)
 
 
 def even(value: object) -> int:
@@ -124,7 +134,7 @@ def test_a_bug_in_a_rule_is_not_a_fault_of_the_file() -> None:
     ("value", "text"),
     [
         (None, "null"), (True, "true"), (False, "false"), (1, "1"), (1.5, "1.5"), ("80", "'80'"), ({}, "a mapping"),
-        ([], "a list"), ("x" * 100, "'" + "x" * 59 + "…"),
+        ([], "a list"), ("x" * 100, "'" + "x" * 59 + "…"), ("-----BEGIN PRIVATE KEY-----\nhush", "a PEM text"),
     ],
 )  # fmt: skip
 def test_values_are_shown_in_the_words_of_the_file(value: object, text: str) -> None:
@@ -136,3 +146,81 @@ def test_only_a_near_name_is_offered() -> None:
     assert nearest("server_prot", ("server_port", "server_addr")) == ", did you mean 'server_port'?"
     assert nearest("zzz", ("server_port",)) == ""
     assert unknown_field("x", ("y",)) == Fault(("x",), "unknown field 'x'", at_key=True)
+
+
+def final(value: object) -> str:
+    raise Wrong(
+        Fault((), "ours", apisix="theirs", is_final=True),
+        Fault(("inner",), "ours", apisix="theirs inside"),
+        "ours",
+    )
+
+
+@attrs.frozen
+class Garage:
+    """With what a client of APISIX's API would be told."""
+
+    cars: tuple[Car, ...] = ()
+    gates: Annotated[int, Stated(even, {"type": "integer", "minimum": 2})] = 2
+    doors: Annotated[int, Stated(even, {}, {"type": "integer"})] = 2
+    guard: Annotated[str, Stated(final, {"type": "string"})] = ""
+    kind: Literal["own", "hired"] = "own"
+    level: Literal[1, 2] = 1
+
+
+def words(data: object) -> list[str]:
+    with pytest.raises(Wrong) as caught:
+        structure(data, Garage)
+    return [fault.error_msg for fault in caught.value.faults]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ([], "wrong type: expected object, got table"),
+        ({"door": 2}, "additional properties forbidden, found door"),
+        ({"cars": {}}, 'property "cars" validation failed: wrong type: expected array, got table'),
+        ({"cars": [{}, {"wheels": [{}]}]}, 'property "cars" validation failed: failed to validate item 2: property "wheels" validation failed: failed to validate item 1: property "size" is required'),
+        ({"cars": [{"electric": 1}]}, 'property "cars" validation failed: failed to validate item 1: property "electric" validation failed: wrong type: expected boolean, got number'),
+        ({"cars": [{"electric": True}]}, 'property "cars" validation failed: failed to validate item 1: property "colour" validation failed: no red electric cars'),
+        ({"cars": [{"colour": "green"}]}, 'property "cars" validation failed: failed to validate item 1: property "colour" validation failed: matches none of the enum values'),
+        ({"gates": 1}, 'property "gates" validation failed: expected 1 to be at least 2'),
+        ({"gates": 3}, 'property "gates" validation failed: expected an even number, got 3'),
+        ({"doors": 1}, 'property "doors" validation failed: expected an even number, got 1'),
+        ({"doors": "x"}, 'property "doors" validation failed: wrong type: expected integer, got string'),
+        ({"kind": 1}, 'property "kind" validation failed: wrong type: expected string, got number'),
+        ({"level": 3}, 'property "level" validation failed: matches none of the enum values'),
+    ],
+)  # fmt: skip
+def test_every_fault_has_the_words_of_apisix(data: object, said: str) -> None:
+    assert words(data) == [f"invalid configuration: {said}"]
+
+
+def test_the_rule_decides_whatever_the_schema_says() -> None:
+    assert structure({"gates": 0}, Garage).gates == 0
+
+
+def test_what_apisix_says_after_its_schema_is_not_wrapped() -> None:
+    assert words({"guard": "dog"}) == [
+        "theirs",
+        'invalid configuration: property "guard" validation failed: theirs inside',
+        'invalid configuration: property "guard" validation failed: ours',
+    ]
+    assert (
+        words({"guard": 1})
+        == [
+            'invalid configuration: property "guard" validation failed: wrong type: expected string, got number'
+        ]
+        * 3
+    )
+
+
+def test_where_an_object_stands_in_its_file_is_no_business_of_the_api() -> None:
+    inside = Fault(("port",), "no port").inside(("stream_routes", 0)).under(("file",))
+
+    assert inside.path == ("file", "stream_routes", 0, "port")
+    assert inside.error_msg == 'invalid configuration: property "port" validation failed: no port'
+
+
+def test_a_rule_can_be_asked_by_itself() -> None:
+    assert Stated(even, {})(2) == 2
