@@ -13,8 +13,17 @@ from streamgw.cli.options import read_settings, with_paths
 from streamgw.cli.output import print_data, print_table
 from streamgw.config.compile import Loader
 from streamgw.config.store import Store
-from streamgw.control.explain import Meeting, accepts, as_data, is_any, meet, show_datagrams, show_tls
-from streamgw.core.model import Address, Facts, Listener, Transport
+from streamgw.control.explain import (
+    Meeting,
+    as_data,
+    facts_of,
+    fold,
+    likely_transport,
+    meet,
+    show_datagrams,
+    show_tls,
+)
+from streamgw.core.model import Facts, Listener, Transport
 from streamgw.core.wire.tls import ClientHello
 
 
@@ -58,7 +67,7 @@ def explain(  # noqa: PLR0913, PLR0917  # one parameter per option
     said = _said(sni, no_sni, alpn)
     settings = read_settings(config)
     if transport is None:
-        transport = _likely_transport(settings.listeners, server_port)
+        transport = likely_transport(settings.listeners, server_port)
     listeners = [listener for listener in settings.listeners if listener.transport == transport]
     listener, facts = _facts(transport, listeners, _address(remote_addr), server_addr, server_port)
     loader = Loader(Store(routes), environ=os.environ, tls=lambda: settings.tls)
@@ -140,11 +149,6 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _likely_transport(listeners: Sequence[Listener], port: int | None) -> Transport:
-    there = {listener.transport for listener in listeners if port is None or listener.port == port}
-    return "udp" if there == {"udp"} else "tcp"
-
-
 def _facts(
     transport: Transport,
     listeners: Sequence[Listener],
@@ -152,20 +156,16 @@ def _facts(
     server_addr: str | None,
     server_port: int | None,
 ) -> tuple[Listener | None, Facts]:
-    if server_port is None:
-        ports = {listener.port for listener in listeners if listener.port}
-        if len(ports) != 1:
-            raise click.UsageError(f"--server-port is needed: {_shown(listeners)}")
-        (server_port,) = ports
-    if server_addr is None:
-        own = [
-            listener.host for listener in listeners if listener.port == server_port and not is_any(listener)
-        ]
-        server_addr = own[0] if own else "::1" if ":" in client else "127.0.0.1"
-    server = Address(_address(server_addr), server_port)
-    accepting = [listener for listener in listeners if accepts(listener, server, transport)]
-    listener = accepting[0] if accepting else None
-    return listener, Facts(transport, listener.name if listener else "", Address(client, 0), server)
+    try:
+        return facts_of(
+            transport,
+            listeners,
+            client=client,
+            server_addr=None if server_addr is None else _address(server_addr),
+            server_port=server_port,
+        )
+    except LookupError:
+        raise click.UsageError(f"--server-port is needed: {_shown(listeners)}") from None
 
 
 def _shown(listeners: Sequence[Listener]) -> str:
@@ -173,10 +173,7 @@ def _shown(listeners: Sequence[Listener]) -> str:
 
 
 def _address(text: str) -> str:
-    """In the form that sockets give: IPv4-mapped addresses folded."""
     try:
-        address = ipaddress.ip_address(text.removeprefix("[").removesuffix("]"))
+        return fold(text)
     except ValueError as error:
         raise click.UsageError(f"not an IP address: {text!r}") from error
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return str(mapped or address)

@@ -6,6 +6,7 @@ the command line runs them without a gateway.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Literal
@@ -102,6 +103,58 @@ def meet(
             ranked = rank_certificates(facts.server_name, snapshot, documents)
             tls = attrs.evolve(tls, candidates=ranked)
     return Meeting(listener, facts, routing, tls, is_hello_unread=said is not None and not looks)
+
+
+def likely_transport(listeners: Sequence[Listener], port: int | None) -> Transport:
+    """What a client of this port speaks, if nobody says: TCP, unless only datagrams are received there."""
+    there = {listener.transport for listener in listeners if port is None or listener.port == port}
+    return "udp" if there == {"udp"} else "tcp"
+
+
+def facts_of(
+    transport: Transport,
+    listeners: Sequence[Listener],
+    *,
+    client: str,
+    server_addr: str | None,
+    server_port: int | None,
+) -> tuple[Listener | None, Facts]:
+    """Who accepts such a client, and what is known of it by then.
+
+    Args:
+      transport: of the client; the listeners are those of it.
+      listeners: all there are.
+      client: its address, folded.
+      server_addr: where it connects to, folded. None: the listener's own address, else the loopback.
+      server_port: None: that of the only listener.
+
+    Raises:
+      LookupError: no port is given, and there is not exactly one.
+    """
+    if server_port is None:
+        ports = {listener.port for listener in listeners if listener.port}
+        if len(ports) != 1:
+            raise LookupError(f"{len(ports)} ports")
+        (server_port,) = ports
+    if server_addr is None:
+        own = [
+            listener.host for listener in listeners if listener.port == server_port and not is_any(listener)
+        ]
+        server_addr = own[0] if own else "::1" if ":" in client else "127.0.0.1"
+    server = Address(server_addr, server_port)
+    listener = next((each for each in listeners if accepts(each, server, transport)), None)
+    return listener, Facts(transport, listener.name if listener else "", Address(client, 0), server)
+
+
+def fold(address: str) -> str:
+    """An address in the form that sockets give: IPv4-mapped ones folded, no brackets.
+
+    Raises:
+      ValueError: this is none.
+    """
+    parsed = ipaddress.ip_address(address.removeprefix("[").removesuffix("]"))
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return str(mapped or parsed)
 
 
 def is_any(listener: Listener) -> bool:
