@@ -7,6 +7,7 @@ stand last in a name: `_s` is seconds, `_bytes` is bytes.
 from __future__ import annotations
 
 import enum
+import functools
 import ipaddress
 from typing import TYPE_CHECKING, Literal, NewType, TypeAlias
 
@@ -144,6 +145,16 @@ class Listener:
         return f"{self.transport} {Address(self.host, self.port)}"
 
 
+@functools.lru_cache(maxsize=65536)
+def _is_name(host: str) -> bool:
+    """Cached: asked of every node at each reload."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return True
+    return False
+
+
 @attrs.frozen
 class Node:
     """One place to connect to. The host is an IP literal or a DNS name, without brackets."""
@@ -158,13 +169,7 @@ class Node:
     @property
     def is_looked_up(self) -> bool:
         """The host is a name, and its addresses are wanted. A node with weight 0 may have lost its DNS record."""
-        if self.weight == 0:
-            return False
-        try:
-            ipaddress.ip_address(self.host)
-        except ValueError:
-            return True
-        return False
+        return self.weight != 0 and _is_name(self.host)
 
 
 @attrs.frozen

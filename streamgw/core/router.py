@@ -148,6 +148,11 @@ class Router:
             if others or found == _NEVER or not _FieldSets(_sides(self.routes[found].match)).cover(sides):
                 return None
             return found
+        if len(keys) == 1 and all(len(blocks) == 1 for blocks in sides):
+            # Nearly every route: at each reload all of them are asked.
+            (port,), (server,), (client,) = sides
+            hider = index.first_covering(keys[0], (port, server, client), below=rank)
+            return None if hider == _NEVER else hider
         hiders: Counter[int] = Counter()
         for key, box in itertools.product(keys, itertools.product(*sides)):
             hider = index.first_covering(key, box, below=rank)
@@ -419,7 +424,13 @@ def _merged(ranges: Sequence[PortRange]) -> list[tuple[int, int]]:
 def _network_blocks(networks: Sequence[Network]) -> Sequence[_Block]:
     if not networks:
         return (_ANY,)
-    return [(net.version, int(net.netmask), int(net.network_address)) for net in networks]
+    return [_network_block(network) for network in networks]
+
+
+@functools.lru_cache(maxsize=65536)
+def _network_block(network: Network) -> _Block:
+    """Cached: asked twice of every route at each reload, and `ipaddress` makes an object for each of the two numbers."""
+    return network.version, int(network.netmask), int(network.network_address)
 
 
 @functools.lru_cache(maxsize=4096)
