@@ -59,8 +59,8 @@ def check(ctx: click.Context, config: Path, routes: Path, output: str) -> None:
         print_data(
             {
                 "ok": not report.problems,
-                "problems": [attrs.asdict(problem) for problem in report.problems],
-                "warnings": [attrs.asdict(problem) for problem in report.warnings],
+                "problems": [problem.as_data() for problem in report.problems],
+                "warnings": [problem.as_data() for problem in report.warnings],
                 "revision": report.revision,
             },
             "json",

@@ -296,7 +296,7 @@ def check(ctx: click.Context, config: Path, routes: Path, days: int | None, outp
         )
         count = len(found.certificates)
     if output == "json":
-        shown = [attrs.asdict(problem) for problem in problems]
+        shown = [problem.as_data() for problem in problems]
         print_data({"ok": not problems, "problems": shown, "certificates": count}, "json")
     else:
         summary = (

@@ -11,13 +11,15 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from streamgw.config.documents import Document, digest_of, id_of
+from streamgw.config.hooks import Fittings, HookWorkshop
 from streamgw.config.pem import References
-from streamgw.config.schema import COLLECTIONS, HTTP_COLLECTIONS, Spec
+from streamgw.config.plugins import PluginSet
+from streamgw.config.schema import COLLECTIONS, HTTP_COLLECTIONS
 from streamgw.config.strict import Fault, Wrong, structure
 from streamgw.config.tls import Credentials, Look, TLSSettings, Workshop
 from streamgw.config.yaml_reader import Path
@@ -27,7 +29,12 @@ _TIMES = ("create_time", "update_time")
 
 
 def refusal(
-    collection: str, data: Mapping[str, object], *, allow_times: bool = False, directory: str = ""
+    collection: str,
+    data: Mapping[str, object],
+    *,
+    allow_times: bool = False,
+    plugins: PluginSet | None = None,
+    directory: str = "",
 ) -> str | None:
     """The `error_msg` with which this object is refused; None: nothing is wrong with it alone.
 
@@ -37,6 +44,7 @@ def refusal(
       collection: `stream_routes`, `upstreams`, `services`, `ssls`.
       data: as the client sent it, plain JSON.
       allow_times: APISIX sets `create_time` and `update_time` itself and takes them from nobody, PATCH excepted.
+      plugins: what there is to run; None: plugins are not looked at.
       directory: what `$file://` in it is relative to.
 
     Raises:
@@ -44,11 +52,17 @@ def refusal(
     """
     if not allow_times and (said := forbidden_times(data)):
         return said
-    fault = first_fault(collection, data, directory=directory)
+    fault = first_fault(collection, data, plugins=plugins, directory=directory)
     return fault.error_msg if fault is not None else None
 
 
-def first_fault(collection: str, data: Mapping[str, object], *, directory: str = "") -> Fault | None:
+def first_fault(
+    collection: str,
+    data: Mapping[str, object],
+    *,
+    plugins: PluginSet | None = None,
+    directory: str = "",
+) -> Fault | None:
     """What APISIX would complain of first. `words` is the text that its `/schema/validate` answers.
 
     Raises:
@@ -58,7 +72,9 @@ def first_fault(collection: str, data: Mapping[str, object], *, directory: str =
         spec = structure(data, COLLECTIONS[collection])
     except Wrong as wrong:
         return first_of(wrong.faults)
-    return _first_of_credentials(collection, data, spec, directory)
+    key = (collection, id_of(data.get("id")) or "object")
+    place = Source(f"{directory}/object" if directory else "object", 0)
+    return first_of(_beyond(Document(key, place, 0, data, digest_of(data), spec), plugins))
 
 
 def first_of(faults: Iterable[Fault]) -> Fault | None:
@@ -90,24 +106,25 @@ def refusal_of_http(collection: str) -> str | None:
     return f"{collection} serve HTTP only: this gateway works at layer 4; use stream_routes"
 
 
-def _first_of_credentials(
-    collection: str, data: Mapping[str, object], spec: Spec, directory: str
-) -> Fault | None:
-    """What is wrong with certificates and keys that are written in the object itself.
+def _beyond(document: Document, plugins: PluginSet | None) -> Iterator[Fault]:
+    """What is wrong with certificates, keys and plugins' options that are written in the object itself.
 
-    Those that it refers to (`$file://`, `$env://`, `client_cert_id`) are read when everything is compiled.
+    What it refers to (`$file://`, `$env://`, `client_cert_id`) is read when everything is compiled.
     """
-    key = (collection, id_of(data.get("id")) or "object")
-    document = Document(
-        key, Source(f"{directory}/object" if directory else "object", 0), 0, data, digest_of(data), spec
-    )
-    look = Look(Workshop(), References({}), TLSSettings(), datetime.now(UTC), is_complete=False)
-    faults = (fault for _, fault in Credentials(look, [document]).faults)
-    return first_of(fault for fault in faults if not _is_reference(data, fault.path))
+    references = References({})
+    look = Look(Workshop(), references, TLSSettings(), datetime.now(UTC), is_complete=False)
+    credentials = Credentials(look, [document])
+    faults = credentials.faults
+    if plugins is not None:
+        faults += Fittings(plugins, HookWorkshop(), references, credentials, [document]).faults
+    yield from (fault for _, fault in faults if not _is_reference(document.data, fault.path))
 
 
 def _is_reference(data: Mapping[str, object], path: Path) -> bool:
     value: Any = data
-    for step in path:
-        value = value[step]
+    try:
+        for step in path:
+            value = value[step]
+    except LookupError:
+        return False  # the fault is that it is missing
     return isinstance(value, str) and value.startswith("$")

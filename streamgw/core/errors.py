@@ -198,6 +198,10 @@ class Problem:
     error_msg: str = attrs.field(default="", kw_only=True, eq=False, order=False, repr=False)
     """The same for clients of the Admin API: the answer of APISIX to such an object. Empty: nobody needs it."""
 
+    def as_data(self) -> dict[str, str | int]:
+        """For programs: what `check -o json` and the status page show of it."""
+        return attrs.asdict(self, filter=lambda field, _: field.name != "error_msg")
+
     def __str__(self) -> str:
         place = self.file
         if self.line:

@@ -72,6 +72,6 @@ class StatusBoard:
 def _reload(status: ReloadStatus) -> dict[str, object]:
     shown = attrs.asdict(status)
     shown["applied_at"] = status.applied_at.isoformat(timespec="milliseconds") if status.applied_at else None
-    shown["problems"] = [attrs.asdict(problem) for problem in status.problems]
-    shown["warnings"] = [attrs.asdict(problem) for problem in status.warnings]
+    shown["problems"] = [problem.as_data() for problem in status.problems]
+    shown["warnings"] = [problem.as_data() for problem in status.warnings]
     return shown

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import attrs
 import pytest
 
 from streamgw.config.apisix import first_fault, first_of, forbidden_times, refusal, refusal_of_http
 from streamgw.config.compile import Loader
 from streamgw.config.documents import SourceFile, digest_of, validate_object
+from streamgw.config.plugins import PluginSet
+from streamgw.config.rules import integer
 from streamgw.config.strict import Fault
 from streamgw.config.tree import Tree
 from streamgw.core.errors import ConfigError
+from streamgw.core.hooks import Hooks, Plugin
 from streamgw.core.model import Revision
 from tests.support.certificates import CA_PEM, document, issue
 
@@ -53,7 +57,7 @@ BAD_KEY = "-----BEGIN PRIVATE KEY-----\n" + "hush" * 60
         ({"vars": []}, "invalid configuration: additional properties forbidden, found vars"),
         ({"upstream": []}, 'invalid configuration: property "upstream" validation failed: wrong type: expected object, got table'),
         ({"upstream": {"type": "roundrobin"}}, 'invalid configuration: property "upstream" validation failed: value should match only one schema, but matches none'),
-        ({"plugins": {"x": {}}}, "unknown plugin [x]"),
+        ({"plugins": {"x": 1}}, "invalid plugin conf 1 for plugin [x]"),
         ({"plugins": []}, 'invalid configuration: property "plugins" validation failed: wrong type: expected object, got table'),
         ({"protocol": {"name": "redis"}}, "unknown protocol [redis]"),
         ({"protocol": {}}, 'invalid configuration: property "protocol" validation failed: property "name" is required'),
@@ -157,6 +161,40 @@ def test_times_are_set_by_nobody_else(data: dict[str, Any], said: str) -> None:
 
 def test_a_patch_may_have_the_times_that_are_there() -> None:
     assert refusal("stream_routes", {"create_time": 1, "update_time": 2}, allow_times=True) is None
+
+
+@attrs.frozen
+class Doorman:
+    """Options of a plugin."""
+
+    limit: Annotated[int, integer(1)]
+    guests: tuple[str, ...] = ()
+
+
+DOORMAN = Plugin(name="doorman", priority=1, options=Doorman, build=lambda _options, _context: Hooks())
+PLUGINS = PluginSet({"doorman": DOORMAN, "off": attrs.evolve(DOORMAN, name="off")}, frozenset({"doorman"}))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"doorman": {"limit": 1}}, None),
+        ({"doorman": {"limit": 0, "_meta": {"disable": True}}}, None),
+        ({"doorman": {"limit": "$env://LIMIT"}}, None),
+        ({"doorman": {"limit": 0}}, "failed to check the configuration of stream plugin [doorman]: property \"limit\" validation failed: expected 0 to be at least 1"),
+        ({"doorman": {}}, 'failed to check the configuration of stream plugin [doorman]: property "limit" is required'),
+        ({"doorman": {"limit": 1, "x": 1}}, "failed to check the configuration of stream plugin [doorman]: additional properties forbidden, found x"),
+        ({"doorman": {"limit": 1, "guests": [1]}}, 'failed to check the configuration of stream plugin [doorman]: property "guests" validation failed: failed to validate item 1: wrong type: expected string, got number'),
+        ({"x": {}}, "unknown plugin [x]"),
+        ({"off": {}}, "unknown plugin [off]"),
+        ({"doorman": []}, "invalid plugin conf [] for plugin [doorman]"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("collection", ["stream_routes", "services"])
+def test_a_plugin_is_refused_as_apisix_does(
+    collection: str, options: dict[str, Any], said: str | None
+) -> None:
+    assert refusal(collection, {"plugins": options}, plugins=PLUGINS) == said
 
 
 def test_the_schema_speaks_before_what_the_fields_mean() -> None:

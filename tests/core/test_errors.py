@@ -78,3 +78,17 @@ def test_a_config_error_carries_every_problem_and_prints_one_per_line() -> None:
 def test_a_config_error_without_a_problem_is_our_bug() -> None:
     with pytest.raises(AssertionError, match="at least one problem"):
         ConfigError(())
+
+
+def test_programs_are_shown_a_problem_as_people_are() -> None:
+    problem = Problem(
+        "routes.d/a.yaml", 3, 5, "stream_routes[0].server_port", "no", error_msg="for the Admin API"
+    )
+
+    assert problem.as_data() == {
+        "file": "routes.d/a.yaml",
+        "line": 3,
+        "column": 5,
+        "pointer": "stream_routes[0].server_port",
+        "message": "no",
+    }
