@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -21,12 +21,16 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import attrs
 
 from streamgw.config.documents import Document, ParsedFile, SourceFile, id_of, parse_file
+from streamgw.config.hooks import Fitting, Fittings, HookWorkshop
 from streamgw.config.pem import References
+from streamgw.config.plugins import NO_PLUGINS, PluginSet
 from streamgw.config.reach import Reach
 from streamgw.config.schema import ServiceSpec, StreamRouteSpec, UpstreamSpec
 from streamgw.config.strict import Fault, nearest
 from streamgw.config.tls import Credentials, Look, TLSSettings, Workshop
+from streamgw.config.yaml_reader import Path
 from streamgw.core.errors import ConfigError, Problem
+from streamgw.core.hooks import Hooks
 from streamgw.core.model import DatagramRules, Key, Listener, Revision, Route, Upstream
 from streamgw.core.router import Router
 from streamgw.core.snapshot import Snapshot
@@ -106,6 +110,7 @@ class Loader:
 
     Args:
       tls: asked at each load: conf/config.yaml may have changed.
+      plugins: what there is to run on routes; asked at each load, too.
       wall_clock: what certificates' dates are compared with.
     """
 
@@ -115,14 +120,17 @@ class Loader:
         *,
         environ: Mapping[str, str],
         tls: Callable[[], TLSSettings] = TLSSettings,
+        plugins: Callable[[], PluginSet] = lambda: NO_PLUGINS,
         wall_clock: Callable[[], datetime] = _now,
     ) -> None:
         self._store = store
         self._environ = environ
         self._tls = tls
+        self._plugins = plugins
         self._wall_clock = wall_clock
         self._parsed: _Parsed = {}
         self._workshop = Workshop()
+        self._hook_workshop = HookWorkshop()
         self._latest: _Answer | None = None
         self._turn = threading.Lock()
         self.files: frozenset[FilePath] = frozenset()
@@ -143,7 +151,7 @@ class Loader:
                 answer = self._load(tree, listeners)
             if not answer.is_loaded:
                 self._parsed = answer.parsed
-                self._workshop.finish(forget=True)
+                self._finish(forget=True)
             self._latest = attrs.evolve(answer, is_loaded=True)
             self.files = answer.references.files
             return answer.compilation
@@ -168,9 +176,13 @@ class Loader:
         except ConfigError:
             # What could be parsed need not be parsed again when the rest is mended.
             self._parsed = self._parse(tree)
-            self._workshop.finish(forget=False)
+            self._finish(forget=False)
             self.files = references.files
             raise
+
+    def _finish(self, *, forget: bool) -> None:
+        self._workshop.finish(forget=forget)
+        self._hook_workshop.finish(forget=forget)
 
     def _known(self, revision: Revision, listeners: Sequence[Listener]) -> _Answer | None:
         """The answer of last time, if the same would come out again."""
@@ -187,7 +199,7 @@ class Loader:
 
     def _circumstances(self, listeners: Sequence[Listener]) -> tuple[object, ...]:
         """What counts beside the files and what they refer to."""
-        return tuple(listeners), self._tls()
+        return tuple(listeners), self._tls(), self._plugins()
 
     def _answer(self, tree: FileTree, listeners: Sequence[Listener], references: References) -> _Answer:
         now = self._wall_clock()
@@ -206,7 +218,11 @@ class Loader:
         files = list(parsed.values())
         is_complete = all(file.is_readable for file in files)
         look = Look(self._workshop, references, self._tls(), self._wall_clock(), is_complete)
-        return _compile(files, revision, listeners, look)
+        documents = [document for file in files for document in file.documents]
+        credentials = Credentials(look, documents)
+        fittings = Fittings(self._plugins(), self._hook_workshop, references, credentials, documents)
+        resolution = _Resolution(files, credentials, fittings, is_complete)
+        return _compile(files, revision, listeners, resolution)
 
     def _parse(self, tree: FileTree) -> _Parsed:
         """Every file, in the order of the names."""
@@ -219,16 +235,12 @@ class Loader:
 
 
 def _compile(
-    files: Sequence[ParsedFile], revision: Revision, listeners: Sequence[Listener], look: Look
+    files: Sequence[ParsedFile], revision: Revision, listeners: Sequence[Listener], resolution: _Resolution
 ) -> Compilation:
-    documents = tuple(document for file in files for document in file.documents)
-    credentials = Credentials(look, documents)
-    resolution = _Resolution(files, credentials, look.is_complete)
-    problems = [problem for file in files for problem in file.problems]
-    problems += resolution.report(resolution.faults)
-    if problems:
-        raise ConfigError(tuple(sorted(problems)))
+    credentials = resolution.credentials
+    resolution.raise_problems()
     routes = resolution.routes()
+    resolution.raise_problems()  # a plugin's own code may refuse what its options allow
     router = Router([route for _, route in routes])
     resolution.warn_of_shadows(router, routes)
     entries = tuple(credentials.entries())
@@ -237,45 +249,65 @@ def _compile(
     warnings = [warning for file in files for warning in file.warnings]
     warnings += reach.problems()
     warnings += resolution.report(resolution.warnings)
-    upstreams = {route.upstream.key: route.upstream for _, route in routes if route.upstream}
+    warnings += resolution.fittings.problems()
+    upstreams = resolution.upstreams
     nodes = (node for upstream in upstreams.values() for node in upstream.nodes)
+    hooks = (hooks for _, route in routes for hooks in route.hooks)
     snapshot = Snapshot(
-        revision=_with_credentials(revision, credentials),
+        revision=_with_digests(revision, resolution.digests),
         router=router,
         upstreams=upstreams,
+        backgrounds=tuple(dict.fromkeys(each for each in hooks if each.background is not None)),
         names=frozenset(node.host for node in nodes if node.is_looked_up),
         certificates=SNIIndex(entries, one_label=True),
         sources={document.key: document.digest for document in resolution.documents},
     )
-    return Compilation(snapshot, tuple(sorted(warnings)), documents, credentials.infos)
+    return Compilation(snapshot, tuple(sorted(warnings)), resolution.documents, credentials.infos)
 
 
-def _with_credentials(revision: Revision, credentials: Credentials) -> Revision:
+def _with_digests(revision: Revision, digests: Collection[str]) -> Revision:
     """The files of the directory are not all that counts: certificates beside it, variables, settings."""
-    if not credentials.digests:
+    if not digests:
         return revision
-    text = " ".join((revision, *sorted(credentials.digests)))
+    text = " ".join((revision, *sorted(digests)))
     return Revision(hashlib.sha256(text.encode()).hexdigest()[:32])
 
 
 class _Resolution:
     """All documents of one state, each looked at in the light of the others."""
 
-    def __init__(self, files: Sequence[ParsedFile], credentials: Credentials, is_complete: bool) -> None:
+    def __init__(
+        self, files: Sequence[ParsedFile], credentials: Credentials, fittings: Fittings, is_complete: bool
+    ) -> None:
         self.documents = tuple(document for file in files for document in file.documents)
-        self.faults: list[tuple[Document, Fault]] = credentials.faults
-        self.warnings: list[tuple[Document, Fault]] = credentials.warnings
-        self._credentials = credentials
+        self.credentials = credentials
+        self.fittings = fittings
+        self.faults: list[tuple[Document, Fault]] = credentials.faults + fittings.faults
+        self.warnings: list[tuple[Document, Fault]] = credentials.warnings + fittings.warnings
+        self.digests = credentials.digests | fittings.digests
+        self.upstreams: dict[str, Upstream] = {}
+        """By key: every one that `routes` can reach."""
+        self._file_problems = [problem for file in files for problem in file.problems]
         self._locations = {
             document.source.file: file.locations for file in files for document in file.documents[:1]
         }
         self._by_key: dict[Key, Document] = {}
-        self._upstreams: dict[Key, Upstream | None] = {}
+        self._upstreams: dict[Key, Upstream] = {}
         self._index()
         # While a file cannot be read, nobody knows what it would have defined.
         if is_complete:
             self._check_references()
         self._check_passthrough()
+
+    def raise_problems(self) -> None:
+        """Stop here if anything is wrong, with everything that is.
+
+        Raises:
+          ConfigError: it is.
+        """
+        problems = self._file_problems + self.report(self.faults)
+        if problems:
+            raise ConfigError(tuple(sorted(problems)))
 
     def report(self, found: Sequence[tuple[Document, Fault]]) -> list[Problem]:
         """Faults as problems with a file and a line."""
@@ -318,17 +350,16 @@ class _Resolution:
                 self.faults.append((document, Fault(("id",), message)))
 
     def _check_references(self) -> None:
-        dangling = [
-            (document, field, key)
-            for document in self.documents
-            for field, key in _references(document)
-            if key not in self._by_key
+        references: list[tuple[Document, Path, Key]] = [
+            (document, (field,), key) for document in self.documents for field, key in _references(document)
         ]
-        for number, (document, field, (collection, name)) in enumerate(dangling):
+        references += self.fittings.references
+        dangling = [each for each in references if each[2] not in self._by_key]
+        for number, (document, path, (collection, name)) in enumerate(dangling):
             hint = self._hint(collection, name) if number < _MAX_HINTS else ""
             kind = collection.removesuffix("s")
             words = f"failed to fetch {kind} info by {kind} id [{name}], response code: 404"
-            fault = Fault((field,), f"no {kind} has the id '{name}'{hint}", apisix=words, is_final=True)
+            fault = Fault(path, f"no {kind} has the id '{name}'{hint}", apisix=words, is_final=True)
             self.faults.append((document, fault))
 
     def _check_passthrough(self) -> None:
@@ -336,11 +367,25 @@ class _Resolution:
             spec = document.spec
             if isinstance(spec, StreamRouteSpec) and spec.status and spec.tls_passthrough:
                 upstream = self._upstream_spec_of(spec)
-                if upstream is not None and upstream.scheme == "tls":
+                if (upstream is not None and upstream.scheme == "tls") or self._plugins_speak_tls(
+                    document, spec
+                ):
                     message = (
                         "the client's TLS is handed on untouched: its upstream cannot have 'scheme: tls'"
                     )
                     self.faults.append((document, Fault(("tls_passthrough",), message)))
+
+    def _plugins_speak_tls(self, document: Document, spec: StreamRouteSpec) -> bool:
+        """A plugin of this route may send a client to an upstream with `scheme: tls`."""
+        service = self._by_key.get(("services", spec.service_id or ""))
+        return any(
+            fitting.speaks_tls or any(self._is_tls(name) for name in fitting.upstream_ids)
+            for fitting in self.fittings.of_route(document, service)
+        )
+
+    def _is_tls(self, upstream_id: str) -> bool:
+        found = self._by_key.get(("upstreams", upstream_id))
+        return found is not None and isinstance(found.spec, UpstreamSpec) and found.spec.scheme == "tls"
 
     def _upstream_spec_of(self, owner: StreamRouteSpec | ServiceSpec) -> UpstreamSpec | None:
         """As `_upstream_of`, among objects that may have faults."""
@@ -362,8 +407,14 @@ class _Resolution:
         upstream = self._upstream_of(document.key, spec)
         if upstream is None and spec.service_id is not None:
             upstream = self._upstream_of_service(document, spec.service_id)
-        if upstream is None:
+        service = self._by_key[("services", spec.service_id)] if spec.service_id is not None else None
+        fittings = self.fittings.of_route(document, service)
+        chosen = [each for fitting in fittings for each in self._upstreams_for(fitting)]
+        if upstream is not None:
+            chosen.append(upstream)
+        if not chosen:
             self.warnings.append((document, Fault((), "no upstream: every session that matches is closed")))
+        self.upstreams |= {each.key: each for each in chosen}
         return Route(
             id=document.key[1],
             match=spec.build_match(),
@@ -374,7 +425,22 @@ class _Resolution:
             service_id=spec.service_id or "",
             tls_passthrough=spec.tls_passthrough,
             udp=spec.udp.build() if spec.udp is not None else DatagramRules(),
+            hooks=tuple(self._hooks(fitting, document, service) for fitting in fittings),
         )
+
+    def _upstreams_for(self, fitting: Fitting) -> Iterator[Upstream]:
+        """What a plugin may choose among."""
+        yield from fitting.upstreams
+        for name in fitting.upstream_ids:
+            yield self._upstream_by_id(name)
+
+    def _hooks(self, fitting: Fitting, document: Document, service: Document | None) -> Hooks:
+        try:
+            return self.fittings.hooks(fitting, document, service)
+        except Exception as error:  # noqa: BLE001  the code of a plugin, perhaps not ours: it must not end the reloader
+            message = f"plugin {fitting.plugin.name} cannot be built: {error!r}"
+            self.faults.append((document, Fault(("plugins",), message)))
+            return Hooks()
 
     def _upstream_of_service(self, document: Document, service_id: str) -> Upstream | None:
         key = ("services", service_id)
@@ -387,13 +453,19 @@ class _Resolution:
 
     def _upstream_of(self, owner: Key, spec: StreamRouteSpec | ServiceSpec) -> Upstream | None:
         """The upstream that an object names or contains. Equal keys give the same value."""
-        key = owner if spec.upstream_id is None else ("upstreams", spec.upstream_id)
+        if spec.upstream_id is not None:
+            return self._upstream_by_id(spec.upstream_id)
+        if owner not in self._upstreams and spec.upstream is not None:
+            tls = self.credentials.of_upstream(owner)
+            self._upstreams[owner] = spec.upstream.build(f"{owner[0]}/{owner[1]}/upstream", tls)
+        return self._upstreams.get(owner)
+
+    def _upstream_by_id(self, name: str) -> Upstream:
+        key = ("upstreams", name)
         if key not in self._upstreams:
-            inline = spec.upstream if spec.upstream_id is None else self._by_key[key].spec
-            assert inline is None or isinstance(inline, UpstreamSpec), "the collection decides the class"
-            name = "/".join(key) if spec.upstream_id is not None else f"{owner[0]}/{owner[1]}/upstream"
-            tls = self._credentials.of_upstream(key)
-            self._upstreams[key] = inline.build(name, tls) if inline is not None else None
+            spec = self._by_key[key].spec
+            assert isinstance(spec, UpstreamSpec), "the collection decides the class"
+            self._upstreams[key] = spec.build("/".join(key), self.credentials.of_upstream(key))
         return self._upstreams[key]
 
 

@@ -194,12 +194,16 @@ def _collections(
         elif name in HTTP_COLLECTIONS:
             http_only.append(name)
         else:
-            warnings.append(Fault((name,), "does nothing: this version has no plugins", at_key=True))
+            warnings.append(Fault((name,), f"does nothing: {_INSTEAD[name]}", at_key=True))
     if http_only:
         message = f"HTTP only, does nothing at layer 4: {', '.join(http_only)}"
         warnings.append(Fault((http_only[0],), message, at_key=True))
 
 
+_INSTEAD = {
+    "plugins": "stream_plugins of config.yaml says which plugins are on",
+    "secrets": "values are taken from $env://NAME and $file://PATH",
+}
 _KNOWN_NAMES = (*COLLECTIONS, *HTTP_COLLECTIONS, *UNUSED_COLLECTIONS)
 
 

@@ -29,6 +29,7 @@ from streamgw.config.balancing import (
 )
 from streamgw.config.datagrams import DatagramSpec
 from streamgw.config.nodes import Nodes
+from streamgw.config.plugins import Plugins
 from streamgw.config.rules import (
     AnyMapping,
     Count,
@@ -90,23 +91,6 @@ def _protocol(value: object) -> NoReturn:
     raise Wrong(Fault(("name",), message, apisix=message, is_final=True))
 
 
-def _plugins(value: object) -> tuple[str, ...]:
-    """The names of plugins that are written but disabled. This version has none that could run."""
-    faults = []
-    disabled = []
-    for name, options in mapping(value).items():
-        meta = options.get("_meta") if isinstance(options, Mapping) else None
-        if isinstance(meta, Mapping) and meta.get("disable") is True:
-            disabled.append(name)
-        else:
-            # Never ignored: a route without its ip-restriction is open to everybody.
-            message = f"unknown plugin [{name}]"
-            faults.append(Fault((name,), message, at_key=True, apisix=message, is_final=True))
-    if faults:
-        raise Wrong(*faults)
-    return tuple(disabled)
-
-
 _PROTOCOL_SCHEMA: Schema = {"not": {}, "description": "Protocols inside of streams are not available."}
 _APISIX_PROTOCOL_SCHEMA: Schema = {
     "type": "object",
@@ -142,7 +126,6 @@ PemCertificate: TypeAlias = Annotated[str, _pem(128)]
 PemKey: TypeAlias = Annotated[str, _pem(64)]
 ALPN: TypeAlias = Annotated[str, text(1, 255)]
 """RFC 7301: 1 to 255 bytes."""
-Plugins: TypeAlias = Annotated[tuple[str, ...], Stated(_plugins, {"type": "object"})]
 _NO_DISCOVERY = "service discovery is not available in this version; list nodes"
 
 
@@ -422,8 +405,6 @@ def _too_few(name: str) -> str:
 
 
 def _warn_of_parts(spec: ServiceSpec | StreamRouteSpec) -> Iterator[Fault]:
-    for name in spec.plugins:
-        yield Fault(("plugins", name), "disabled, and this version does not have it", at_key=True)
     if spec.upstream is None:
         return
     if spec.upstream_id is not None:
@@ -511,12 +492,36 @@ def _check_versions(protocols: tuple[str, ...] | None) -> Iterator[Fault]:
         yield Fault(("ssl_protocols",), "expected versions without a gap between them")
 
 
-Spec: TypeAlias = StreamRouteSpec | UpstreamSpec | ServiceSpec | SSLSpec
+@attrs.frozen(kw_only=True)
+class PluginMetadataSpec:
+    """What every use of one plugin shares. The plugin says which fields there are: `config/hooks.py` looks at them."""
+
+    is_open: ClassVar[bool] = True
+    id: Id | None = None
+    name: Name | None = None
+    desc: Description | None = None
+    labels: Labels | None = None
+    create_time: Time | None = None
+    update_time: Time | None = None
+    expire_time: Time | None = None
+
+    def warnings(self) -> Iterator[Fault]:
+        """None of its own."""
+        return iter(())
+
+    @classmethod
+    def common(cls) -> frozenset[str]:
+        """The fields that are not the plugin's."""
+        return frozenset(field.name for field in attrs.fields(cls))
+
+
+Spec: TypeAlias = StreamRouteSpec | UpstreamSpec | ServiceSpec | SSLSpec | PluginMetadataSpec
 COLLECTIONS: Mapping[str, type[Spec]] = {
     "stream_routes": StreamRouteSpec,
     "upstreams": UpstreamSpec,
     "services": ServiceSpec,
     "ssls": SSLSpec,
+    "plugin_metadata": PluginMetadataSpec,
 }
 HTTP_COLLECTIONS = ("routes", "consumers", "plugin_configs", "global_rules", "consumer_groups", "protos")
-UNUSED_COLLECTIONS = ("plugins", "plugin_metadata", "secrets")
+UNUSED_COLLECTIONS = ("plugins", "secrets")

@@ -7,7 +7,8 @@ or raises `Wrong`, hung on the type with `Annotated`:
     server_port: Annotated[int, integer(1, 65535)]
 
 A class whose fields depend on each other has a method `check() -> Iterator[Fault]`, asked once every single field is
-right, and may list names that it accepts elsewhere in `also_known`. A field that may be absent has the default None,
+right, and may list names that it accepts elsewhere in `also_known`; one that is `is_open` has fields that are read
+elsewhere. A field that may be absent has the default None,
 but `null` in the file is a fault: `server_port:` with nothing behind it is more often a slip than a wish.
 
 A rule that is `Stated` says the same as a JSON Schema. From that, `config/json_schema.py` makes the schema that editors
@@ -192,8 +193,9 @@ def _faults_of(error: BaseException, path: Path) -> Iterator[Fault]:
 
 
 def _structure_class(kind: _Kind, converter: cattrs.Converter) -> _Hook:
+    is_closed = not getattr(kind, "is_open", False)
     fill = make_dict_structure_fn(
-        kind, converter, _cattrs_forbid_extra_keys=True, _cattrs_detailed_validation=True
+        kind, converter, _cattrs_forbid_extra_keys=is_closed, _cattrs_detailed_validation=True
     )
     check = getattr(kind, "check", None)
 

@@ -120,6 +120,12 @@ class Credentials:
         """How the upstream that this object is or contains speaks TLS; None: it does not, or has a fault."""
         return self._upstreams.get(owner)
 
+    def of_options(self, document: Document, path: Path, spec: UpstreamSpec) -> UpstreamTLS | None:
+        """How an upstream in the options of a plugin speaks TLS; None: it does not, or has a fault."""
+        if spec.scheme != "tls":
+            return None
+        return self._upstream_tls(document, (*path, "tls"), spec.tls or UpstreamTLSSpec())
+
     def entries(self) -> Iterator[tuple[str, Certificate]]:
         """Each name once, with the certificate that is served for it: the first in order."""
         seen: set[str] = set()

@@ -133,8 +133,9 @@ class PluginContext:
     (`core.variables.lookup`). Empty: it has none."""
     key: str
     """Of the object whose options these are, a prefix for `UpstreamUse.key`: `stream_routes/1/plugins/traffic-split`."""
-    metadata: Mapping[str, object]
-    """The plugin's object of `plugin_metadata`, as written; empty if there is none."""
+    metadata: object
+    """What all uses of the plugin share (`plugin_metadata`): a value of `Plugin.metadata`, with its defaults if there is no
+    such object; None: the plugin has no metadata."""
     services: PluginServices
 
 
@@ -176,6 +177,6 @@ class Plugin(Generic[OptionsT]):
     start nothing and change nothing."""
     version: str = "0.1"
     metadata: type[object] | None = None
-    """An attrs class for its object of `plugin_metadata`; None: it has none."""
+    """An attrs class for its object of `plugin_metadata`, every field with a default; None: it has none."""
     upstreams: Callable[[OptionsT], Iterator[UpstreamUse]] = _no_upstreams
     """Every upstream that `UseUpstream` may name."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import attrs
 
+from streamgw.core.hooks import Hooks
 from streamgw.core.model import Certificate, Key, Revision, Upstream
 from streamgw.core.router import Router
 from streamgw.core.sni import SNIIndex
@@ -27,6 +28,8 @@ class Snapshot:
     """By server name, one label per wildcard. The first candidate is the one that is served."""
     sources: Mapping[Key, str]
     """(collection, id) → digest of that object as written: what `route add --wait` waits for."""
+    backgrounds: tuple[Hooks, ...] = ()
+    """Those hooks of routes that want a task beside the sessions."""
     names: frozenset[str] = frozenset()
     """Every node name that has to be looked up. Gathered with the snapshot, off the event loop: asking 10,000 upstreams
     at the swap stalled every session for 50 to 150 ms."""

@@ -103,7 +103,7 @@ stream_routes:
           port: '80'
           weight: 1
   - id: two
-    plugins: {key-auth: {}}
+    plugins: {limit-conn: 7}
   - nothing
 stream_route: []
 upstreams: {a: 1}
@@ -113,7 +113,7 @@ services: 0
     assert problems(text) == [
         "routes.d/a.yaml:2:5 stream_routes[0].server_prot: unknown field 'server_prot', did you mean 'server_port'?",
         "routes.d/a.yaml:7:17 stream_routes[0].upstream.nodes[1].port: expected an integer 1–65535, got '80'",
-        "routes.d/a.yaml:10:15 stream_routes[1].plugins.key-auth: unknown plugin [key-auth]",
+        "routes.d/a.yaml:10:27 stream_routes[1].plugins.limit-conn: expected a mapping with the options of the plugin, got 7",
         "routes.d/a.yaml:11:5 stream_routes[2]: expected a mapping, got text",
         "routes.d/a.yaml:12:1 stream_route: unknown field 'stream_route', did you mean 'stream_routes'?",
         "routes.d/a.yaml:13:12 upstreams: expected a list, got a mapping",
@@ -160,10 +160,14 @@ def test_collections_for_http_are_named_in_one_warning() -> None:
 
 
 def test_plugins_and_secrets_are_named() -> None:
-    assert warnings("plugins: [{name: x}]\nplugin_metadata: [{}]\nsecrets: [{}]") == [
-        f"routes.d/a.yaml:{line}:1 {name}: does nothing: this version has no plugins"
-        for line, name in enumerate(("plugins", "plugin_metadata", "secrets"), 1)
+    assert warnings("plugins: [{name: x}]\nsecrets: [{}]") == [
+        "routes.d/a.yaml:1:1 plugins: does nothing: stream_plugins of config.yaml says which plugins are on",
+        "routes.d/a.yaml:2:1 secrets: does nothing: values are taken from $env://NAME and $file://PATH",
     ]
+
+
+def test_metadata_of_a_plugin_has_fields_of_its_own() -> None:
+    assert warnings("plugin_metadata: [{id: syslog, log_format: {host: $host}}]") == []
 
 
 def test_settings_without_effect_have_their_line() -> None:

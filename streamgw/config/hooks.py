@@ -1,0 +1,293 @@
+"""Which hooks a route gets: the plugins that it and its service name, their options read, in the order in which they run.
+
+A route's plugin replaces the service's of the same name as a whole, options and `_meta`. Hooks are made once and kept as
+long as everything they were made of stays the same, so that what a plugin counts survives every other edit.
+
+Source:
+  APISIX `apisix/plugin.lua` (`merge_service_stream_route`, `stream_plugin_checker`, order, `_meta`), `apisix/secret.lua`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path as FilePath
+
+import attrs
+
+from streamgw.config.documents import Document
+from streamgw.config.kept import Kept
+from streamgw.config.pem import References, digest_of
+from streamgw.config.plugins import AnyPlugin, PluginSet, PluginUse
+from streamgw.config.schema import PluginMetadataSpec, ServiceSpec, StreamRouteSpec, UpstreamSpec
+from streamgw.config.strict import Fault, Wrong, structure
+from streamgw.config.tls import Credentials
+from streamgw.config.yaml_reader import Path
+from streamgw.core.errors import Problem
+from streamgw.core.hooks import Hooks, PluginContext, UpstreamUse
+from streamgw.core.model import Key, Upstream
+from streamgw.core.variables import NAMES, ROUTE_VARIABLES, lookup
+
+
+class HookWorkshop:
+    """What is kept from load to load. Not for two threads at once."""
+
+    def __init__(self) -> None:
+        self.options: Kept[object] = Kept()
+        self.hooks: Kept[Hooks] = Kept()
+
+    def finish(self, *, forget: bool) -> None:
+        """A load is over: see `Kept.finish`."""
+        self.options.finish(forget=forget)
+        self.hooks.finish(forget=forget)
+
+
+@attrs.frozen
+class Fitting:
+    """One plugin of one object, its options read."""
+
+    plugin: AnyPlugin
+    use: PluginUse
+    owner: str
+    """`stream_routes/1/plugins/limit-conn`."""
+    options: object = attrs.field(repr=False)
+    text: str = attrs.field(repr=False)
+    """The options as JSON, references resolved: equal texts mean the same."""
+    upstream_ids: tuple[str, ...]
+    """Of `upstreams`, to be had ready for `UseUpstream`."""
+    upstreams: tuple[Upstream, ...]
+    """Described on the spot."""
+    speaks_tls: bool
+    """One of these does."""
+
+    @property
+    def priority(self) -> int:
+        """Where among the plugins of its route it runs."""
+        return self.plugin.priority if self.use.meta.priority is None else self.use.meta.priority
+
+
+class Fittings:
+    """The plugins of every object of one state.
+
+    Args:
+      plugins: what there is.
+      workshop: what earlier loads made.
+      references: what `$env://` and `$file://` stand for.
+      credentials: TLS of the upstreams that options describe; their faults go there.
+    """
+
+    def __init__(
+        self,
+        plugins: PluginSet,
+        workshop: HookWorkshop,
+        references: References,
+        credentials: Credentials,
+        documents: Sequence[Document],
+    ) -> None:
+        self.faults: list[tuple[Document, Fault]] = []
+        self.warnings: list[tuple[Document, Fault]] = []
+        self.references: list[tuple[Document, Path, Key]] = []
+        """Objects that options refer to, and where."""
+        self.digests: set[str] = set()
+        """Of everything that options took from outside of the documents."""
+        self._plugins = plugins
+        self._workshop = workshop
+        self._references = references
+        self._credentials = credentials
+        self._metadata: dict[str, tuple[object, str]] = {}
+        self._by_key: dict[Key, tuple[Fitting, ...]] = {}
+        for document in documents:
+            if isinstance(document.spec, PluginMetadataSpec):
+                self._add_metadata(document)
+        for document in documents:
+            if isinstance(document.spec, StreamRouteSpec | ServiceSpec):
+                self._by_key[document.key] = tuple(self._fit_all(document, document.spec.plugins))
+
+    def of_route(self, route: Document, service: Document | None) -> tuple[Fitting, ...]:
+        """What runs on a route, in its order: by priority, then by name."""
+        assert isinstance(route.spec, StreamRouteSpec), "the collection decides the class"
+        shared = self._by_key.get(service.key, ()) if service is not None else ()
+        fittings = {each.plugin.name: each for each in shared}
+        for use in route.spec.plugins:
+            fittings.pop(use.name, None)  # also one that is disabled here
+        fittings |= {each.plugin.name: each for each in self._by_key[route.key]}
+        return tuple(sorted(fittings.values(), key=lambda each: (-each.priority, each.plugin.name)))
+
+    def hooks(self, fitting: Fitting, route: Document, service: Document | None) -> Hooks:
+        """What a plugin does on this route: the record of an earlier load, if it was made of the same."""
+        known = self._known(route, service)
+        metadata, metadata_text = self._metadata_of(fitting.plugin)
+        key = digest_of(
+            *(fitting.owner, fitting.text, fitting.use.meta_text, json.dumps(known), metadata_text),
+        )
+
+        def make() -> Hooks:
+            context = PluginContext(
+                known=known, key=fitting.owner, metadata=metadata, services=self._plugins.services
+            )
+            hooks = fitting.plugin.build(fitting.options, context)
+            condition = fitting.use.meta.filter
+            applies = condition.bind(lambda name: lookup(name, known)) if condition is not None else None
+            return attrs.evolve(hooks, plugin=fitting.plugin.name, applies=applies)
+
+        return self._workshop.hooks.get(key, make)
+
+    def problems(self) -> tuple[Problem, ...]:
+        """Warnings about the plugins themselves."""
+        return self._plugins.warnings
+
+    def _known(self, route: Document, service: Document | None) -> Mapping[str, str]:
+        """The variables that are the same for every client of a route. `ROUTE_VARIABLES` names them."""
+        return {
+            "route_id": route.key[1],
+            "route_name": _name(route),
+            "service_id": service.key[1] if service else "",
+            "service_name": _name(service) if service else "",
+            "hostname": self._plugins.services.hostname,
+        }
+
+    # Metadata
+
+    def _add_metadata(self, document: Document) -> None:
+        plugin = self._plugins.installed.get(document.key[1])
+        if plugin is None or plugin.metadata is None:
+            what = "no plugin of this name" if plugin is None else "this plugin has no metadata"
+            self._warn(document, (), f"does nothing: {what}")
+            return
+        content = {
+            name: value for name, value in document.data.items() if name not in PluginMetadataSpec.common()
+        }
+        try:
+            data, text, _ = self._resolve(document, content)
+            self._metadata[plugin.name] = structure(data, plugin.metadata), text
+        except Wrong as wrong:
+            self.faults += ((document, fault) for fault in wrong.faults)
+
+    def _metadata_of(self, plugin: AnyPlugin) -> tuple[object, str]:
+        if plugin.metadata is None:
+            return None, ""
+        if plugin.name not in self._metadata:
+            self._metadata[plugin.name] = structure({}, plugin.metadata), ""
+        return self._metadata[plugin.name]
+
+    # Options
+
+    def _fit_all(self, document: Document, uses: Sequence[PluginUse]) -> Iterator[Fitting]:
+        for use in uses:
+            path = ("plugins", use.name)
+            try:
+                fitting = self._fit(document, path, use)
+            except Wrong as wrong:
+                if not use.meta.disable:
+                    self.faults += ((document, fault.under(path)) for fault in wrong.faults)
+                    continue
+                for fault in wrong.faults:  # tolerated, as in APISIX: somebody is in the middle of something
+                    message = f"disabled, and would be refused otherwise: {fault.message}"
+                    self.warnings.append((document, attrs.evolve(fault, message=message).under(path)))
+            else:
+                if not use.meta.disable:
+                    yield fitting
+
+    def _fit(self, document: Document, path: Path, use: PluginUse) -> Fitting:
+        plugin = self._plugins.find(use.name)
+        data, text, referring = self._resolve(document, use.options)
+        try:
+            options = self._workshop.options.get(
+                digest_of(plugin.name, text), lambda: structure(data, plugin.options)
+            )
+        except Wrong as wrong:
+            raise Wrong(*(_of_plugin(_masked(fault, referring), plugin) for fault in wrong.faults)) from None
+        if use.meta.disable:
+            return Fitting(plugin, use, "", options, text, (), (), speaks_tls=False)
+        self._warn_of_meta(document, path, use)
+        for warning in getattr(options, "warnings", tuple)():
+            self.warnings.append((document, warning.under(path)))
+        owner = "/".join((*document.key, *map(str, path)))
+        uses = tuple(plugin.upstreams(options))
+        for each in uses:
+            if each.id:
+                self.references.append((document, (*path, *each.path), ("upstreams", each.id)))
+        described = [self._describe(document, plugin, owner, each) for each in uses if not each.id]
+        return Fitting(
+            plugin=plugin,
+            use=use,
+            owner=owner,
+            options=options,
+            text=text,
+            upstream_ids=tuple(each.id for each in uses if each.id),
+            upstreams=tuple(upstream for upstream in described if upstream is not None),
+            speaks_tls=any(upstream is not None and upstream.tls is not None for upstream in described),
+        )
+
+    def _describe(
+        self, document: Document, plugin: AnyPlugin, owner: str, use: UpstreamUse
+    ) -> Upstream | None:
+        """An upstream that options describe: everything that one of a route may have."""
+        path: Path = ("plugins", plugin.name)
+        where = (*path, *use.path)
+        try:
+            spec = structure(use.options, UpstreamSpec)
+        except Wrong as wrong:
+            inside = (_of_plugin(fault.under(use.path), plugin) for fault in wrong.faults)
+            self.faults += ((document, fault.under(path)) for fault in inside)
+            return None
+        self.warnings += ((document, fault.under(where)) for fault in spec.warnings())
+        return spec.build(use.key(owner), self._credentials.of_options(document, where, spec))
+
+    def _warn_of_meta(self, document: Document, path: Path, use: PluginUse) -> None:
+        if use.meta.error_response is not None:
+            self._warn(document, (*path, "_meta", "error_response"), "does nothing at layer 4")
+        unknown = (
+            use.meta.filter.variables - NAMES - set(ROUTE_VARIABLES) - {"hostname"} if use.meta.filter else ()
+        )
+        for name in sorted(unknown):
+            self._warn(
+                document, (*path, "_meta", "filter"), f"no variable '{name}' at layer 4: it never has a value"
+            )
+
+    def _resolve(
+        self, document: Document, options: Mapping[str, object]
+    ) -> tuple[Mapping[str, object], str, Mapping[Path, str]]:
+        """Options with references replaced by what they stand for, the same as text, and where there was one."""
+        found: dict[Path, str] = {}
+        directory = FilePath(document.source.file).parent
+
+        def resolved(value: object, path: Path) -> object:
+            if isinstance(value, dict):
+                return {key: resolved(item, (*path, key)) for key, item in value.items()}
+            if isinstance(value, list):
+                return [resolved(item, (*path, at)) for at, item in enumerate(value)]
+            if isinstance(value, str) and value.startswith("$") and "://" in value:
+                found[path] = value
+                try:
+                    return self._references.resolve(value, directory).text
+                except Wrong as wrong:
+                    raise Wrong(*(fault.under(path) for fault in wrong.faults)) from None
+            return value
+
+        data = {key: resolved(value, (key,)) for key, value in options.items()}
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+        if found:
+            self.digests.add(digest_of(text))
+        return data, text, found
+
+    def _warn(self, document: Document, path: Path, message: str) -> None:
+        self.warnings.append((document, Fault(path, message)))
+
+
+def _of_plugin(fault: Fault, plugin: AnyPlugin) -> Fault:
+    words = f"failed to check the configuration of stream plugin [{plugin.name}]: {fault.words}"
+    return attrs.evolve(fault, apisix=words, is_final=True)
+
+
+def _masked(fault: Fault, referring: Mapping[Path, str]) -> Fault:
+    """Nothing that a reference stands for is shown: it may be a password."""
+    for path, reference in referring.items():
+        if fault.path[: len(path)] == path:
+            return Fault(path, f"what {reference} stands for is not what is expected here")
+    return fault
+
+
+def _name(document: Document) -> str:
+    assert isinstance(document.spec, StreamRouteSpec | ServiceSpec), "asked of nothing else"
+    return document.spec.name or ""
