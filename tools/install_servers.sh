@@ -12,6 +12,7 @@ exec "$(dirname "$0")/debian_install.sh" \
     redis-server redis-tools \
     mosquitto mosquitto-clients \
     openssh-server openssh-client \
+    chromium \
     dnsmasq-base unbound bind9-dnsutils dnsperf \
     rsyslog bsdutils freeradius freeradius-utils sip-tester \
     iperf3 wrk gcc libc6-dev libssl-dev \

@@ -3,6 +3,7 @@
 const BASE = new URL("..", document.baseURI);
 const SLOT = "streamgw.key";
 const TIMEOUT_MS = 10_000;
+const SILENCE_MS = 60_000; // the gateway breaks a silence after 20 s: without a word for this long, nobody is there
 const RETRY_MS = { least: 500, most: 15_000 };
 
 let remembered = "";
@@ -79,6 +80,7 @@ export class Feed {
   #socket = null;
   #retryAt = 0;
   #failures = 0;
+  #heardAt = 0;
 
   constructor({ kinds, onevent, onstate }) {
     this.kinds = kinds;
@@ -92,6 +94,7 @@ export class Feed {
 
   /** Open it, unless it is open, being opened, or was lost a moment ago. Browsers send no headers: the key is in the address. */
   open() {
+    if (this.isOpen && Date.now() - this.#heardAt > SILENCE_MS) this.close();
     if (this.#socket !== null || Date.now() < this.#retryAt) return;
     const url = new URL("streamgw/v1/events", BASE);
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
@@ -101,9 +104,13 @@ export class Feed {
     this.#socket = socket;
     socket.onopen = () => {
       this.#failures = 0;
-      this.onstate(true);
+      this.#heardAt = Date.now();
+      this.onstate();
     };
-    socket.onmessage = (message) => this.onevent(parse(message.data));
+    socket.onmessage = (message) => {
+      this.#heardAt = Date.now();
+      this.onevent(parse(message.data));
+    };
     socket.onclose = () => this.#lost(socket);
   }
 
@@ -121,6 +128,6 @@ export class Feed {
     this.#socket = null;
     this.#retryAt = Date.now() + pause(this.#failures);
     this.#failures += 1;
-    this.onstate(false);
+    this.onstate();
   }
 }

@@ -177,7 +177,7 @@ function askAbout(row, killing, kill) {
     h("h2", { id: "session-title" }, killing ? "Kill this session?" : "Session"),
     killing ? h("p", {}, "Both sides are reset at once. What is on its way is lost; the client may well come back.") : "",
     h("dl", {}, facts.map(([name, value]) => [h("dt", {}, name), h("dd", { class: "mono" }, value)])),
-    h("div", { class: "actions" }, killing ? null : explain, cancel, h("button", { type: "button", class: "danger", onclick: end }, killing ? "Kill it" : "Kill")),
+    h("div", { class: "actions" }, killing ? null : explain, cancel, h("button", { type: "button", class: killing ? "danger sure" : "danger", onclick: end }, killing ? "Kill it" : "Kill")),
   );
   dialog.showModal();
   cancel.focus();

@@ -45,7 +45,7 @@ export function makeConfiguration({ model, ask, toast, failed, wake }) {
     render() {
       if (model.status === null) return;
       for (const each of cards) each.render();
-      const kinds = Object.entries(model.status.objects ?? {}).map(([kind, ids]) => `${count(Object.keys(ids).length)} ${kind}`);
+      const kinds = Object.entries(model.status.objects ?? {}).map(([kind, ids]) => `${kind}: ${count(Object.keys(ids).length)}`);
       say(objects, kinds.join(", "));
     },
   };
@@ -61,9 +61,9 @@ export function makeConfiguration({ model, ask, toast, failed, wake }) {
       const { state: what, revision, applied_at: at, reloads, rejected, problems: wrong, warnings: doubtful } = state();
       mark.className = `state ${what}`;
       say(mark, what);
-      const runs = revision ? `Revision ${revision.slice(0, 8)} runs` : "What the gateway started with runs";
-      const since = at ? `, since ${moment(at)}` : "";
-      say(line, `${runs}${since}. ${count(reloads)} change${reloads === 1 ? "" : "s"} applied, ${count(rejected)} rejected.`);
+      const runs = revision ? `Revision ${revision.slice(0, 8)} runs` : "It runs";
+      const since = at ? `since ${moment(at)}` : "as read at the start";
+      say(line, `${runs} ${since}. ${count(reloads)} change${reloads === 1 ? "" : "s"} applied, ${count(rejected)} rejected.`);
       problems.show(wrong.slice(0, 200));
       warnings.show(doubtful.slice(0, 200));
       problemsPart.hidden = !wrong.length;
