@@ -1,8 +1,4 @@
-"""What a write will do to the directory, decided before anything is touched.
-
-A plan is made of one state of the directory and holds for that state only: whoever carries it out looks first whether
-it is still what it was. So what was checked is what is written, whatever editors do meanwhile.
-"""
+"""What a write will do to the directory, decided before anything is touched."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -138,19 +138,20 @@ class Store:
         """A whole file, put in place of what stands there. Raises NotEditable: that is a link."""
         return self._planner.file(name, content, survey.moment)
 
-    def carry_out(self, plan: Plan) -> Path:
-        """Make a planned write. Returns the file.
+    def change(self, plan: Callable[[Survey], Plan], check: Callable[[Plan], None]) -> None:
+        """Plan a write, check it, make it: under one lock, so that no other streamgw writes in between.
+
+        An editor takes no lock. When it changes the very file meanwhile, nothing is written; when it changes another one,
+        the next load sees both.
 
         Raises:
-          Stale: the directory is not what it was when this was planned: plan again.
-          AlreadyExists, StoreError: like `put`.
+          Stale, AlreadyExists, StoreError: like `put`. What `plan` and `check` raise comes through; nothing is written.
         """
         with self._locked():
-            state = read_state(self.directory, self._disk, plan.before)
-            if state.contents is not plan.before.contents:
-                raise Stale(f"{self.directory}: changed meanwhile; nothing was written")
-            self._make(plan, state.strays)
-        return plan.change.path
+            survey = self.survey()
+            planned = plan(survey)
+            check(planned)
+            self._make(planned, survey.moment.state.strays)
 
     # At once
 

@@ -44,6 +44,8 @@ class Made:
     data: Mapping[str, object] = attrs.field(factory=dict)
     """The object as it stands in its file now."""
     is_new: bool = False
+    concerns: tuple[Key, ...] = ()
+    """Every object that is another one now, or gone."""
     awaited: tuple[tuple[Key, str | None], ...] = ()
     """What every worker has to run for this to be live: digests of objects, None: without it."""
 
@@ -99,11 +101,9 @@ class Changes:
                 if old is not None:
                     raise
                 raise bad(f"invalid configuration: {error}") from error
-            return planned, Made(key, {**data, "id": key[1]}, is_new=old is None)
+            return planned, Made(key, {**data, "id": key[1]}, is_new=old is None, concerns=(key,))
 
-        planned, made, compilation = self._make(plan, key)
-        del planned
-        return attrs.evolve(made, awaited=((key, compilation.snapshot.sources[key]),))
+        return self._make(plan, key)
 
     def remove(self, key: Key, allow: Callable[[Survey, Located], None]) -> Made:
         """Delete an object, if `allow` does not raise.
@@ -117,9 +117,9 @@ class Changes:
             if located is None:
                 raise key_not_found()
             allow(survey, located)
-            return self._store.plan_delete(survey, key), Made(key, awaited=((key, None),))
+            return self._store.plan_delete(survey, key), Made(key, concerns=(key,))
 
-        return self._make(plan, key)[1]
+        return self._make(plan, key)
 
     def replace_file(self, name: str, render: Callable[[Survey], tuple[bytes, Made]]) -> Made:
         """Put a whole file in place.
@@ -132,26 +132,33 @@ class Changes:
             content, made = render(survey)
             return self._store.plan_file(survey, name, content), made
 
-        _, made, compilation = self._make(plan, None)
-        sources = compilation.snapshot.sources
-        return attrs.evolve(made, awaited=tuple((key, sources.get(key)) for key, _ in made.awaited))
+        return self._make(plan, None)
 
-    def _make(
-        self, plan: Callable[[Survey], tuple[Plan, Made]], key: Key | None
-    ) -> tuple[Plan, Made, Compilation]:
+    def _make(self, decide: Callable[[Survey], tuple[Plan, Made]], key: Key | None) -> Made:
+        made: Made | None = None
+
+        def plan(survey: Survey) -> Plan:
+            nonlocal made
+            planned, made = decide(survey)
+            return planned
+
+        def check(planned: Plan) -> None:
+            nonlocal made
+            assert made is not None, "planned before"
+            sources = self._compile(planned, key).snapshot.sources
+            made = attrs.evolve(made, awaited=tuple((key, sources.get(key)) for key in made.concerns))
+
         for _ in range(ATTEMPTS):
             try:
-                planned, made = plan(self._store.survey())
-                compilation = self._compile(planned, key)
-                self._store.carry_out(planned)
+                self._store.change(plan, check)
             except Stale:
                 continue
             except AlreadyExists:
                 raise
             except StoreError as error:
                 raise refused(error) from error
-            else:
-                return planned, made, compilation
+            assert made is not None, "planned before"
+            return made
         raise RequestError(
             HTTPStatus.CONFLICT, f"{self._store.directory}: keeps changing; nothing was written"
         )

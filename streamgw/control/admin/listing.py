@@ -31,7 +31,7 @@ def show(located: Located) -> Shown:
     it was there before. `modifiedIndex` is when its file was changed, in milliseconds.
     """
     created = located.data.get("create_time")
-    modified_ms = located.entry.changed_ns[0] // 1_000_000
+    modified_ms = located.entry.modified_ns // 1_000_000
     created_ms = min(created * 1000, modified_ms) if type(created) is int else 1
     return {
         **show_value(located.key, located.data),
