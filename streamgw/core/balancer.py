@@ -213,8 +213,9 @@ class _LeastConn:
         del facts
         at = self._next
         self._next = (at + 1) % len(self._nodes)
-        nodes = self._nodes[at:] + self._nodes[:at]
-        return iter(_cheapest_first(nodes, load, lambda node: load.active(node) + 1))
+        nodes = _up(self._nodes[at:] + self._nodes[:at], load)
+        nodes.sort(key=lambda node: (load.active(node) + 1) / _weight(node, load))
+        return iter(nodes)
 
 
 class _Quickest:
@@ -234,24 +235,20 @@ class _Quickest:
 
     def order(self, facts: Facts, load: Load) -> Iterator[Node]:
         del facts
-        nodes = [node for node in self._nodes if load.is_steady or load.is_up(node)]
-        if len(nodes) > 1:
-            # The two go to the front; the sort is stable, so equals stay in random order.
-            for at in (0, 1):
-                other = at + self._randrange(len(nodes) - at)
-                nodes[at], nodes[other] = nodes[other], nodes[at]
-        ordered = _cheapest_first(
-            nodes[:2], load, lambda node: load.latency_s(node) * (load.active(node) + 1)
-        )
-        ordered += _cheapest_first(
-            nodes[2:], load, lambda node: load.latency_s(node) * (load.active(node) + 1)
-        )
-        return iter(ordered)
+        nodes = _up(self._nodes, load)
+        for at in range(min(2, len(nodes))):
+            other = at + self._randrange(len(nodes) - at)
+            nodes[at], nodes[other] = nodes[other], nodes[at]
+
+        def cost(node: Node) -> float:
+            return load.latency_s(node) * (load.active(node) + 1) / _weight(node, load)
+
+        return iter(sorted(nodes[:2], key=cost) + sorted(nodes[2:], key=cost))
 
 
-def _cheapest_first(nodes: Sequence[Node], load: Load, cost: Callable[[Node], float]) -> list[Node]:
-    """By cost per weight; a tie keeps the order given. Those that are not up are left out."""
-    if load.is_steady:
-        return sorted(nodes, key=lambda node: cost(node) / node.weight)
-    up = filter(load.is_up, nodes)
-    return sorted(up, key=lambda node: cost(node) / (node.weight * load.share(node)))
+def _up(nodes: Sequence[Node], load: Load) -> list[Node]:
+    return list(nodes) if load.is_steady else [node for node in nodes if load.is_up(node)]
+
+
+def _weight(node: Node, load: Load) -> float:
+    return node.weight if load.is_steady else node.weight * load.share(node)
