@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 
 from streamgw.config.compile import Loader
 from streamgw.config.store import Store
-from streamgw.control.admin.resources import build_admin_routes
+from streamgw.control.admin.api import AdminAPI
 from streamgw.core.model import Listener
 from tests.support.fake_fleet import FakeFleet
 
@@ -42,15 +42,14 @@ class Desk:
         self.fleet = FakeFleet(lambda: self.loader.load(listeners).snapshot.sources)
         self.clock = Clock()
         self.listeners = listeners
-        app = Starlette(
-            routes=build_admin_routes(
-                self.store,
-                check=self.loader.check,
-                fleet=self.fleet,
-                listeners=lambda: self.listeners,
-                wall_clock=self.clock,
-            )
+        self.api = AdminAPI(
+            self.store,
+            check=self.loader.check,
+            fleet=self.fleet,
+            listeners=lambda: self.listeners,
+            wall_clock=self.clock,
         )
+        app = Starlette(routes=self.api.routes())
         self._client = httpx.AsyncClient(
             transport=httpx.ASGITransport(app), base_url="http://test/apisix/admin/"
         )

@@ -17,22 +17,19 @@ from http import HTTPStatus
 
 import attrs
 import trio
-from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
 
 from streamgw.config.apisix import refusal, refusal_of_http
 from streamgw.config.plan import AlreadyExists
-from streamgw.config.schema import COLLECTIONS, HTTP_COLLECTIONS
-from streamgw.config.store import Store
+from streamgw.config.plugins import PluginSet
+from streamgw.config.schema import COLLECTIONS
 from streamgw.config.survey import Located, Survey
 from streamgw.config.wording import wrong_type
-from streamgw.control.admin.changes import Changes, Check, Made
-from streamgw.control.admin.fleet import Fleet
+from streamgw.control.admin.changes import Changes, Made
 from streamgw.control.admin.listing import list_objects, show, show_value
 from streamgw.control.admin.patching import merge, replace_at
 from streamgw.control.admin.references import use_of
-from streamgw.control.admin.replies import RequestError, bad, json_body, json_reply, key_not_found, not_found
+from streamgw.control.admin.replies import RequestError, bad, json_reply, key_not_found, not_found
 from streamgw.control.admin.writer import Applied, Writer
 from streamgw.core.model import Key, Listener
 
@@ -44,7 +41,6 @@ _TITLES = {
     "plugin_metadata": "plugin_metadata",
 }
 """What APISIX's messages call one of them."""
-_METHODS = ("GET", "PUT", "POST", "DELETE", "PATCH")
 MAX_TTL_S = 10 * 365 * 86_400
 _IDS = 1000
 """New ids that are tried."""
@@ -92,6 +88,8 @@ class Resources:
 
     Args:
       wall_clock: Unix time, for the times in objects and for new ids.
+      plugins: what there is to run on routes: metadata is theirs.
+      on_ttl: told when an object was written that expires.
     """
 
     def __init__(
@@ -100,11 +98,16 @@ class Resources:
         writer: Writer,
         listeners: Callable[[], Sequence[Listener]],
         wall_clock: Callable[[], float],
+        *,
+        plugins: Callable[[], PluginSet],
+        on_ttl: Callable[[], None],
     ) -> None:
         self._changes = changes
         self._writer = writer
         self._listeners = listeners
         self._wall_clock = wall_clock
+        self._plugins = plugins
+        self._on_ttl = on_ttl
 
     async def answer(self, method: str, call: Call) -> Response:
         """Do what a request asks for.
@@ -119,6 +122,8 @@ class Resources:
         is_adding = method not in {"GET", "DELETE"}
         if is_adding and call.collection == "stream_routes" and not self._listeners():
             raise bad("stream mode is disabled, can not add stream routes")
+        if call.collection == "plugin_metadata":
+            self._check_metadata(method, call)
         answers: Mapping[str, Callable[[Call], Awaitable[Response]]] = {
             "GET": self._get,
             "PUT": self._put,
@@ -127,6 +132,14 @@ class Resources:
             "DELETE": self._delete,
         }
         return await answers[method](call)
+
+    def _check_metadata(self, method: str, call: Call) -> None:
+        if method in {"POST", "PATCH"}:
+            message = f"not supported `{method}` method for plugin_metadata"
+            raise RequestError(HTTPStatus.METHOD_NOT_ALLOWED, message)
+        plugin = self._plugins().installed.get(call.id)
+        if method == "PUT" and (plugin is None or plugin.metadata is None):
+            raise bad("invalid plugin name")
 
     def _answer_for_http(self, method: str, call: Call) -> Response:
         """Collections that are always empty: clients that sync everything ask for all of them."""
@@ -232,66 +245,19 @@ class Resources:
             "create_time": int(now) if created is None else created,
             "update_time": int(now),
         }
+        if call.collection == "plugin_metadata":
+            times = {}
         if "ttl" in call.query:
-            times["expire_time"] = math.ceil(now + _ttl(call.query["ttl"]))
+            times["expire_time"] = math.ceil(now + check_ttl(call.query["ttl"]))
         return {**data, **times}
 
     async def _write(self, change: Callable[[], Made]) -> Response:
         applied = await self._writer.make(change)
         made = applied.made
+        if "expire_time" in made.data:
+            self._on_ttl()
         status = HTTPStatus.CREATED if made.is_new else HTTPStatus.OK
         return _reply(applied, status, show_value(made.key, made.data), {"ETag": f'"{made.digest}"'})
-
-
-def build_admin_routes(
-    store: Store,
-    *,
-    check: Check,
-    fleet: Fleet,
-    listeners: Callable[[], Sequence[Listener]],
-    wall_clock: Callable[[], float],
-) -> list[BaseRoute]:
-    """Everything below `/apisix/admin`, without authentication.
-
-    `check` is that of the loader that reloads: what was checked, it need not compile again. `wall_clock` is Unix time.
-    """
-    changes = Changes(store, check, listeners)
-    resources = Resources(changes, Writer(fleet), listeners, wall_clock)
-
-    async def answer(request: Request) -> Response:
-        try:
-            return await _dispatch(request, resources)
-        except RequestError as error:
-            return error.reply()
-
-    methods = [*_METHODS]
-    return [
-        Route("/apisix/admin", answer, methods=methods),
-        Route("/apisix/admin/{path:path}", answer, methods=methods),
-    ]
-
-
-async def _dispatch(request: Request, resources: Resources) -> Response:
-    collection, _, rest = request.path_params.get("path", "").partition("/")
-    id_, _, sub_path = rest.partition("/")
-    if request.method not in _METHODS or not collection:
-        raise not_found()
-    if collection not in COLLECTIONS and collection not in HTTP_COLLECTIONS:
-        raise RequestError(HTTPStatus.NOT_FOUND, f"Unsupported resource type: {collection}")
-    query = request.query_params
-    if "ttl" in query:
-        _ttl(query["ttl"])
-    body = await json_body(request) if request.method in {"PUT", "POST", "PATCH"} else None
-    call = Call(
-        collection=collection,
-        id=id_,
-        sub_path=sub_path,
-        body=body,
-        query=query,
-        if_match=request.headers.get("if-match"),
-        if_none_match=request.headers.get("if-none-match"),
-    )
-    return await resources.answer(request.method, call)
 
 
 def _sent(call: Call) -> Mapping[str, object]:
@@ -330,7 +296,12 @@ def _allow_removal(call: Call, survey: Survey, located: Located) -> None:
         raise bad(said)
 
 
-def _ttl(text: str) -> float:
+def check_ttl(text: str) -> float:
+    """The seconds that `?ttl=` says.
+
+    Raises:
+      RequestError: 400, it says something else.
+    """
     if not re.fullmatch(r"[0-9]{1,12}(?:\.[0-9]{1,9})?", text):
         raise bad("invalid argument ttl: should be a number")
     ttl_s = float(text)
