@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "route": "Add, list, change and remove routes.",
     "upstream": "Add, list and remove upstreams that several routes share.",
     "ssl": "Add, list, renew, check and remove certificates.",
+    "schema": "Print the JSON Schema of a file, for editors.",
     "completion": "Print the script that completes commands and ids.",
 }
 """Each is the function of its name in the module of its name; the text is the first line of its help."""

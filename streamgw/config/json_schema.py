@@ -21,6 +21,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias, get_args, get_orig
 
 import attrs
 
+from streamgw.config.plugins import AnyPlugin, MetaSpec, PluginSet
 from streamgw.config.schema import COLLECTIONS, HTTP_COLLECTIONS, UNUSED_COLLECTIONS
 from streamgw.config.settings_schema import SECTIONS, ConfigSpec
 from streamgw.config.strict import Stated, choice_schema
@@ -46,41 +47,49 @@ _VARIABLE_REF = {"$ref": "#/$defs/variable"}
 _SCALARS = ("string", "integer", "number", "boolean")
 
 
-def of_object(name: str) -> Schema:
+def of_object(name: str, plugins: PluginSet | None = None) -> Schema:
     """The schema of one object, whole in itself.
 
     Args:
       name: a key of `OBJECTS`.
+      plugins: what there is to run; None: their options are anything.
     """
-    return {"$schema": DIALECT, "title": name, **schema_of(COLLECTIONS[OBJECTS[name]])}
+    return {"$schema": DIALECT, "title": name, **_of_object(name, plugins)}
 
 
-def of_file() -> Schema:
-    """The schema of a file of routes.d, as an editor sees it: environment variables are not filled in yet."""
-    unused = dict.fromkeys(HTTP_COLLECTIONS, "HTTP only: does nothing at layer 4.")
+def of_plugin(plugin: AnyPlugin) -> Schema:
+    """The schema of a plugin's options, `_meta` among them."""
+    options = schema_of(plugin.options)
+    options["properties"]["_meta"] = schema_of(MetaSpec)
+    return {"title": plugin.name, **options}
+
+
+def of_file(plugins: PluginSet | None = None) -> Schema:
+    """The schema of a file of routes.d, as an editor sees it: environment variables are not filled in yet.
+
+    Args:
+      plugins: see `of_object`.
+    """
     lists: _Json = {
         collection: {
-            "description": inspect.getdoc(kind),
+            "description": inspect.getdoc(COLLECTIONS[collection]),
             "type": ["array", "null"],
-            "items": {"$ref": f"#/$defs/{collection.removesuffix('s')}"},
+            "items": {"$ref": f"#/$defs/{name}"},
         }
-        for collection, kind in COLLECTIONS.items()
+        for name, collection in OBJECTS.items()
     }
+    for name in HTTP_COLLECTIONS:
+        lists[name] = {"description": "HTTP only: does nothing at layer 4."}
+    for name in UNUSED_COLLECTIONS:
+        lists[name] = {"description": "Does nothing."}
     return {
         "$schema": DIALECT,
         "title": "streamgw: a file of routes.d",
         "type": ["object", "null"],
-        "properties": {
-            **lists,
-            **{
-                name: {"description": unused.get(name, "")}
-                for name in (*unused, *UNUSED_COLLECTIONS)
-                if name not in lists
-            },
-        },
+        "properties": lists,
         "additionalProperties": False,
         "$defs": {
-            **{name: _with_variables(schema_of(COLLECTIONS[OBJECTS[name]])) for name in OBJECTS},
+            **{name: _with_variables(_of_object(name, plugins)) for name in OBJECTS},
             "variable": _VARIABLE,
         },
     }
@@ -99,6 +108,18 @@ def of_config() -> Schema:
         "type": ["object", "null"],
         "$defs": {"variable": _VARIABLE},
     }
+
+
+def _of_object(name: str, plugins: PluginSet | None) -> _Json:
+    schema = schema_of(COLLECTIONS[OBJECTS[name]])
+    if plugins is not None and "plugins" in schema["properties"]:
+        enabled = {
+            plugin.name: of_plugin(plugin)
+            for plugin in plugins.installed.values()
+            if plugins.enabled is None or plugin.name in plugins.enabled
+        }
+        schema["properties"]["plugins"].update({"properties": enabled, "additionalProperties": False})
+    return schema
 
 
 def schema_of(kind: _Kind) -> _Json:
@@ -138,7 +159,7 @@ def _schema_of_class(kind: type[attrs.AttrsInstance]) -> _Json:
         "type": "object",
         "description": inspect.getdoc(kind),
         "properties": properties,
-        "additionalProperties": False,
+        "additionalProperties": getattr(kind, "is_open", False),
     }
     if required:
         schema["required"] = required

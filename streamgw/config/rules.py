@@ -10,7 +10,7 @@ import functools
 import ipaddress
 import re
 from collections.abc import Mapping
-from typing import Annotated, TypeAlias
+from typing import Annotated, TypeAlias, TypeVar
 
 import attrs
 
@@ -19,6 +19,8 @@ from streamgw.config.patterns import whole
 from streamgw.config.strict import Fault, Stated, Wrong, described, shown
 from streamgw.config.wording import Schema, shortened
 from streamgw.core.model import Network, PortRange
+
+_T = TypeVar("_T")
 
 
 def integer(least: int, most: int | None = None) -> Stated[int]:
@@ -234,6 +236,11 @@ _DURATION_PART = re.compile(r"([0-9]+)\s*(ms|[smhdwMy])\s*")
 _DURATION = re.compile(rf"(?:{_DURATION_PART.pattern})+")
 
 
+def about(rule: Stated[_T], description: str) -> Stated[_T]:
+    """The same rule, with a text that editors show."""
+    return attrs.evolve(rule, schema={**rule.schema, "description": description})
+
+
 def at_least(least: int, item: Schema, *, unique: bool = False) -> Schema:
     """The schema of a list."""
     return {"type": "array", "items": item, "minItems": least} | ({"uniqueItems": True} if unique else {})
@@ -278,15 +285,20 @@ _DURATION_SCHEMA: Schema = {
     ],
 }
 
-Id: TypeAlias = Annotated[str, Stated(identifier, ID_SCHEMA)]
+Id: TypeAlias = Annotated[
+    str, about(Stated(identifier, ID_SCHEMA), "1 to 64 of a-z A-Z 0-9 - _ . or an integer from 1 on.")
+]
 Port: TypeAlias = Annotated[int, integer(1, 65535)]
 Count: TypeAlias = Annotated[int, integer(0)]
 Seconds: TypeAlias = Annotated[float, number(0)]
 PositiveSeconds: TypeAlias = Annotated[float, number(0, exclusive=True)]
-Name: TypeAlias = Annotated[str, text(1, 256)]
-Description: TypeAlias = Annotated[str, text(0, 256)]
-Labels: TypeAlias = Annotated[Mapping[str, str], Stated(labels, _LABELS_SCHEMA)]
-Time: TypeAlias = Annotated[int, integer(0)]
+Name: TypeAlias = Annotated[str, about(text(1, 256), "A name for people.")]
+Description: TypeAlias = Annotated[str, about(text(0, 256), "A note for people.")]
+Labels: TypeAlias = Annotated[
+    Mapping[str, str],
+    about(Stated(labels, _LABELS_SCHEMA), "Names with a short text each, to sort objects by."),
+]
+Time: TypeAlias = Annotated[int, about(integer(0), "Unix time, in seconds.")]
 AnyMapping: TypeAlias = Annotated[Mapping[str, object], Stated(mapping, _MAPPING_SCHEMA)]
 Net: TypeAlias = Annotated[Network, Stated(network, NETWORK_SCHEMA, _APISIX_NETWORK_SCHEMA)]
 Ports: TypeAlias = Annotated[PortRange, Stated(port_range, _PORTS_SCHEMA)]

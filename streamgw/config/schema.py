@@ -139,8 +139,11 @@ class TimeoutSpec:
     """Seconds. All three, as APISIX wants them."""
 
     connect: PositiveSeconds
+    """Of one attempt at one node."""
     send: PositiveSeconds
+    """See `read`."""
     read: PositiveSeconds
+    """Idleness that ends a session: the longer of `send` and `read`, without a byte either way."""
 
 
 @attrs.frozen(kw_only=True)
@@ -158,12 +161,19 @@ class UpstreamTLSSpec:
     """How to speak TLS to the nodes: `config/tls.py` makes a context of it."""
 
     client_cert: PemCertificate | None = attrs.field(default=None, repr=False)
+    """What is shown to nodes that ask for a certificate: PEM, `$file://`, `$env://`."""
     client_key: PemKey | None = attrs.field(default=None, repr=False)
+    """The key of `client_cert`."""
     client_cert_id: Id | None = None
+    """An object of `ssls` with `type: client`, in place of the two."""
     verify: bool = False
+    """Whether the nodes' certificates are verified."""
     ca_certs: Annotated[str, Stated(_trusted, _TRUSTED_SCHEMA)] | None = attrs.field(default=None, repr=False)
+    """Who may have issued the nodes' certificates: PEM, a reference, or `system`."""
     server_name: HostName | None = None
+    """What the nodes are asked for, and must have a certificate for. Else the name that the client asked for."""
     alpn: tuple[ALPN, ...] = ()
+    """Protocols that are offered to the nodes."""
 
     schema: ClassVar[Schema] = {
         "dependentRequired": {"client_cert": ["client_key"], "client_key": ["client_cert"]},
@@ -206,24 +216,40 @@ class UpstreamSpec:
     update_time: Time | None = None
     expire_time: Time | None = None
     nodes: Nodes | None = None
+    """Host and port with a weight, `{"10.0.0.5:3306": 1}`, or a list of objects."""
     type: BalancerKind = "roundrobin"
+    """How a node is chosen."""
     hash_on: HashOn | None = None
+    """Where the key of `chash` comes from."""
     key: str | None = None
+    """What `chash` hashes: `remote_addr`, or with `vars_combinations` a text like `$remote_addr$server_port`."""
     retries: Count | None = None
+    """Further attempts when a node cannot be connected to; one less than there are nodes if left out."""
     retry_timeout: Seconds = 0.0
+    """No attempt begins later than this many seconds after the first; 0 is no limit."""
     timeout: TimeoutSpec | None = None
+    """In seconds."""
     scheme: Annotated[str, Stated(_scheme, {"enum": list(_SCHEMES)})] = "tcp"
+    """`tls`: TLS to the nodes. The others do not matter at layer 4."""
     tls: UpstreamTLSSpec | None = None
+    """For `scheme: tls`."""
     keepalive_pool: AnyMapping | None = None
+    """HTTP only."""
     checks: ChecksSpec | None = None
+    """Health checks."""
     pass_host: Literal["pass", "node", "rewrite"] | None = None
+    """HTTP only."""
     upstream_host: str | None = None
+    """HTTP only."""
     service_name: Annotated[str, _unavailable(_NO_DISCOVERY, "string")] | None = None
     discovery_type: Annotated[str, _unavailable(_NO_DISCOVERY, "string")] | None = None
     discovery_args: Annotated[str, _unavailable(_NO_DISCOVERY, "object")] | None = None
     proxy_protocol: ProxyProtocolOut | None = None
+    """The PROXY header that nodes get before anything else; the listener's setting if left out."""
     proxy_protocol_datagrams: Literal["first", "each"] = "first"
+    """Over UDP: before the first datagram of a session, or before each."""
     streamgw: PacingSpec | None = None
+    """Limits and patience. Ours."""
     schema: ClassVar[Schema] = {
         "required": ["nodes"],
         "if": {"properties": {"pass_host": {"const": "rewrite"}}, "required": ["pass_host"]},
@@ -307,12 +333,19 @@ class ServiceSpec:
     update_time: Time | None = None
     expire_time: Time | None = None
     type: Literal["stream", "http"] = "stream"
+    """Stream routes want `stream`."""
     upstream: UpstreamSpec | None = None
+    """Where sessions go."""
     upstream_id: Id | None = None
+    """Of an object of `upstreams`. Wins over `upstream`."""
     plugins: Plugins = ()
+    """Of every route of this service. A route's plugin of the same name replaces it."""
     hosts: tuple[str, ...] | None = None
+    """HTTP only."""
     enable_websocket: bool | None = None
+    """HTTP only."""
     script: str | None = None
+    """HTTP only."""
 
     def warnings(self) -> Iterator[Fault]:
         """What is written here and has no effect."""
@@ -334,21 +367,37 @@ class StreamRouteSpec:
     update_time: Time | None = None
     expire_time: Time | None = None
     priority: Annotated[int, integer(-(2**31), 2**31 - 1)] = 0
+    """Routes with a higher one are asked first; among equals, files by name and lines from the top."""
     status: Literal[0, 1] = 1
+    """0: switched off."""
     remote_addr: Annotated[Network, address_of("remote_addr")] | None = None
+    """Which clients: an address or network."""
     remote_addrs: tuple[Net, ...] | None = None
+    """As `remote_addr`, several."""
     server_addr: Annotated[Network, address_of("server_addr")] | None = None
+    """Which of our addresses the client connected to."""
     server_port: Port | None = None
+    """Which of our ports the client connected to."""
     server_ports: tuple[Ports, ...] | None = None
+    """As `server_port`, several, and ranges like `9100-9200`."""
     sni: ServerName | None = None
+    """Which name the client asks for over TLS: `db.example`, `*.example`, `*`."""
     snis: tuple[ServerName, ...] | None = None
+    """As `sni`, several."""
     alpn: tuple[ALPN, ...] | None = None
+    """Which protocol the client offers over TLS: one of these."""
     tls_passthrough: bool = False
+    """Hand the client's TLS on untouched, on a listener that leaves the choice to its routes."""
     udp: DatagramSpec | None = None
+    """Rules for UDP sessions."""
     upstream: UpstreamSpec | None = None
+    """Where its sessions go."""
     upstream_id: Id | None = None
+    """Of an object of `upstreams`. Wins over `upstream` and `service_id`."""
     service_id: Id | None = None
+    """Of an object of `services`."""
     plugins: Plugins = ()
+    """By name, each with its options."""
     schema: ClassVar[Schema] = {
         "allOf": [
             _exclusive("remote_addr", "remote_addrs"),
@@ -358,6 +407,7 @@ class StreamRouteSpec:
         "properties": {name: {"minItems": 1} for name in ("remote_addrs", "server_ports", "snis", "alpn")},
     }
     protocol: Annotated[str, Stated(_protocol, _PROTOCOL_SCHEMA, _APISIX_PROTOCOL_SCHEMA)] | None = None
+    """Protocols inside of streams: not available."""
 
     def check(self) -> Iterator[Fault]:
         """What no field alone can say."""
@@ -418,8 +468,11 @@ class ClientCASpec:
     """Which client certificates are good."""
 
     ca: PemCertificate = attrs.field(repr=False)
+    """Who issues the certificates of clients: PEM, `$file://`, `$env://`."""
     depth: Count = 1
+    """How many authorities may stand between."""
     skip_mtls_uri_regex: tuple[str, ...] | None = None
+    """HTTP only."""
 
 
 @attrs.frozen(kw_only=True)
@@ -433,15 +486,25 @@ class SSLSpec:
     update_time: Time | None = None
     expire_time: Time | None = None
     type: Literal["server", "client"] = "server"
+    """`client`: a pair that upstreams show to their nodes."""
     cert: PemCertificate | None = attrs.field(default=None, repr=False)
+    """PEM with the whole chain, `$file://path` or `$env://NAME`."""
     key: PemKey | None = attrs.field(default=None, repr=False)
+    """The key of `cert`."""
     certs: tuple[PemCertificate, ...] = attrs.field(default=(), repr=False)
+    """Further certificates for the same names, such as ECDSA beside RSA."""
     keys: tuple[PemKey, ...] = attrs.field(default=(), repr=False)
+    """The keys of `certs`, in their order."""
     sni: ServerName | None = None
+    """The name it is served for: `db.example`, `*.example` (one label), `*`."""
     snis: tuple[ServerName, ...] | None = None
+    """As `sni`, several."""
     client: ClientCASpec | None = None
+    """Clients must show a certificate."""
     status: Literal[0, 1] = 1
+    """0: switched off."""
     ssl_protocols: tuple[Literal["TLSv1.1", "TLSv1.2", "TLSv1.3"], ...] | None = None
+    """In place of the process's own setting."""
     schema: ClassVar[Schema] = {
         "required": ["cert", "key"],
         "if": {"properties": {"type": {"const": "client"}}, "required": ["type"]},

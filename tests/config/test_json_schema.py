@@ -16,12 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamgw.config import json_schema
+from streamgw.config.apisix import refusal
+from streamgw.config.plugins import PluginSet
 from streamgw.config.rules import Port
 from streamgw.config.schema import COLLECTIONS
 from streamgw.config.settings_schema import ConfigSpec
 from streamgw.config.source_text import read_text
 from streamgw.config.strict import Wrong, structure
 from streamgw.config.yaml_reader import read_yaml
+from streamgw.core.hooks import Hooks, Plugin
 from tests.config.test_compile_golden import CASES, DASHES, ENVIRON
 
 ROOT = Path(__file__).parents[2]
@@ -245,6 +248,44 @@ def test_a_class_says_what_its_source_says() -> None:
         "additionalProperties": False,
         "required": ["size"],
     }  # fmt: skip
+
+
+WHEEL = Plugin(name="wheel", priority=1, options=Wheel, build=lambda _options, _context: Hooks())
+PLUGINS = PluginSet({"wheel": WHEEL, "off": attrs.evolve(WHEEL, name="off")}, frozenset({"wheel"}))
+
+
+@pytest.mark.parametrize(
+    ("plugins", "is_good"),
+    [
+        ({"wheel": {"size": 26, "_meta": {"disable": True}}}, True),
+        ({"wheel": {"size": 0}}, False),
+        ({"wheel": {"size": 26, "_meta": {"disabled": True}}}, False),
+        ({"off": {"size": 26}}, False),
+        ({"x": {}}, False),
+    ],
+)
+@pytest.mark.parametrize(("name", "collection"), [("stream_route", "stream_routes"), ("service", "services")])
+def test_plugins_that_are_there_have_their_schema(
+    name: str, collection: str, plugins: dict[str, Any], *, is_good: bool
+) -> None:
+    data = {"plugins": plugins}
+
+    assert (refusal(collection, data, plugins=PLUGINS) is None) == is_good
+    assert validator(json_schema.of_object(name, PLUGINS)).is_valid(data) == is_good
+    assert validator(json_schema.of_file(PLUGINS)).is_valid({collection: [data]}) == is_good
+
+
+def test_every_plugin_that_is_installed_is_offered_if_nothing_else_is_said() -> None:
+    every = attrs.evolve(PLUGINS, enabled=None)
+
+    assert validator(json_schema.of_object("service", every)).is_valid({"plugins": {"off": {"size": 1}}})
+
+
+def test_a_plugin_is_described_by_its_class() -> None:
+    schema = json_schema.of_plugin(WHEEL)
+
+    assert (schema["title"], schema["description"]) == ("wheel", "Rolls.")
+    assert list(schema["properties"]) == ["size", "spokes", "kind", "maker", "_meta"]
 
 
 def test_schemas_do_not_share_their_parts() -> None:

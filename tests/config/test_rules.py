@@ -219,6 +219,13 @@ def test_an_address_names_its_field_as_apisix_does() -> None:
     )
 
 
+def test_a_rule_can_be_described() -> None:
+    rule = rules.about(rules.integer(1), "How many.")
+
+    assert rule(1) == 1
+    assert rule.schema == {"type": "integer", "minimum": 1, "description": "How many."}
+
+
 def test_a_list_has_a_schema() -> None:
     assert rules.at_least(1, {}) == {"type": "array", "items": {}, "minItems": 1}
     assert rules.at_least(0, {}, unique=True) == {
