@@ -4,10 +4,11 @@ SHELL  := /bin/bash
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+SEEDS  ?= 5000
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check quick fmt lint types arch own-coverage servers bench measure lock clean
+.PHONY: help run test check quick fmt lint types arch own-coverage servers sim bench measure lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -44,6 +45,9 @@ own-coverage: $(VENV)/.dev ## core and config: every branch, from the module's o
 
 servers: ## Debian packages that the tests need
 	@tools/install_servers.sh
+
+sim: $(VENV)/.dev ## random histories of UDP sessions: SEEDS=5000 of them, or the one of STREAMGW_SEED
+	STREAMGW_SEEDS=$(SEEDS) $(BIN)/pytest -q tests/core/sim
 
 bench: $(VENV)/.dev servers ## matching with up to 100,000 routes; bytes and TLS side by side with nginx and HAProxy
 	$(BIN)/python -m bench.router

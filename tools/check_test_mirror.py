@@ -28,6 +28,7 @@ FREE = ("conformance", "e2e", "support", "typing")
 # Test files outside of these directories that mirror nothing, and why.
 UNMIRRORED = {
     "tests/test_docs.py": "runs the commands of README.md and docs/",
+    "tests/core/sim/test_udp_sessions_sim.py": "plays random histories of streamgw/core/udp_sessions.py",
 }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
@@ -45,21 +46,22 @@ class Group(Generic[M]):
 
     def __init__(self) -> None:
         self.members: dict[M, None] = {}
-        self._oldest: list[tuple[float, M]] = []
-        """The oldest last."""
+        self._oldest: list[tuple[float, weakref.ref[M]]] = []
+        """The oldest last. Weak: it is looked at when a limit is met, and must not keep ended sessions until then."""
 
     def least_active(self) -> M | None:
         """Who has been silent longest; None: there is nobody."""
         oldest = self._oldest
         for _ in range(2):
             while oldest:
-                active_at, entry = oldest[-1]
-                if entry in self.members and entry.active_at == active_at:
+                active_at, reference = oldest[-1]
+                entry = reference()
+                if entry is not None and entry in self.members and entry.active_at == active_at:
                     return entry
                 oldest.pop()
             # Nearly sorted already (the dict is in order of arrival), so about linear, and that for a sixteenth.
             some = sorted(self.members, key=_active_at)[: max(64, len(self.members) // 16)]
-            oldest.extend((entry.active_at, entry) for entry in reversed(some))
+            oldest.extend((entry.active_at, weakref.ref(entry)) for entry in reversed(some))
         return None
 
 

@@ -172,16 +172,18 @@ class Table:
         self._clients: dict[str, Client[Entry]] = {}
         """Those with sessions."""
         self._resting: OrderedDict[str, Client[Entry]] = OrderedDict()
-        """Those without, whose rate is remembered: the longest without first."""
+        """Those without, whose rate is remembered: whoever tried last is the last."""
 
     def __len__(self) -> int:
         return len(self._all)
 
     # Beginning
 
-    def admit(self, listener: ListenerSessions, client: str, now: float) -> Drop | None:
-        """Make room for one more session, by evicting one if need be. None: `add` it."""
+    def admit(self, listener: ListenerSessions, client: str, size: int, now: float) -> Drop | None:
+        """Make room for a session that begins with this datagram, by evicting one if need be. None: `add` it."""
         limits = self.limits
+        if self.queued_bytes + size > MAX_QUEUED_BYTES:
+            return Drop.QUEUE_FULL
         if limits.session_rate_per_client and not self._takes_token(client, now):
             return Drop.CLIENT_RATE
         own = self._clients.get(client)
@@ -203,9 +205,7 @@ class Table:
         assert entry.key not in entry.home.by_key, "one session by one key"
         client = self._clients.get(entry.client)
         if client is None:
-            rested = entry.client in self._resting
-            client = self._resting.pop(entry.client) if rested else Client()
-            self._clients[entry.client] = client
+            client = self._clients[entry.client] = self._rested(entry.client)
         entry.active_at = now
         entry.home.by_key[entry.key] = entry
         entry.scopes = (self._all, entry.home.scope, client.scope)
@@ -213,11 +213,11 @@ class Table:
             scope.add(entry)
 
     def opened(self, entry: Entry, sender: Callable[[memoryview], int] | None, now: float) -> None:
-        """The upstream's socket is there, and what was queued has been handed to it, or counted by `lose`.
+        """The upstream's socket is there, and nothing is queued any more.
 
         Without a sender every datagram has to be thought about: a PROXY header goes before it.
         """
-        self._forget_queue(entry)
+        assert not entry.queue, "nothing overtakes the queue"
         entry.queue = None
         entry.active_at = now
         if sender is not None:
@@ -239,7 +239,7 @@ class Table:
         entry.active_at = now
         entry.asked += 1
         entry.bytes_up += size
-        if entry.answers and not entry.assured:
+        if entry.datagrams_down and not entry.assured:
             self._assure(entry)
         if entry.requests and entry.asked >= entry.requests:
             self._detach(entry)
@@ -256,10 +256,25 @@ class Table:
         self.queued_bytes += len(payload)
         return True
 
-    def lose(self, entry: Entry, size: int, drop: Drop) -> None:
+    def unqueue(self, entry: Entry) -> Iterator[bytes]:
+        """Take what is queued, first come first, until the session ends."""
+        while entry.queue:
+            payload = entry.queue.pop(0)
+            self.queued_bytes -= len(payload)
+            yield payload
+
+    def take_back(self, entry: Entry, size: int) -> None:
         """An accepted datagram of the client could not be handed on: nobody will answer it."""
         entry.asked -= 1
         entry.bytes_up -= size
+
+    def lose(self, entry: Entry, size: int, drop: Drop) -> None:
+        """The same, and it goes nowhere else."""
+        self.take_back(entry, size)
+        self.drop(entry, drop)
+
+    def drop(self, entry: Entry, drop: Drop) -> None:
+        """Count a datagram of the client that goes nowhere."""
         entry.lost += 1
         entry.home.drops[drop] += 1
 
@@ -287,7 +302,7 @@ class Table:
     def settle(self, entry: Entry) -> None:
         """End a session that has nothing left to wait for."""
         if entry.is_done:
-            self.end(entry, Reason.MOVED if entry.stale else Reason.CLOSED)
+            self.end(entry, Reason.MOVED if entry.stale and entry.detached else Reason.CLOSED)
 
     # Ending
 
@@ -310,11 +325,8 @@ class Table:
             del self._clients[entry.client]
             if self.limits.session_rate_per_client:
                 self._rest(entry.client, client)
-        self._forget_queue(entry)
-        for payload in entry.queue or ():
+        for payload in self.unqueue(entry):
             self.lose(entry, len(payload), Drop.UNOPENED)
-        if entry.queue is not None:
-            entry.queue = []
         self._on_end(entry)
 
     def sweep(self, clock: Callable[[], float]) -> Iterator[None]:
@@ -367,15 +379,15 @@ class Table:
             and (entry.assured or not entry.amplification)
         )
 
-    def _forget_queue(self, entry: Entry) -> None:
-        self.queued_bytes -= sum(map(len, entry.queue or ()))
-
     def _takes_token(self, host: str, now: float) -> bool:
-        client = self._clients.get(host) or self._resting.get(host)
+        client = self._clients.get(host)
         if client is None:
-            client = Client()
+            client = self._rested(host)
             self._rest(host, client)
         return client.takes_token(self.limits.session_rate_per_client, now)
+
+    def _rested(self, host: str) -> Client[Entry]:
+        return self._resting.pop(host) if host in self._resting else Client()
 
     def _rest(self, host: str, client: Client[Entry]) -> None:
         self._resting[host] = client

@@ -69,7 +69,7 @@ class Owner(Protocol):
     on_drops: Callable[[str, Mapping[Drop, int]], None]
     on_trouble: Callable[[str], None]
 
-    def begin(self, reception: Reception, origin: Origin, now: float) -> UDPSession | Drop:
+    def begin(self, reception: Reception, origin: Origin, size: int, now: float) -> UDPSession | Drop:
         """Hold a place for a client's session, and start its task."""
 
     def refuse(self, session: UDPSession, error: OSError) -> None:
@@ -142,7 +142,7 @@ class Reception:
 
     def begin(self, origin: Origin, payload: memoryview, now: float) -> None:
         """See `Keeper.begin`."""
-        session = Drop.LISTENER_GONE if self.is_retired else self._owner.begin(self, origin, now)
+        session = Drop.LISTENER_GONE if self.is_retired else self._owner.begin(self, origin, len(payload), now)
         self._owner.watch()
         if isinstance(session, Drop):
             self.sessions.drops[session] += 1
@@ -151,7 +151,10 @@ class Reception:
         self.table.hold(session, bytes(payload))
 
     def forward(self, session: UDPSession, payload: memoryview) -> None:
-        """Hand an accepted datagram to the upstream's socket, behind a PROXY header where one is due."""
+        """Hand an accepted datagram to the upstream's socket, behind a PROXY header where one is due.
+
+        If that says that the node refuses, the session has ended, and the datagram is still in the caller's hands.
+        """
         side = session.upstream_side
         assert side is not None, "it is open"
         try:
@@ -168,8 +171,10 @@ class Reception:
 
     def unsent(self, entry: Entry, size: int, error: OSError) -> None:
         """See `Keeper.unsent`."""
-        self.table.lose(entry, size, Drop.SEND_FAILED)
-        if error.errno not in TRANSIENT_ERRNOS:
+        if error.errno in TRANSIENT_ERRNOS:
+            self.table.lose(entry, size, Drop.SEND_FAILED)
+        else:
+            self.table.take_back(entry, size)
             self.failed(entry, error)
 
     def failed(self, entry: Entry, error: OSError) -> None:

@@ -61,6 +61,8 @@ class UDPSessions:
     """Told when the process has run out of descriptors, and when it has some again."""
     wall_clock: Callable[[], float]
     """Unix time, for the log only."""
+    on_opened: Callable[[UDPSession], None] = lambda _: None
+    """Told when a session begins. Must not block or raise."""
     id_prefix: str = ""
     max_duration_s: float = math.inf
     totals: Totals = attrs.Factory(Totals)
@@ -141,7 +143,7 @@ class UDPSessions:
 
     # The life of a session
 
-    def begin(self, reception: Reception, origin: Origin, now: float) -> UDPSession | Drop:
+    def begin(self, reception: Reception, origin: Origin, size: int, now: float) -> UDPSession | Drop:
         """Match a client and hold a place for its session, whose task is started. Nothing is waited for."""
         if now < self.rests_until:
             return Drop.EXHAUSTED
@@ -154,7 +156,7 @@ class UDPSessions:
         upstream = route.upstream
         if upstream is None:
             return Drop.NO_UPSTREAM
-        drop = self.table.admit(reception.sessions, origin.client.host, now)
+        drop = self.table.admit(reception.sessions, origin.client.host, size, now)
         if drop is not None:
             return drop
         rules = route.udp
@@ -180,6 +182,7 @@ class UDPSessions:
         )
         self.table.add(session, now)
         self.live[session.id] = session
+        self.on_opened(session)
         self.live_by_listener[listener.name] += 1
         self.totals.accepted[listener.name] += 1
         reception.nursery.start_soon(self.run, session, name=session.id)
@@ -263,9 +266,10 @@ class UDPSessions:
             session.preface = build_v2(session.facts.client, session.facts.server, transport="udp")
         now = session.connected_at = trio.current_time()
         side.watch(session, session.reception.clients, session.origin, session.reception)
-        for payload in session.queue or ():
-            if session.reason is None:
-                session.reception.forward(session, memoryview(payload))
+        for payload in self.table.unqueue(session):
+            session.reception.forward(session, memoryview(payload))
+            if session.reason is not None:
+                self.table.drop(session, Drop.UNOPENED)
         if session.reason is None:
             self.table.opened(session, None if session.preface else side.send, now)
 

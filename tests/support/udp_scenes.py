@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import random
-import socket
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from typing import Any
 
-import attrs
-import trio
-
-from streamgw.core.model import Listener, Outcome, Upstream
 from streamgw.core.snapshot import Snapshot
-from streamgw.core.udp_sessions import Drop
 from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.pump.loop import SocketPump
-from streamgw.dataplane.reception import Reception, UDPSession
+from streamgw.dataplane.reception import UDPSession
 from streamgw.dataplane.udp import UDPSessions
-from streamgw.process.sockets import Sockets
-from tests.support.scenes import FakeNames, route, snapshot, sync, upstream
+from tests.support.scenes import FakeNames, sync
 
 
 def udp_sessions(current: Snapshot, pump: SocketPump | None = None, **settings: Any) -> UDPSessions:

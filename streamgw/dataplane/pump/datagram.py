@@ -80,7 +80,7 @@ class Keeper(Protocol):
         """A datagram that belongs to no session."""
 
     def unsent(self, entry: Entry, size: int, error: OSError) -> None:
-        """A datagram that was counted could not be handed to the upstream's socket."""
+        """A datagram that was counted could not be handed to the upstream's socket. Ends the session if it never will."""
 
     def failed(self, entry: Entry, error: OSError) -> None:
         """There is no way to the node of a session, or it refuses datagrams: end it."""
