@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 
 import attrs
@@ -11,6 +11,8 @@ import trio
 
 from streamgw import __version__
 from streamgw.control.reloader import ReloadStatus
+from streamgw.dataplane.reception import UDPSession
+from streamgw.dataplane.session import Session
 from streamgw.process.worker import Worker
 
 
@@ -28,8 +30,8 @@ class StatusBoard:
     def status(self) -> Mapping[str, object]:
         """The body of `/streamgw/v1/status`. Keys are part of the interface: docs/status.md."""
         worker = self._worker
-        totals = worker.sessions.totals
-        live = list(worker.sessions.live.values())
+        totals = worker.sessions.totals  # of both transports
+        live: list[Session | UDPSession] = [*worker.sessions.live.values(), *worker.udp.live.values()]
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -38,9 +40,10 @@ class StatusBoard:
             "draining": worker.draining,
             "config": _reload(worker.reloader.status),
             "settings": _reload(self._settings_status()),
-            "listeners": self._listeners(),
+            "listeners": self.listeners(),
             "sessions": {
                 "active": len(live),
+                "active_udp": len(worker.udp.live),
                 "total": totals.sessions + len(live),
                 "by_reason": {str(reason): count for reason, count in sorted(totals.by_reason.items())},
                 "bytes_up": totals.bytes_up + sum(session.meter.bytes_up for session in live),
@@ -50,16 +53,22 @@ class StatusBoard:
             "objects": self._objects(),
         }
 
-    def _listeners(self) -> list[dict[str, object]]:
-        sessions = self._worker.sessions
+    def listeners(self) -> list[dict[str, object]]:
+        """Every listener, the removed ones too while they have sessions."""
+        worker = self._worker
+        sessions = worker.sessions.live_by_listener + worker.udp.live_by_listener
+        dropped: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for reception in worker.udp.receptions:
+            dropped[reception.listener.name].update(reception.sessions.drops)
         return [
             {
                 "name": name,
                 "state": state,
-                "sessions": sessions.live_by_listener[name],
-                "accepted": sessions.totals.accepted[name],
+                "sessions": sessions[name],
+                "accepted": worker.sessions.totals.accepted[name],
+                "dropped": {str(reason): count for reason, count in sorted(dropped[name].items())},
             }
-            for name, state in self._worker.listeners.states().items()
+            for name, state in worker.listeners.states().items()
         ]
 
     def _objects(self) -> dict[str, dict[str, str]]:

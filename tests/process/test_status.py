@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import trio
@@ -10,8 +11,9 @@ import trio
 from streamgw import __version__
 from streamgw.control.reloader import ReloadStatus
 from streamgw.core.errors import Problem
+from streamgw.core.model import Listener
 from streamgw.process.status import StatusBoard
-from tests.support.worker import says, worker_on
+from tests.support.worker import ANY, Scene, says, worker_on
 
 
 async def test_the_status_board_tells_what_runs(tmp_path: Path) -> None:
@@ -60,3 +62,36 @@ async def test_a_draining_gateway_is_not_ready(tmp_path: Path) -> None:
 
         assert not board.ready()
         assert board.status()["draining"] is True
+
+
+def datagram_socket() -> trio.socket.SocketType:
+    return trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+
+async def edited(scene: Scene, upstream_port: int, **match: object) -> None:
+    """The route leads there from now on."""
+    before = scene.worker.reloader.current.revision
+    scene.write_route(upstream_port, **match)
+    await scene.until(lambda: scene.worker.reloader.current.revision != before)
+
+
+async def test_udp_sessions_and_what_was_dropped_are_told(tmp_path: Path) -> None:
+    listeners = (ANY, Listener("udp", "127.0.0.1", 0))
+    async with worker_on(tmp_path, listeners=listeners) as scene:
+        board, gateway = StatusBoard(scene.worker, ReloadStatus), ("127.0.0.1", scene.ports[1])
+        with datagram_socket() as origin, datagram_socket() as client, datagram_socket() as stranger:
+            await origin.bind(("127.0.0.1", 0))
+            await edited(scene, origin.getsockname()[1])
+            await client.sendto(b"hello", gateway)
+            await origin.recv(100)
+            await edited(scene, origin.getsockname()[1], remote_addr="192.0.2.1")
+            await stranger.sendto(b"hello", gateway)
+            await scene.until(lambda: bool(board.listeners()[1]["dropped"]))
+
+            status = board.status()
+
+    assert (status["sessions"]["active"], status["sessions"]["active_udp"]) == (1, 1)
+    assert status["sessions"]["total"] == 1
+    udp = status["listeners"][1]
+    assert (udp["sessions"], udp["accepted"], udp["dropped"]) == (1, 1, {"no_route": 1})
+    json.dumps(status)
