@@ -181,8 +181,9 @@ def _collections(
     if not isinstance(reading.data, dict):
         faults.append(Fault((), f"expected a mapping of collections, got {shown(reading.data)}"))
         return
+    faults += _version_faults(reading.data)
     http_only: list[str] = []
-    for name, items in reading.data.items():
+    for name, items in ((name, items) for name, items in reading.data.items() if name not in _VERSIONS):
         if name not in _KNOWN_NAMES:
             faults.append(unknown_field(name, _KNOWN_NAMES))
         elif items is not None and not isinstance(items, list):
@@ -200,11 +201,19 @@ def _collections(
         warnings.append(Fault((http_only[0],), message, at_key=True))
 
 
+def _version_faults(data: Mapping[str, object]) -> Iterator[Fault]:
+    for name in data:
+        if name in _VERSIONS and type(data[name]) is not int:
+            yield Fault((name,), f"expected an integer, got {shown(data[name])}")
+
+
 _INSTEAD = {
     "plugins": "stream_plugins of config.yaml says which plugins are on",
     "secrets": "values are taken from $env://NAME and $file://PATH",
 }
 _KNOWN_NAMES = (*COLLECTIONS, *HTTP_COLLECTIONS, *UNUSED_COLLECTIONS)
+_VERSIONS = frozenset(f"{name}_conf_version" for name in _KNOWN_NAMES)
+"""What `GET /apisix/admin/configs` says of each collection; a document that was saved from there may be put here."""
 
 
 def _make_document(file: SourceFile, source: Source, path: tuple[str, int], item: object) -> _Made:

@@ -82,11 +82,12 @@ def of_file(plugins: PluginSet | None = None) -> Schema:
         lists[name] = {"description": "HTTP only: does nothing at layer 4."}
     for name in UNUSED_COLLECTIONS:
         lists[name] = {"description": "Does nothing."}
+    versions = {f"{name}_conf_version": {"type": "integer"} for name in lists}
     return {
         "$schema": DIALECT,
         "title": "streamgw: a file of routes.d",
         "type": ["object", "null"],
-        "properties": lists,
+        "properties": {**lists, **versions},
         "additionalProperties": False,
         "$defs": {
             **{name: _with_variables(_of_object(name, plugins)) for name in OBJECTS},

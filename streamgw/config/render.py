@@ -41,7 +41,7 @@ _ORDER: Final = {
             ),
             *("timeout", "connect", "send", "read", "checks", "tls"),
             # what nobody writes by hand
-            *("create_time", "update_time", "expire_time"),
+            *("create_time", "update_time", "expire_time", "modifiedIndex"),
         )
     )
 }

@@ -215,6 +215,7 @@ class UpstreamSpec:
     create_time: Time | None = None
     update_time: Time | None = None
     expire_time: Time | None = None
+    modifiedIndex: Time | None = None  # noqa: N815  APISIX's name, in documents of its API-driven standalone mode
     nodes: Nodes | None = None
     """Host and port with a weight, `{"10.0.0.5:3306": 1}`, or a list of objects."""
     type: BalancerKind = "roundrobin"
@@ -332,6 +333,7 @@ class ServiceSpec:
     create_time: Time | None = None
     update_time: Time | None = None
     expire_time: Time | None = None
+    modifiedIndex: Time | None = None  # noqa: N815  APISIX's name, in documents of its API-driven standalone mode
     type: Literal["stream", "http"] = "stream"
     """Stream routes want `stream`."""
     upstream: UpstreamSpec | None = None
@@ -366,6 +368,7 @@ class StreamRouteSpec:
     create_time: Time | None = None
     update_time: Time | None = None
     expire_time: Time | None = None
+    modifiedIndex: Time | None = None  # noqa: N815  APISIX's name, in documents of its API-driven standalone mode
     priority: Annotated[int, integer(-(2**31), 2**31 - 1)] = 0
     """Routes with a higher one are asked first; among equals, files by name and lines from the top."""
     status: Literal[0, 1] = 1
@@ -485,6 +488,7 @@ class SSLSpec:
     create_time: Time | None = None
     update_time: Time | None = None
     expire_time: Time | None = None
+    modifiedIndex: Time | None = None  # noqa: N815  APISIX's name, in documents of its API-driven standalone mode
     type: Literal["server", "client"] = "server"
     """`client`: a pair that upstreams show to their nodes."""
     cert: PemCertificate | None = attrs.field(default=None, repr=False)
@@ -567,6 +571,7 @@ class PluginMetadataSpec:
     create_time: Time | None = None
     update_time: Time | None = None
     expire_time: Time | None = None
+    modifiedIndex: Time | None = None  # noqa: N815  APISIX's name, in documents of its API-driven standalone mode
 
     def warnings(self) -> Iterator[Fault]:
         """None of its own."""
