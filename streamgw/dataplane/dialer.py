@@ -33,6 +33,8 @@ class Trail:
     """What the dialer did for one session; it survives a failure, so that the log can tell every attempt."""
 
     attempts: list[Attempt] = attrs.Factory(list)
+    began_at: float = 0.0
+    """trio.current_time() when a node began to be looked for."""
     node: Address | None = None
     """The node being dialled, or relayed to."""
     dialled_at: float = 0.0
@@ -89,13 +91,13 @@ class Dialer:
           The pump closes every upstream end that this opened, however it ends. The client's end is closed by the relay,
           or left to the caller if an error is raised.
         """
-        began_at = self.now()
+        trail.began_at = self.now()
         pause_s = FIRST_PAUSE_S
         while True:
             try:
                 return await self._try_each(client, upstream, introduction, trail, meter, limits)
             except ConnectFailed:
-                left_s = began_at + upstream.pacing.wait_for_node_s - self.now()
+                left_s = trail.began_at + upstream.pacing.wait_for_node_s - self.now()
                 if left_s <= 0:
                     raise
             await self.pool.pause(upstream, min(pause_s, left_s))
@@ -110,9 +112,11 @@ class Dialer:
         meter: Meter,
         limits: Limits,
     ) -> Ending:
+        """One round: each candidate once, as far as `retries` and `retry_timeout` go."""
         facts, began_at = introduction.facts, self.now()
         failure: ConnectFailed | None = None
-        for node in _allowed(await self.pool.candidates(upstream, facts), upstream):
+        candidates = await self.pool.candidates(upstream, facts, since=trail.began_at)
+        for node in _allowed(candidates, upstream):
             dialled_at = self.now()
             if failure is not None and 0 < upstream.retry_timeout_s <= dialled_at - began_at:
                 break

@@ -101,7 +101,9 @@ class UpstreamPool:
             del self._entries[key]
         self._wake()
 
-    async def candidates(self, upstream: Upstream, facts: Facts) -> Iterator[Address]:
+    async def candidates(
+        self, upstream: Upstream, facts: Facts, *, since: float | None = None
+    ) -> Iterator[Address]:
         """Addresses to dial for a client, best first, each once. Empty when there is none.
 
         Returns at once, except for a name that has never been looked up before, whose first answer it waits for; for a
@@ -109,6 +111,11 @@ class UpstreamPool:
 
         With `max_conns` a node that is full is left out. Take the `lease` of an address before awaiting anything: until
         then its place may go to another client.
+
+        Args:
+          upstream: as the session's snapshot has it.
+          facts: of the client.
+          since: when the client began to look for a node; None: now.
 
         Raises:
           NoNode: waiting did not help, or too many wait already.
@@ -120,7 +127,7 @@ class UpstreamPool:
                     await self._names.first(node.host)
             entry = await self._entry_of(upstream)
         if upstream.pacing.max_conns or upstream.pacing.wait_for_node_s:
-            return await self._paced(upstream, facts)
+            return await self._paced(upstream, facts, self._now() if since is None else since)
         return (Address(node.host, node.port) for node in entry.balancer.order(facts, entry.load))
 
     async def pause(self, upstream: Upstream, seconds: float) -> None:
@@ -175,11 +182,11 @@ class UpstreamPool:
         for line in self._lines.values():
             line.on_change()
 
-    async def _paced(self, upstream: Upstream, facts: Facts) -> Iterator[Address]:
+    async def _paced(self, upstream: Upstream, facts: Facts, began_at: float) -> Iterator[Address]:
         """Candidates with room, now or after waiting for them. A client that waits gets the nodes that there are then, also
         those of a snapshot after its own: it may be waiting for just that edit.
         """
-        pacing, began_at, line = upstream.pacing, self._now(), self._line_of(upstream.key)
+        pacing, line = upstream.pacing, self._line_of(upstream.key)
         search = _Search(lambda: self._entry_of(self._upstreams.get(upstream.key, upstream)), pacing, facts)
         found = await search.find()
         # Behind those who came earlier, if what they wait for is what this one would take.

@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from streamgw.core.errors import ConnectFailed, Exhausted, NoNode, Reason, UpstreamTLSFailed
-from streamgw.core.model import Timeouts, Upstream, UpstreamTLS
-from streamgw.dataplane.dialer import Dialer, Introduction, Trail
+from streamgw.core.model import Address, Pacing, Timeouts, Upstream, UpstreamTLS
+from streamgw.dataplane.dialer import LONGEST_PAUSE_S, MAX_ATTEMPTS_KEPT, Dialer, Introduction, Trail
 from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.pump import Ending, Limits, Meter
 from tests.support.fake_pump import Dialled, FakeEnd, FakePump
@@ -27,9 +27,11 @@ async def join(
     preface: bytes = b"",
     server_name: str = "",
     client: FakeEnd | None = None,
+    pool: UpstreamPool | None = None,
 ) -> Ending:
-    pool = UpstreamPool(FakeNames(), rng=random.Random(1))
-    sync(pool, to)
+    if pool is None:
+        pool = UpstreamPool(FakeNames(), rng=random.Random(1))
+        sync(pool, to)
     dialer = Dialer(pump, pool)
     return await dialer.join(
         client or FakeEnd(),
@@ -104,6 +106,18 @@ async def test_the_one_node_with_weight_is_not_dialled_twice(autojump_clock: tri
     assert dialled(pump) == ["10.0.0.1:1"]
 
 
+async def test_retries_also_bound_the_addresses_of_a_name(autojump_clock: trio.testing.MockClock) -> None:
+    to = upstream("db.example:1", retries=1)
+    pool = UpstreamPool(FakeNames({"db.example": ("10.0.0.1", "10.0.0.2", "10.0.0.3")}), rng=random.Random(1))
+    sync(pool, to)
+    pump = FakePump()
+
+    with pytest.raises(ConnectFailed):
+        await join(pump, to, Trail(), pool=pool)
+
+    assert len(set(dialled(pump))) == len(dialled(pump)) == 2
+
+
 async def test_no_attempt_begins_after_the_retry_timeout(autojump_clock: trio.testing.MockClock) -> None:
     slow = Dialled(takes_s=100)
     pump = FakePump({f"10.0.0.{n}:1": slow for n in (1, 2, 3)})
@@ -143,6 +157,123 @@ async def test_running_out_of_descriptors_is_not_retried() -> None:
 
     with pytest.raises(Exhausted):
         await join(pump, upstream("10.0.0.1:1", "10.0.0.2:1"), Trail())
+
+
+# ── Leases and reports ───────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_node_has_a_session_from_the_connect_to_the_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    to = upstream("10.0.0.1:1", "10.0.0.2:1", type="least_conn")
+    pool = UpstreamPool(FakeNames(), rng=random.Random(1))
+    sync(pool, to)
+    seen: list[int] = []
+    alive = Address("10.0.0.2", 1)
+    pump = FakePump({str(alive): Dialled(takes_s=1)}, before_relay=lambda: seen.append(counted()))
+
+    def counted() -> int:
+        return sum(pool.load(to.key).active(Address(node.host, node.port)) for node in to.nodes)
+
+    for _ in range(2):
+        await join(pump, to, Trail(), pool=pool)
+
+    assert set(seen) == {1}, "a node that refused has none any more"
+    assert counted() == 0
+
+
+async def test_the_pool_hears_of_every_attempt_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    to = upstream("10.0.0.1:1", "10.0.0.2:1")
+    pool = UpstreamPool(FakeNames(), rng=random.Random(1))
+    sync(pool, to)
+    pump = FakePump({"10.0.0.2:1": Dialled(takes_s=0.25, ending=None)})
+    load = pool.load(to.key)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(lambda: join(pump, to, Trail(), pool=pool))
+        await trio.sleep(1)
+        # Both are still relaying; one of them met the node that refuses.
+        assert 0 < load.latency_s(to.nodes[1]) <= 0.25
+        assert 0 < load.latency_s(to.nodes[0]) <= 1
+        nursery.cancel_scope.cancel()
+
+    assert not load.has_sessions()
+
+
+# ── Waiting for a node ───────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_client_is_kept_until_a_node_answers(autojump_clock: trio.testing.MockClock) -> None:
+    pump, trail = FakePump(), Trail()
+    to = upstream("10.0.0.1:1", pacing=Pacing(wait_for_node_s=10))
+    began_at = trio.current_time()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(revive, pump, "10.0.0.1:1", 3)
+        ending = await join(pump, to, trail)
+
+    assert ending.reason is Reason.CLOSED
+    assert 3 <= trio.current_time() - began_at < 3 + 1.5 * LONGEST_PAUSE_S
+    assert {attempt.error for attempt in trail.attempts} == {"connection refused"}
+    # 0.1 s, 0.2 s, 0.4 s, 0.8 s, then a second, each more or less: nodes that are down are not stormed.
+    assert 4 <= len(trail.attempts) <= 9
+
+
+async def revive(pump: FakePump, node: str, after_s: float) -> None:
+    await trio.sleep(after_s)
+    pump.nodes[node] = Dialled()
+
+
+async def test_a_client_is_not_kept_for_ever(autojump_clock: trio.testing.MockClock) -> None:
+    began_at = trio.current_time()
+
+    with pytest.raises(ConnectFailed, match="connection refused"):
+        await join(FakePump(), upstream("10.0.0.1:1", pacing=Pacing(wait_for_node_s=10)), Trail())
+
+    assert trio.current_time() - began_at == pytest.approx(10, abs=0.6)
+
+
+async def test_a_client_that_waits_gets_the_node_that_an_edit_brings(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    pacing = Pacing(wait_for_node_s=10)
+    to, edited = upstream("10.0.0.1:1", pacing=pacing), upstream("10.0.0.2:1", pacing=pacing)
+    pool = UpstreamPool(FakeNames(), rng=random.Random(1))
+    sync(pool, to)
+    pump = FakePump({"10.0.0.2:1": Dialled()})
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(edit, pool, edited)
+        ending = await join(pump, to, Trail(), pool=pool)
+
+    assert ending.reason is Reason.CLOSED
+    assert trio.current_time() == 2.05, "at once, not after the pause"
+
+
+async def edit(pool: UpstreamPool, edited: Upstream) -> None:
+    await trio.sleep(2.05)
+    sync(pool, edited)
+
+
+async def test_the_log_keeps_the_latest_of_many_attempts(autojump_clock: trio.testing.MockClock) -> None:
+    trail = Trail()
+
+    with pytest.raises(ConnectFailed):
+        await join(FakePump(), upstream("10.0.0.1:1", pacing=Pacing(wait_for_node_s=100)), trail)
+
+    assert len(trail.attempts) == MAX_ATTEMPTS_KEPT
+
+
+async def test_an_ending_after_the_connect_is_final_also_for_those_who_wait(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    pump = FakePump({"10.0.0.1:1": Dialled(ending=Ending(Reason.RESET, "upstream"))})
+
+    ending = await join(pump, upstream("10.0.0.1:1", pacing=Pacing(wait_for_node_s=10)), Trail())
+
+    assert ending.reason is Reason.RESET
+    assert len(pump.dialled) == 1
 
 
 # ── Upstreams that speak TLS ─────────────────────────────────────────────────────────────────────

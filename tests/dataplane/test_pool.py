@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import random
 
+import attrs
 import pytest
+import trio
+import trio.testing
 
-from streamgw.core.model import Upstream
+from streamgw.core.errors import ConnectFailed, NoNode
+from streamgw.core.model import Address, Facts, Pacing, Upstream
 from streamgw.dataplane.pool import UpstreamPool
 from tests.support.scenes import FakeNames, facts, sync, upstream
 
@@ -119,6 +123,331 @@ async def test_a_drained_node_is_neither_offered_nor_looked_up() -> None:
 
     assert await offered(pool, to) == []
     assert names.wanted == set()
+
+
+# ── Types ────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_client_is_hashed_by_what_the_upstream_says() -> None:
+    to = upstream("10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1", type="chash", hash_key="$mqtt_client_id")
+    pool = pool_of(to)
+
+    async def pick(client: Facts) -> str:
+        return str(next(await pool.candidates(to, client)))
+
+    by_name = {await pick(attrs.evolve(facts(f"192.0.2.{n}"), mqtt_client_id="sensor-7")) for n in range(20)}
+    by_address = {await pick(facts(f"192.0.2.{n}")) for n in range(20)}
+
+    assert len(by_name) == 1
+    assert len(by_address) == 3, "who has no name is hashed by its address"
+
+
+async def test_a_big_ring_is_made_once_however_many_ask() -> None:
+    """In a thread: 64,000 points."""
+    to = upstream("10.0.0.1:1=200", "10.0.0.2:1=200", type="chash", hash_key="$remote_addr")
+    pool = pool_of(to)
+    seen: list[str] = []
+
+    async def ask() -> None:
+        seen.append(str(next(await pool.candidates(to, facts()))))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(ask)
+
+    assert len(seen) == 5
+    assert len(set(seen)) == 1
+
+
+async def test_another_type_is_another_balancer() -> None:
+    nodes = ("10.0.0.1:1", "10.0.0.2:1")
+    old, new = upstream(*nodes), upstream(*nodes, type="least_conn")
+    pool = pool_of(old)
+    first = next(await pool.candidates(old, facts()))
+    pool.lease(old, first)
+
+    sync(pool, new)
+
+    assert next(await pool.candidates(new, facts())) != first, "its session is still counted"
+
+
+# ── What the nodes are doing ─────────────────────────────────────────────────────────────────────
+
+
+async def test_sessions_are_counted_over_reloads_and_over_deletion() -> None:
+    to = upstream("10.0.0.1:1", "10.0.0.2:1")
+    pool = pool_of(to)
+    node = Address("10.0.0.1", 1)
+    lease = pool.lease(to, node)
+
+    sync(pool, upstream("10.0.0.2:1"))
+    sync(pool)
+    sync(pool, to)
+
+    assert pool.load(to.key).active(node) == 1
+    lease.close()
+    sync(pool)
+    assert pool.load(to.key).active(node) == 0
+
+
+async def test_what_attempts_told_is_kept() -> None:
+    to = upstream("10.0.0.1:1", "10.0.0.2:1", type="ewma")
+    pool = pool_of(to)
+    slow, refusing = Address("10.0.0.1", 1), Address("10.0.0.2", 1)
+    pool.answered(to, slow, 0.5)
+    pool.failed(to, refusing, ConnectFailed("connection refused"))
+
+    assert await offered(pool, to) == [str(slow), str(refusing)]
+
+
+async def test_a_node_that_is_down_is_not_offered() -> None:
+    to = upstream("10.0.0.1:1", "10.0.0.2:1")
+    pool = pool_of(to)
+
+    assert pool.set_up(to.key, Address("10.0.0.1", 1), False)
+    assert not pool.set_up(to.key, Address("10.0.0.1", 1), False)
+
+    assert await offered(pool, to) == ["10.0.0.2:1"]
+
+
+async def test_when_all_are_down_and_none_may_be_used_that_is_why() -> None:
+    to = upstream("10.0.0.1:1")
+    pool = pool_of(to)
+    await offered(pool, to)
+    pool.load(to.key).fails_open = False
+    pool.set_up(to.key, Address("10.0.0.1", 1), False)
+
+    assert await offered(pool, to) == []
+    assert pool.why_empty(to) == "every one is down"
+
+
+async def test_a_new_address_of_a_name_starts_slowly(autojump_clock: trio.testing.MockClock) -> None:
+    names = FakeNames({"db.example": ("10.0.0.1",)})
+    to = upstream("db.example:1", pacing=Pacing(slow_start_s=30))
+    pool = pool_of(to, names=names)
+    await offered(pool, to)
+
+    names.table["db.example"] = ("10.0.0.1", "10.0.0.2")
+    pool.on_names_changed("db.example")
+    firsts = [(await offered(pool, to))[0] for _ in range(22)]
+
+    assert firsts.count("10.0.0.2:1") == 2
+    await trio.sleep(30)
+    assert sorted([(await offered(pool, to))[0] for _ in range(2)]) == ["10.0.0.1:1", "10.0.0.2:1"]
+
+
+# ── Waiting ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_full_node_is_passed_over(autojump_clock: trio.testing.MockClock) -> None:
+    to = upstream("10.0.0.1:1", "10.0.0.2:1", pacing=Pacing(max_conns=1))
+    pool = pool_of(to)
+    first = next(await pool.candidates(to, facts()))
+    pool.lease(to, first)
+
+    for _ in range(3):
+        (only,) = await pool.candidates(to, facts())
+        assert only != first
+
+
+async def test_when_all_are_full_a_client_waits_for_room(autojump_clock: trio.testing.MockClock) -> None:
+    to = upstream("10.0.0.1:1", pacing=Pacing(max_conns=1))
+    pool = pool_of(to)
+    lease = pool.lease(to, Address("10.0.0.1", 1))
+    began_at = trio.current_time()
+
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def leave_after_a_while() -> None:
+            await trio.sleep(3)
+            lease.close()
+
+        assert await offered(pool, to) == ["10.0.0.1:1"]
+
+    assert trio.current_time() - began_at == 3
+
+
+async def test_room_goes_to_those_who_came_first(autojump_clock: trio.testing.MockClock) -> None:
+    """Also when somebody comes at the very moment when there is room."""
+    to = upstream("10.0.0.1:1", pacing=Pacing(max_conns=1))
+    pool = pool_of(to)
+    lease = pool.lease(to, Address("10.0.0.1", 1))
+    served: list[int] = []
+
+    async def client(number: int) -> None:
+        with pool.lease(to, next(await pool.candidates(to, facts()))):
+            assert pool.load(to.key).active(Address("10.0.0.1", 1)) == 1
+            served.append(number)
+            await trio.sleep(1)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(3):
+            nursery.start_soon(client, number)
+            await trio.testing.wait_all_tasks_blocked()
+        lease.close()
+        nursery.start_soon(client, 3)
+
+    assert served == [0, 1, 2, 3]
+
+
+async def test_no_room_in_time_says_so(autojump_clock: trio.testing.MockClock) -> None:
+    to = upstream("10.0.0.1:1", "10.0.0.2:1", pacing=Pacing(max_conns=2, queue_timeout_s=5))
+    pool = pool_of(to)
+    for node in (Address("10.0.0.1", 1), Address("10.0.0.2", 1)) * 2:
+        pool.lease(to, node)
+
+    with pytest.raises(NoNode, match=r"^every node of upstreams/1 has its 2 sessions, for 5 s$"):
+        await pool.candidates(to, facts())
+
+
+async def test_without_a_queue_a_full_upstream_says_so_at_once() -> None:
+    to = upstream("10.0.0.1:1", pacing=Pacing(max_conns=1, queue_timeout_s=0))
+    pool = pool_of(to)
+    pool.lease(to, Address("10.0.0.1", 1))
+
+    with pytest.raises(NoNode, match=r"^every node of upstreams/1 has its 1 sessions$"):
+        await pool.candidates(to, facts())
+
+
+async def test_the_queue_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
+    to = upstream("10.0.0.1:1", pacing=Pacing(max_conns=1, queue_size=2, queue_timeout_s=1))
+    pool = pool_of(to)
+    pool.lease(to, Address("10.0.0.1", 1))
+    said: list[str] = []
+
+    async def client() -> None:
+        with pytest.raises(NoNode) as caught:
+            await pool.candidates(to, facts())
+        said.append(str(caught.value))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(client)
+
+    full = "every node of upstreams/1 has its 1 sessions"
+    assert sorted(said) == [f"{full}, and 2 clients wait already", f"{full}, for 1 s", f"{full}, for 1 s"]
+
+
+async def test_a_client_waits_for_a_node_and_gets_the_one_that_an_edit_brings(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    pacing = Pacing(wait_for_node_s=10)
+    to = upstream(pacing=pacing)
+    pool = pool_of(to)
+    began_at = trio.current_time()
+
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def edit_after_a_while() -> None:
+            await trio.sleep(2)
+            sync(pool, upstream("10.0.0.9:1", pacing=pacing))
+
+        assert await offered(pool, to) == ["10.0.0.9:1"]
+
+    assert trio.current_time() - began_at == 2
+
+
+async def test_a_client_waits_for_a_node_that_comes_up(autojump_clock: trio.testing.MockClock) -> None:
+    to = upstream("10.0.0.1:1", pacing=Pacing(wait_for_node_s=10))
+    pool = pool_of(to)
+    await offered(pool, to)
+    pool.load(to.key).fails_open = False
+    pool.set_up(to.key, Address("10.0.0.1", 1), False)
+
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def come_up_after_a_while() -> None:
+            await trio.sleep(2)
+            pool.set_up(to.key, Address("10.0.0.1", 1), True)
+
+        assert await offered(pool, to) == ["10.0.0.1:1"]
+
+
+async def test_a_client_waits_for_an_address(autojump_clock: trio.testing.MockClock) -> None:
+    names = FakeNames()
+    to = upstream("db.example:1", pacing=Pacing(wait_for_node_s=10))
+    pool = pool_of(to, names=names)
+
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def answer_after_a_while() -> None:
+            await trio.sleep(2)
+            names.table["db.example"] = ("10.0.0.1",)
+            pool.on_names_changed("db.example")
+
+        assert await offered(pool, to) == ["10.0.0.1:1"]
+
+
+async def test_waiting_for_a_node_has_an_end(autojump_clock: trio.testing.MockClock) -> None:
+    to = upstream(pacing=Pacing(wait_for_node_s=10))
+
+    with pytest.raises(NoNode, match=r"^upstream upstreams/1 has no node to dial: it lists none, for 10 s$"):
+        await pool_of(to).candidates(to, facts())
+
+
+async def test_nobody_waits_for_a_node_unless_told_to(autojump_clock: trio.testing.MockClock) -> None:
+    to = upstream(pacing=Pacing(max_conns=1))
+
+    assert await offered(pool_of(to), to) == []
+
+
+async def test_a_client_that_is_cut_while_it_waits_leaves_the_line(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    to = upstream(pacing=Pacing(wait_for_node_s=100, queue_size=1))
+    pool = pool_of(to)
+    with trio.move_on_after(1):
+        await pool.candidates(to, facts())
+
+    with trio.move_on_after(1) as scope:
+        await pool.candidates(to, facts())
+
+    assert scope.cancelled_caught, "there was a place in the line"
+
+
+async def test_the_time_already_spent_counts(autojump_clock: trio.testing.MockClock) -> None:
+    pool = pool_of(to := upstream(pacing=Pacing(wait_for_node_s=10)))
+    await trio.sleep(7)
+
+    with pytest.raises(NoNode, match=r", for 10 s$"):
+        await pool.candidates(to, facts(), since=0.0)
+
+    assert trio.current_time() == 10
+
+
+async def test_pausing_is_bounded_like_waiting(autojump_clock: trio.testing.MockClock) -> None:
+    to = upstream("10.0.0.1:1", pacing=Pacing(wait_for_node_s=10, queue_size=1))
+    pool = pool_of(to)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.pause, to, 5)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(NoNode, match=r"every node of upstreams/1 refused, and 1 clients wait already"):
+            await pool.pause(to, 5)
+
+
+async def test_a_line_and_its_counts_outlive_the_upstream_and_go_with_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Deleted while somebody waits, and back again: room is still told to who waits."""
+    to = upstream("10.0.0.1:1", pacing=Pacing(max_conns=1))
+    pool = pool_of(to)
+    lease = pool.lease(to, Address("10.0.0.1", 1))
+
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def delete_and_leave() -> None:
+            await trio.sleep(1)
+            sync(pool)
+            sync(pool, to)
+            lease.close()
+
+        assert await offered(pool, to) == ["10.0.0.1:1"]
 
 
 @pytest.mark.parametrize(
