@@ -16,6 +16,7 @@ from streamgw.config.compile import Loader
 from streamgw.config.settings import Settings, load_settings
 from streamgw.config.store import Store
 from streamgw.core.errors import ConfigError, Problem
+from streamgw.process.plugins import plugin_set
 
 
 @attrs.frozen
@@ -91,7 +92,9 @@ def examine(config: Path, routes: Path) -> Report:
     except ConfigError as error:
         config_problems = error.problems
     try:
-        found = Loader(Store(routes), environ=os.environ, tls=lambda: settings.tls).load(settings.listeners)
+        found = Loader(
+            Store(routes), environ=os.environ, tls=lambda: settings.tls, plugins=lambda: plugin_set(settings)
+        ).load(settings.listeners)
     except ConfigError as error:
         route_problems = error.problems
     else:

@@ -25,6 +25,7 @@ from streamgw.control.explain import (
 )
 from streamgw.core.model import Facts, Listener, Transport
 from streamgw.core.wire.tls import ClientHello
+from streamgw.process.plugins import plugin_set
 
 
 @click.command()
@@ -70,7 +71,9 @@ def explain(  # noqa: PLR0913, PLR0917  # one parameter per option
         transport = likely_transport(settings.listeners, server_port)
     listeners = [listener for listener in settings.listeners if listener.transport == transport]
     listener, facts = _facts(transport, listeners, _address(remote_addr), server_addr, server_port)
-    loader = Loader(Store(routes), environ=os.environ, tls=lambda: settings.tls)
+    loader = Loader(
+        Store(routes), environ=os.environ, tls=lambda: settings.tls, plugins=lambda: plugin_set(settings)
+    )
     found = loader.load(settings.listeners)
     meeting = meet(listener, facts, said, found.snapshot, found.documents)
     if as_json:

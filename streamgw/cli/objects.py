@@ -24,6 +24,7 @@ from streamgw.config.store import AlreadyExists, NotFound, Store, Written
 from streamgw.config.tree import Tree
 from streamgw.core.errors import ConfigError, StoreError
 from streamgw.core.model import Key
+from streamgw.process.plugins import plugin_set
 
 _POLL_S: Final = 0.02
 _HIDDEN: Final = "***"
@@ -204,7 +205,9 @@ def slugs(parts: Sequence[str], *, otherwise: str) -> Iterator[str]:
 def _examine(store: Store, tree: Tree, settings: Settings) -> None:
     """Compile what the directory would be, and say what is new in it to warn of."""
     try:
-        loader = Loader(store, environ=os.environ, tls=lambda: settings.tls)
+        loader = Loader(
+            store, environ=os.environ, tls=lambda: settings.tls, plugins=lambda: plugin_set(settings)
+        )
         found = loader.check(tree, settings.listeners)
     except ConfigError as error:
         lines = show_problems(error.problems)

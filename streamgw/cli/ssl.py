@@ -32,6 +32,7 @@ from streamgw.cli.upstream import build_description, file_reference
 from streamgw.config.compile import Loader
 from streamgw.config.store import Store
 from streamgw.core.errors import ConfigError
+from streamgw.process.plugins import plugin_set
 
 _COLLECTION: Final = "ssls"
 _FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -287,7 +288,9 @@ def check(ctx: click.Context, config: Path, routes: Path, days: int | None, outp
     tls = settings.tls if days is None else attrs.evolve(settings.tls, expiry_warning_days=days)
     count = 0
     try:
-        found = Loader(Store(routes), environ=os.environ, tls=lambda: tls).load(settings.listeners)
+        found = Loader(
+            Store(routes), environ=os.environ, tls=lambda: tls, plugins=lambda: plugin_set(settings)
+        ).load(settings.listeners)
     except ConfigError as error:
         problems = error.problems
     else:

@@ -114,6 +114,8 @@ class Settings:
     reload: ReloadSettings = attrs.field(factory=ReloadSettings)
     tls: TLSSettings = attrs.field(factory=TLSSettings)
     """`apisix.ssl`, `streamgw.tls`."""
+    stream_plugins: tuple[str, ...] | None = None
+    """Plugins that routes may use; None: every one that is installed."""
     warnings: tuple[Problem, ...] = ()
 
 
@@ -172,6 +174,7 @@ def _build(data: object) -> tuple[Settings, list[Fault]]:
         resolver=_resolver(spec),
         reload=spec.streamgw.reload,
         tls=_tls(spec),
+        stream_plugins=spec.stream_plugins,
     )
     return settings, warnings
 

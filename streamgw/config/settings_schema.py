@@ -62,7 +62,6 @@ WITHOUT_EFFECT: Mapping[Path, tuple[str, ...]] = {
         "ext-plugin",
         "graphql",
         "plugins",
-        "stream_plugins",
         "wasm",
         "xrpc",
     ),
@@ -371,4 +370,5 @@ class ConfigSpec:
     nginx_config: NginxSpec = NginxSpec()
     deployment: DeploymentSpec = DeploymentSpec()
     plugin_attr: Annotated[PluginAttrSpec, plugin_attr] = attrs.field(factory=PluginAttrSpec)
+    stream_plugins: tuple[Text, ...] | None = None
     streamgw: StreamgwSpec = StreamgwSpec()

@@ -137,7 +137,8 @@ def test_an_admin_key_is_in_no_message() -> None:
 def test_every_section_can_be_made_without_words() -> None:
     for kind in (ConfigSpec, *(field.type for field in attrs.fields(ConfigSpec))):
         assert kind is not None
-        assert kind() == structure({}, kind)
+        if attrs.has(kind):
+            assert kind() == structure({}, kind)
 
 
 def test_tls_is_written_as_nginx_takes_it() -> None:
