@@ -243,7 +243,8 @@ class _Quickest:
         def cost(node: Node) -> float:
             return load.latency_s(node) * (load.active(node) + 1) / _weight(node, load)
 
-        return iter(sorted(nodes[:2], key=cost) + sorted(nodes[2:], key=cost))
+        yield from sorted(nodes[:2], key=cost)
+        yield from sorted(nodes[2:], key=cost)
 
 
 def _up(nodes: Sequence[Node], load: Load) -> list[Node]:
