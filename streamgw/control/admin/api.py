@@ -23,10 +23,11 @@ from streamgw.control.admin.expiry import Janitor
 from streamgw.control.admin.fleet import Fleet
 from streamgw.control.admin.replies import RequestError, bad, json_body, json_reply, key_not_found, not_found
 from streamgw.control.admin.resources import Call, Resources, check_ttl
+from streamgw.control.admin.standalone import Standalone
 from streamgw.control.admin.writer import Writer
 from streamgw.core.model import Listener
 
-_METHODS = ("GET", "PUT", "POST", "DELETE", "PATCH")
+_METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH")
 
 
 class AdminAPI:
@@ -56,6 +57,7 @@ class AdminAPI:
             changes, writer, listeners, wall_clock, plugins=plugins, on_ttl=self._janitor.wake
         )
         self._catalog = Catalog(plugins)
+        self._standalone = Standalone(changes, writer, wall_clock)
 
     def routes(self) -> list[BaseRoute]:
         """To be mounted behind whatever says who may."""
@@ -76,7 +78,7 @@ class AdminAPI:
 
     async def _dispatch(self, request: Request) -> Response:
         name, _, rest = request.path_params.get("path", "").partition("/")
-        if request.method not in _METHODS or not name:
+        if not name or (request.method == "HEAD" and name != "configs"):
             raise not_found()
         if "ttl" in request.query_params:
             check_ttl(request.query_params["ttl"])
@@ -85,12 +87,23 @@ class AdminAPI:
                 return await self._catalog.schema(request, rest)
             case "plugins":
                 return await self._catalog.plugins(request, rest)
+            case "configs":
+                return await self._configs(request, rest)
             case "secrets":
                 return _secrets(request.method, rest)
             case _ if name in COLLECTIONS or name in HTTP_COLLECTIONS:
                 return await self._resources.answer(request.method, await _call(request, name, rest))
             case _:
                 raise RequestError(HTTPStatus.NOT_FOUND, f"Unsupported resource type: {name}")
+
+    async def _configs(self, request: Request, rest: str) -> Response:
+        match request.method, rest:
+            case (("GET" | "HEAD" | "PUT"), ""):
+                return await self._standalone.answer(request)
+            case "POST", "validate":
+                return await self._standalone.validate(request)
+            case _:
+                raise not_found()
 
 
 async def _call(request: Request, collection: str, rest: str) -> Call:

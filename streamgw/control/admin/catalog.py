@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from streamgw.config.apisix import first_fault, forbidden_times
-from streamgw.config.json_schema import OBJECTS, of_object, schema_of
+from streamgw.config.json_schema import OBJECTS, of_object, of_plugin, schema_of
 from streamgw.config.plugins import AnyPlugin, PluginSet
 from streamgw.config.schema import COLLECTIONS, HTTP_COLLECTIONS
 from streamgw.control.admin.replies import PlainTextError, RequestError, bad, json_body, json_reply, not_found
@@ -41,7 +41,7 @@ class Catalog:
             return self._one_plugin(request, rest)
         if rest or first not in OBJECTS:
             raise bad(f"not found schema: {path}")
-        return json_reply(of_object(first))
+        return json_reply(of_object(first, self._plugins()))
 
     async def plugins(self, request: Request, path: str) -> Response:
         """`plugins/list`, `plugins/{name}`, `plugins?all=true`, `plugins/reload`.
@@ -85,7 +85,7 @@ class Catalog:
             raise RequestError(HTTPStatus.NOT_FOUND, f"plugin not found in subsystem {subsystem}")
         if request.query_params.get("schema_type") == "metadata":
             return json_reply(_metadata_schema(plugin))
-        return json_reply(schema_of(plugin.options))
+        return json_reply(of_plugin(plugin))
 
     def _enabled(self) -> list[AnyPlugin]:
         """Highest priority first."""
@@ -107,7 +107,7 @@ def _shown(plugin: AnyPlugin) -> Mapping[str, object]:
         "name": plugin.name,
         "priority": plugin.priority,
         "version": plugin.version,
-        "schema": schema_of(plugin.options),
+        "schema": of_plugin(plugin),
         "metadata_schema": _metadata_schema(plugin),
     }
 

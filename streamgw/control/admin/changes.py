@@ -7,6 +7,7 @@ would not load.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 
@@ -33,6 +34,7 @@ Check = Callable[[FileTree, Sequence[Listener]], Compilation]
 Decide = Callable[[Survey], Mapping[str, object]]
 """What an object should be, its id included, in the light of all the others. Raises RequestError."""
 
+_ITEM = re.compile(r"(\w+)\[([0-9]+)\]")
 _TIMES = ("id", "create_time", "update_time")
 
 
@@ -85,14 +87,11 @@ class Changes:
           RequestError: nothing was written.
           AlreadyExists: with `if_absent`.
         """
-        try:
-            check_key(key)
-        except StoreError as error:
-            raise bad(f'invalid configuration: property "id" validation failed: {error}') from error
 
         def plan(survey: Survey) -> tuple[Plan, Made]:
             old = survey.objects.get(key)
             data = decide(survey)
+            _check_id(key)
             if old is not None and _says_the_same(old.data, data):
                 data = old.data
             try:
@@ -179,7 +178,12 @@ def refused(error: StoreError) -> RequestError:
 
 def _rejected(problems: Sequence[Problem], plan: Plan, key: Key | None) -> RequestError:
     """Whose problem it is decides: 400 for the object that was sent, 409 for everything else."""
-    if key is not None and plan.change.content:
+    if key is None:
+        for problem in problems:
+            place = _ITEM.match(problem.pointer)
+            if problem.file == str(plan.change.path) and place:
+                return bad(f"invalid {place[1]} at index {place[2]}, err: {problem.error_msg}")
+    elif plan.change.content:
         path = f"{key[0]}[{place_in(plan.change.content, key)}]"
         for problem in problems:
             if problem.file == str(plan.change.path) and _is_inside(problem.pointer, path):
@@ -192,6 +196,14 @@ def _rejected(problems: Sequence[Problem], plan: Plan, key: Key | None) -> Reque
 
 def _is_inside(pointer: str, path: str) -> bool:
     return pointer == path or pointer.startswith((f"{path}.", f"{path}["))
+
+
+def _check_id(key: Key) -> None:
+    """APISIX allows an id to begin with a dot, but a file that does is hidden."""
+    try:
+        check_key(key)
+    except StoreError as error:
+        raise bad(f'invalid configuration: property "id" validation failed: {error}') from error
 
 
 def _says_the_same(old: Mapping[str, object], new: Mapping[str, object]) -> bool:
