@@ -89,6 +89,8 @@ class Reloader:
       watch: a fresh iteration of "look again", the first one when the watcher stands (`watch.changes`).
       on_loaded: told after each load, also one that failed: what it read may lie elsewhere than before. Must not block or
         raise.
+      on_told: told the new `status` whenever the log is told: applied, rejected, or as it was before. Must not block or
+        raise.
       wall_clock: for `applied_at`.
     """
 
@@ -100,6 +102,7 @@ class Reloader:
         *,
         watch: Callable[[], AsyncGenerator[None]],
         on_loaded: Callable[[], None] = lambda: None,
+        on_told: Callable[[ReloadStatus], None] = lambda _: None,
         wall_clock: Callable[[], datetime] = _now,
     ) -> None:
         self._loader = loader
@@ -107,10 +110,10 @@ class Reloader:
         self._on_swap = on_swap
         self._watch = watch
         self._on_loaded = on_loaded
+        self._on_told = on_told
         self._wall_clock = wall_clock
         self._current: Snapshot | None = None
         self._documents: tuple[Document, ...] = ()
-        """Of the latest load that was applied. Kept only to be let go of slowly."""
         self._swapped = trio.Event()
         self._poked = trio.Event()
         self._log = structlog.get_logger()
@@ -122,6 +125,11 @@ class Reloader:
         """The snapshot that new sessions pin. There is none before `run` has started."""
         assert self._current is not None, "the first load comes first"
         return self._current
+
+    @property
+    def documents(self) -> tuple[Document, ...]:
+        """What `current` was made of."""
+        return self._documents
 
     def poke(self) -> None:
         """Look again, now. Also while a look is under way: then once more after it."""
@@ -227,11 +235,13 @@ class Reloader:
             )
             self._swapped.set()
             self._swapped = trio.Event()
+            self._on_told(self.status)
         else:
             # The same documents. But the listeners may be others, and with them the warnings.
             self.status = attrs.evolve(before, state="applied", problems=(), warnings=warnings)
             if before.state == "rejected":
                 self._log.info("routes_as_before", revision=snapshot.revision)
+                self._on_told(self.status)
         for warning in found.fresh:
             self._log.warning("routes_warning", problem=str(warning))
         return replaced
@@ -244,6 +254,7 @@ class Reloader:
         self._log.error("routes_rejected", problems=len(problems), still_running=before.revision)
         for problem in problems[:MAX_LOGGED]:
             self._log.error("routes_problem", problem=str(problem))
+        self._on_told(self.status)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ A listener that is removed, or the whole gateway when it drains, stops accepting
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Literal
 
@@ -54,6 +55,8 @@ class Listeners:
         self._live: dict[str, _Live] = {}
         self._draining: list[_Live] = []
         self._paused: set[_Live] = set()
+        self.pauses: Counter[str] = Counter()
+        """How often accepting stopped at a limit, by `Listener.name`."""
         self._nursery: trio.Nursery | None = None
         self._drained = trio.Event()
         sessions.on_left = self._resume_where_there_is_room
@@ -173,6 +176,7 @@ class Listeners:
         full = len(self._sessions.live) >= self._sessions.policy.max_sessions
         for each in self._live.values() if full else (live,):
             if each.accepting is not None:
+                self.pauses[each.listener.name] += each not in self._paused
                 self._paused.add(each)
                 each.accepting.pause()
 

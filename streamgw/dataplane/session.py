@@ -141,6 +141,8 @@ class Sessions:
     totals: Totals = attrs.Factory(Totals)
     backgrounds: Backgrounds = attrs.Factory(lambda: Backgrounds(lambda _: None))
     """The tasks beside the sessions that plugins want. Somebody else runs them."""
+    on_opened: Callable[[Session], None] = lambda _: None
+    """Told when the route and the upstream of a session are known, before a node is dialled. Must not block or raise."""
     on_left: Callable[[], None] = lambda: None
     """Told after a session has left the registry: room for another."""
     _owing: dict[int, trio.CancelScope] = attrs.Factory(dict)
@@ -230,6 +232,7 @@ class Sessions:
 
         upstream = session.upstream = _upstream_of(session, route)
         session.phase = "connect"
+        self.on_opened(session)
         return await self.dialer.join(
             session.end,
             upstream,

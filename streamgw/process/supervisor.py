@@ -5,7 +5,7 @@ trio.run
 └─ nursery
    ├─ signals      TERM/INT → drain, again → end now · HUP → look again · USR1 → reopen the access log
    ├─ settings     watches conf/config.yaml; listeners open and close live
-   ├─ status       Starlette on Hypercorn
+   ├─ servers      status, control API, metrics, Admin API: Starlette on Hypercorn
    └─ worker       everything that serves clients
 ```
 """
@@ -26,14 +26,15 @@ import attrs
 import structlog
 import trio
 
+from streamgw.config.admin_keys import fill_in_keys
+from streamgw.config.endpoints import AdminKey, AdminSettings
 from streamgw.config.settings import Settings, load_settings
-from streamgw.control.admin.app import serve_admin
-from streamgw.control.admin.control import build_status_app
 from streamgw.control.reloader import ReloadStatus
 from streamgw.core.errors import ConfigError, Problem, StoreError
-from streamgw.core.model import Address
 from streamgw.process import systemd
+from streamgw.process.fleet import LocalFleet
 from streamgw.process.log import configure_logging
+from streamgw.process.servers import Servers
 from streamgw.process.sockets import BindError, Sockets
 from streamgw.process.status import StatusBoard
 from streamgw.process.worker import Worker, watch
@@ -43,6 +44,8 @@ EX_OK, EX_IOERR, EX_CONFIG = 0, 74, 78
 
 GC_THRESHOLD = 50_000
 """Container objects that may be allocated before the youngest generation is collected."""
+
+NO_KEY = AdminKey("", "")
 
 Extra = Callable[["Supervisor"], Awaitable[None]]
 """A task that runs beside the gateway and is cancelled with it: the demo's upstreams."""
@@ -56,8 +59,10 @@ def run_gateway(config: Path, routes: Path, *, beside: Extra | None = None) -> i
       74 when a log file cannot be opened.
     """
     try:
+        filled_in = fill_in_keys(config)
         settings = load_settings(config, environ=os.environ)
         configure_logging(settings.log)
+        _check_keys(settings, config, filled_in)
         _raise_descriptor_limit(settings)
         trio.run(Supervisor(settings, config, routes).run, beside, strict_exception_groups=True)
     except* (ConfigError, BindError) as group:
@@ -85,6 +90,14 @@ class Supervisor:
         self.worker = Worker(settings, routes, self.sockets)
         self.settings_status = ReloadStatus(warnings=settings.warnings, applied_at=datetime.now(UTC))
         self.board = StatusBoard(self.worker, lambda: self.settings_status)
+        fleet = LocalFleet(
+            self.worker,
+            self.board,
+            lambda: self.settings_status,
+            look_at_settings=self._look_at_settings_soon,
+        )
+        self.servers = Servers(config, settings, self.worker, fleet)
+        self._nursery: trio.Nursery | None = None
         self._reloading = trio.Lock()
         self._log = structlog.get_logger()
 
@@ -101,11 +114,12 @@ class Supervisor:
         try:
             self.sockets.replace(settings.listeners)
             async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 await nursery.start(self._watch_signals)
                 await nursery.start(self.worker.run)
                 self.worker.listen()
-                if settings.status is not None:
-                    await nursery.start(self._serve_status, settings.status)
+                await self.servers.start(nursery)
+                self._warn(settings.warnings)
                 await nursery.start(self._watch_settings)
                 if beside is not None:
                     nursery.start_soon(beside, self)
@@ -114,6 +128,11 @@ class Supervisor:
                 nursery.cancel_scope.cancel()
         finally:
             self.sockets.close_all()
+
+    def _warn(self, warnings: tuple[Problem, ...]) -> None:
+        self.settings_status = attrs.evolve(
+            self.settings_status, warnings=(*warnings, *self.servers.missed)
+        )
 
     def _announce(self, settings: Settings) -> None:
         # What is loaded by now stays. A full collection that had to look at it took 10 to 26 ms, at any odd moment.
@@ -129,20 +148,9 @@ class Supervisor:
             listeners=[listener.name for listener in self.sockets.bound()],
             revision=self.worker.reloader.current.revision,
             status=str(settings.status) if settings.status else "off",
+            admin=str(settings.admin.listen) if settings.admin else "off",
         )
         systemd.notify("READY=1")
-
-    async def _serve_status(
-        self, address: Address, *, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        try:
-            await serve_admin(build_status_app(self.board), address, task_status=task_status)
-        except OSError as error:
-            reason = os.strerror(error.errno).lower() if error.errno else str(error)
-            problem = Problem(
-                str(self.config), 0, 0, "apisix.status", f"cannot listen on {address}: {reason}"
-            )
-            raise ConfigError((problem,)) from error
 
     async def _watch_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -156,7 +164,7 @@ class Supervisor:
                     case signal.SIGUSR1:
                         self.worker.access_log.reopen()
                     case _ if self.worker.draining:
-                        self._log.warning("ending_now", live_sessions=len(self.worker.sessions.live))
+                        self._log.warning("ending_now", live_sessions=self.worker.live_sessions)
                         self.worker.drain(trio.current_time())
                     case _:
                         self._drain(signal.Signals(number).name)
@@ -164,7 +172,7 @@ class Supervisor:
     def _drain(self, why: str) -> None:
         timeout_s = self.worker.settings.drain_timeout_s
         self._log.info(
-            "draining", signal=why, live_sessions=len(self.worker.sessions.live), deadline_s=timeout_s
+            "draining", signal=why, live_sessions=self.worker.live_sessions, deadline_s=timeout_s
         )
         systemd.notify("STOPPING=1")
         self.worker.drain(trio.current_time() + timeout_s)
@@ -177,6 +185,10 @@ class Supervisor:
             async for _ in looks:
                 await self._reload_settings()
 
+    def _look_at_settings_soon(self) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(self._reload_settings)
+
     async def _reload_settings(self) -> None:
         """Read conf/config.yaml again; apply it whole, or keep what runs and say why.
 
@@ -188,7 +200,7 @@ class Supervisor:
 
     async def _look_at_settings(self) -> None:
         try:
-            settings = await trio.to_thread.run_sync(lambda: load_settings(self.config, environ=os.environ))
+            settings = await trio.to_thread.run_sync(_read, self.config)
             if settings == self.worker.settings or self.worker.draining:
                 self._settle()
                 return
@@ -206,17 +218,19 @@ class Supervisor:
                 self.settings_status,
                 state="applied",
                 problems=(),
-                warnings=settings.warnings + restart,
+                warnings=(*settings.warnings, *restart, *self.servers.missed),
                 applied_at=datetime.now(UTC),
                 reloads=self.settings_status.reloads + 1,
             )
             self._log.info("settings_applied", listeners=[listener.name for listener in self.sockets.bound()])
+            self.worker.publish_reload("settings", self.settings_status)
 
     def _settle(self) -> None:
         """The file says again what is running: a rejected edit was taken back."""
         if self.settings_status.state == "rejected":
             self.settings_status = attrs.evolve(self.settings_status, state="applied", problems=())
             self._log.info("settings_applied", listeners=[listener.name for listener in self.sockets.bound()])
+            self.worker.publish_reload("settings", self.settings_status)
 
     def _reject(self, problems: tuple[Problem, ...]) -> None:
         status = self.settings_status
@@ -227,12 +241,17 @@ class Supervisor:
         )
         for problem in problems:
             self._log.error("settings_rejected", problem=str(problem))
+        self.worker.publish_reload("settings", self.settings_status)
 
 
 def _needs_restart(old: Settings, new: Settings, file: str) -> tuple[Problem, ...]:
     """What changed in the file and cannot change in a running process."""
     places = {
         "apisix.status": (old.status, new.status),
+        "apisix.control": (old.control, new.control),
+        "plugin_attr.prometheus": (old.metrics, new.metrics),
+        "deployment.admin": (_fixed(old.admin), _fixed(new.admin)),
+        "streamgw.admin": (attrs.evolve(old.http, hosts=()), attrs.evolve(new.http, hosts=())),
         "nginx_config.stream.access_log": (old.access_log.path, new.access_log.path),
         "streamgw.resolver": (old.resolver, new.resolver),
         "streamgw.reload": (old.reload, new.reload),
@@ -242,6 +261,30 @@ def _needs_restart(old: Settings, new: Settings, file: str) -> tuple[Problem, ..
         for pointer, (before, after) in places.items()
         if before != after
     )
+
+
+def _fixed(admin: AdminSettings | None) -> AdminSettings | None:
+    """What of the Admin API cannot change in a running process: who may use it can."""
+    if admin is None:
+        return None
+    return attrs.evolve(admin, keys=(), is_key_required=True, allowed=(), has_cors=True)
+
+
+def _read(config: Path) -> Settings:
+    """The settings; an admin key that has become empty is filled in first. Blocks."""
+    filled_in = fill_in_keys(config)
+    settings = load_settings(config, environ=os.environ)
+    _check_keys(settings, config, filled_in)
+    return settings
+
+
+def _check_keys(settings: Settings, config: Path, filled_in: int) -> None:
+    if filled_in:
+        structlog.get_logger().warning("admin_keys_made", file=str(config), keys=filled_in)
+    admin = settings.admin
+    if admin is not None and admin.is_key_required and not all(key.key for key in admin.keys or (NO_KEY,)):
+        message = "missing valid Admin API token: a key is empty"
+        raise ConfigError((Problem(str(config), 0, 0, "deployment.admin.admin_key", message),))
 
 
 def _raise_descriptor_limit(settings: Settings) -> None:

@@ -3,6 +3,7 @@
 ```
 Worker.run
 ├─ access log                     outermost: it outlives the last session
+├─ tasks of plugins               as long as a route or a session has them
 └─ nursery
    ├─ pump                        one task, one epoll
    ├─ resolver                    one child per name
@@ -21,9 +22,11 @@ import random
 import socket
 import time
 import traceback
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from pathlib import Path
 
+import attrs
 import structlog
 import trio
 
@@ -31,14 +34,18 @@ from streamgw.config.compile import Loader
 from streamgw.config.identity import read_client_certificate
 from streamgw.config.settings import ReloadSettings, Settings
 from streamgw.config.store import Store
-from streamgw.control.reloader import Reloader
+from streamgw.control.admin.feed import Hub
+from streamgw.control.reloader import Reloader, ReloadStatus
 from streamgw.control.watch import Further, changes
 from streamgw.core.access_log import compile_format
 from streamgw.core.errors import Fault
+from streamgw.core.hooks import PluginServices
 from streamgw.core.model import Listener, Outcome
 from streamgw.core.snapshot import Snapshot
+from streamgw.core.tally import Tally
 from streamgw.core.udp_sessions import Drop, UDPLimits
 from streamgw.dataplane.dialer import Dialer
+from streamgw.dataplane.hooks import Backgrounds
 from streamgw.dataplane.listener import Listeners
 from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.pump.loop import SocketPump
@@ -47,6 +54,8 @@ from streamgw.dataplane.resolver import DNSLookup, Resolver
 from streamgw.dataplane.session import Policy, Session, Sessions
 from streamgw.dataplane.udp import UDPSessions
 from streamgw.process.log import AccessLog
+from streamgw.process.plugins import plugin_set
+from streamgw.process.rows import closed_event, reload_event, session_row
 from streamgw.process.sockets import BindError, Sockets
 
 _LEVELS: Mapping[str, str] = {
@@ -72,10 +81,17 @@ class Worker:
         self.draining = False
         self.ended = trio.Event()
         """`run` has returned."""
+        self.hub = Hub(time.time)  # noqa: TID251  events are for people
+        self.tally = Tally()
+        self.services = PluginServices(hostname=socket.gethostname())
+        self.refused: Counter[str] = Counter()
+        """Requests that the Admin API did not let in, by reason."""
+        self.bugs = 0
+        """Since the start."""
         self._log = structlog.get_logger()
         self.pump = SocketPump(
             on_trouble=lambda trouble: self._log.error("accepting", trouble=trouble),
-            on_bug=lambda error: self._log.error("bug", phase="relay", traceback=_traceback(error)),
+            on_bug=self._on_pump_bug,
         )
         resolver = settings.resolver
         self.resolver = Resolver(
@@ -92,14 +108,23 @@ class Worker:
         )
         rng = random.Random()  # noqa: S311  where a balancer starts is no secret
         self.pool = UpstreamPool(self.resolver, rng=rng)
-        loader, further = Loader(Store(routes), environ=os.environ, tls=lambda: self.settings.tls), Further()
+        self.store = Store(routes)
+        self.loader = Loader(
+            self.store,
+            environ=os.environ,
+            tls=lambda: self.settings.tls,
+            plugins=lambda: plugin_set(self.settings, self.services),
+        )
+        further = Further()
         self.reloader = Reloader(
-            loader,
+            self.loader,
             lambda: self.settings.listeners,
             self._on_swap,
             watch=lambda: watch(routes, settings.reload, further),
-            on_loaded=lambda: further.replace(loader.files),
+            on_loaded=lambda: further.replace(self.loader.files),
+            on_told=lambda status: self.publish_reload("routes", status),
         )
+        self.backgrounds = Backgrounds(self._on_plugin_bug)
         id_prefix = f"{rng.randrange(1 << 24):06x}-"
         self.sessions = Sessions(
             pump=self.pump,
@@ -111,6 +136,7 @@ class Worker:
             read_certificate=read_client_certificate,
             id_prefix=id_prefix,
             policy=_policy(settings),
+            backgrounds=self.backgrounds,
         )
         self.udp = UDPSessions(
             datagrams=self.pump.datagrams,
@@ -123,11 +149,18 @@ class Worker:
             wall_clock=time.time,  # noqa: TID251  as above
             id_prefix=id_prefix,
             totals=self.sessions.totals,
+            backgrounds=self.backgrounds,
         )
+        self.sessions.on_opened = self.udp.on_opened = self._on_opened
         self.udp.obey(_udp_limits(settings), max_duration_s=self.sessions.policy.max_duration_s)
         self.listeners = Listeners(self.pump, self.sessions, self.udp)
         self.access_log = AccessLog(settings.access_log.path)
         self._format = self._formatter(settings)
+
+    @property
+    def live_sessions(self) -> int:
+        """Over TCP and UDP."""
+        return len(self.sessions.live) + len(self.udp.live)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until `drain` has ended the last session.
@@ -143,6 +176,7 @@ class Worker:
         try:
             async with trio.open_nursery() as outer:
                 await outer.start(self.access_log.run)
+                await outer.start(self.backgrounds.run)
                 async with trio.open_nursery() as inner:
                     await inner.start(self.pump.run)
                     await inner.start(self.resolver.run)
@@ -202,9 +236,22 @@ class Worker:
 
     def _on_swap(self, snapshot: Snapshot) -> None:
         self.pool.sync(snapshot.upstreams, snapshot.names)
+        self.backgrounds.sync(snapshot.backgrounds)
         self.udp.sync(snapshot.upstreams)
 
+    def publish_reload(self, what: str, status: ReloadStatus) -> None:
+        """Tell the live feed what became of a configuration (`routes` or `settings`)."""
+        if "reload" in self.hub.wanted:
+            self.hub.publish("reload", reload_event(what, status, len(self.reloader.current.router.routes)))
+
+    def _on_opened(self, session: Session | UDPSession) -> None:
+        if "session_opened" in self.hub.wanted:
+            self.hub.publish("session_opened", attrs.asdict(session_row(session, trio.current_time())))
+
     def _on_outcome(self, outcome: Outcome) -> None:
+        self.tally.count(outcome)
+        if "session_closed" in self.hub.wanted:
+            self.hub.publish("session_closed", closed_event(outcome))
         if self._format is not None:
             self.access_log.write(self._format(outcome))
         if outcome.fault != Fault.NONE:
@@ -222,13 +269,22 @@ class Worker:
         counts = {str(drop): count for drop, count in drops.items()}
         self._log.warning("datagrams_dropped", listener=listener, **counts)
 
+    def _on_pump_bug(self, error: Exception) -> None:
+        self.bugs += 1
+        self._log.error("bug", phase="relay", traceback=_traceback(error))
+
     def _on_bug(self, session: Session | UDPSession, error: Exception) -> None:
+        self.bugs += 1
         self._log.error(
             "bug",
             session=session.id,
             phase=session.phase,
             traceback=_traceback(error),
         )
+
+    def _on_plugin_bug(self, error: Exception) -> None:
+        self.bugs += 1
+        self._log.error("bug", phase="background", traceback=_traceback(error))
 
     def _formatter(self, settings: Settings) -> Callable[[Outcome], str] | None:
         access_log = settings.access_log

@@ -39,6 +39,8 @@ class Gateway:
         self.routes = directory / "routes.d"
         self.access_log = directory / "access.log"
         self.status_port = ports.take()
+        self.control_port = ports.take()
+        self.metrics_port = ports.take()
         self.child: Child | None = None
         self.config.parent.mkdir(parents=True)
         self.routes.mkdir()
@@ -50,16 +52,21 @@ class Gateway:
 
         Args:
           tcp: the entries of `apisix.stream_proxy.tcp`.
-          udp: those of `apisix.stream_proxy.udp`.
+          udp: those of `apisix.stream_proxy.udp`. With any, a gateway that is stopped cuts what lives, unless `sections`
+            say otherwise: a UDP session would live until it has been idle for long.
           sections: further top-level sections, as they stand in the file.
         """
         document: dict[str, Mapping[str, object]] = {
             "apisix": {
                 "stream_proxy": {"tcp": list(tcp), "udp": list(udp)},
                 "status": {"ip": "127.0.0.1", "port": self.status_port},
+                "control": {"port": self.control_port},
             },
+            "plugin_attr": {"prometheus": {"export_addr": {"port": self.metrics_port}}},
             "streamgw": {"access_log": {"path": str(self.access_log)}},
         }
+        if udp:
+            document["nginx_config"] = {"worker_shutdown_timeout": 0}
         for name, section in sections.items():
             assert isinstance(section, Mapping)
             document[name] = {**document.get(name, {}), **section}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from http import HTTPStatus
 from socket import AF_INET, AF_INET6, create_server
@@ -37,13 +37,22 @@ class JSONResponse(Response):
 
     media_type = "application/json"
 
-    def __init__(self, content: Mapping[str, object], status_code: int = HTTPStatus.OK) -> None:
+    def __init__(self, content: object, status_code: int = HTTPStatus.OK) -> None:
         super().__init__(json.dumps(content, ensure_ascii=False, default=_encode) + "\n", status_code)
 
 
-def build_app(routes: Sequence[BaseRoute]) -> Starlette:
-    """An application whose errors have one shape, `{"status": "error", "error": "…"}`, and whose bugs are logged."""
-    return Starlette(routes=routes, exception_handlers={HTTPException: _refused, Exception: _bug})
+def build_app(routes: Sequence[BaseRoute], *, as_apisix: bool = False) -> Starlette:
+    """An application whose errors have one shape, and whose bugs are logged.
+
+    Args:
+      routes: tried in this order.
+      as_apisix: errors are `{"error_msg": "…"}`, and a wrong method is as unknown as a wrong path; otherwise
+        `{"status": "error", "error": "…"}`.
+    """
+    handlers = {HTTPException: _refused_as_apisix if as_apisix else _refused, Exception: _bug}
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False
+    return app
 
 
 async def serve_admin(
@@ -95,6 +104,14 @@ async def _refused(_request: Request, error: Exception) -> Response:
     return JSONResponse({"status": "error", "error": error.detail.lower()}, error.status_code)
 
 
+async def _refused_as_apisix(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException), "registered for this class"
+    if error.status_code in {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}:
+        return JSONResponse({"error_msg": "not found"}, HTTPStatus.NOT_FOUND)
+    return JSONResponse({"error_msg": error.detail}, error.status_code)
+
+
 async def _bug(request: Request, error: Exception) -> Response:
     structlog.get_logger().error("admin_bug", method=request.method, path=request.url.path, exc_info=error)
-    return JSONResponse({"status": "error", "error": "internal error"}, HTTPStatus.INTERNAL_SERVER_ERROR)
+    error_msg = {"status": "error", "error": "internal error", "error_msg": "internal error"}
+    return JSONResponse(error_msg, HTTPStatus.INTERNAL_SERVER_ERROR)

@@ -6,11 +6,12 @@ Everything here is plain data: `attrs.asdict` of a row is its JSON form.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 import attrs
 
+from streamgw.config.documents import Document
 from streamgw.core.model import Facts, Key
 
 EVENT_KINDS = ("session_opened", "session_closed", "health", "reload")
@@ -69,6 +70,93 @@ class Event:
     data: Mapping[str, object]
 
 
+@attrs.frozen
+class Ended:
+    """Sessions that ended in one way, since the start."""
+
+    listener: str
+    reason: str
+    status: int
+    """As in the access log."""
+    node: str
+    """Empty: it got to none."""
+    sessions: int
+    bytes_up: int
+    bytes_down: int
+
+
+@attrs.frozen
+class Spread:
+    """A histogram: `counts[n]` values were at most `bounds[n]`, and more than the bound before; the last is beyond all."""
+
+    bounds: Sequence[float]
+    counts: Sequence[int]
+    sum: float
+
+
+@attrs.frozen
+class ListenerFigures:
+    """One listener, now and since the start."""
+
+    name: str
+    active: int
+    bytes_up: int
+    """Of its live sessions."""
+    bytes_down: int
+    accepted: int
+    pauses: int
+    """How often accepting stopped at a limit."""
+
+
+@attrs.frozen
+class CertificateFigures:
+    """One served certificate."""
+
+    id: str
+    not_after: float
+    """Unix time."""
+
+
+@attrs.frozen
+class ReloadFigures:
+    """What became of one kind of configuration."""
+
+    what: str
+    """`routes` or `settings`."""
+    applied: int
+    """With the first one."""
+    rejected: int
+    is_rejected: bool
+    """What is on disk now does not run."""
+    applied_at: float
+    """Unix time, the latest."""
+
+
+@attrs.frozen
+class Figures:
+    """Everything that the metrics show, as plain numbers. Whoever formats it may do so in another thread."""
+
+    revision: str
+    objects: Mapping[str, int]
+    """By collection."""
+    reloads: Sequence[ReloadFigures]
+    listeners: Sequence[ListenerFigures]
+    ended: Sequence[Ended]
+    connect: Spread
+    duration: Spread
+    connections: Mapping[str, int]
+    """By route, of those with the plugin prometheus: its id, or its name."""
+    drops: Mapping[tuple[str, str], int]
+    """Datagrams that were not passed on, by listener and reason."""
+    certificates: Sequence[CertificateFigures]
+    bugs: int
+    access_log_dropped: int
+    event_clients: int
+    events_lost: int
+    refused: Mapping[str, int]
+    """Requests that the Admin API did not let in, by reason."""
+
+
 class Subscription(Protocol):
     """One listener to the live feed. Bounded: who is slow loses events, and is told how many."""
 
@@ -100,8 +188,17 @@ class Fleet(Protocol):
     def explain(self, facts: Facts) -> Mapping[str, object]:
         """Which route these facts lead to, which were considered and why not, which certificate is served."""
 
+    async def figures(self) -> Figures:
+        """What the metrics show. Lets others run while it counts."""
+
     def health(self) -> Sequence[Mapping[str, object]]:
         """The body of APISIX's `GET /v1/healthcheck`."""
+
+    def documents(self) -> Sequence[Document]:
+        """What runs, object by object; stream routes in the order in which they are asked."""
+
+    def reload(self) -> None:
+        """Look at conf/config.yaml and at routes.d again, now."""
 
     def poke(self) -> None:
         """Look at routes.d again, now."""
@@ -113,5 +210,5 @@ class Fleet(Protocol):
           The workers that did not get there before `deadline` (trio.current_time()); empty: all did.
         """
 
-    def subscribe(self, kinds: Sequence[str]) -> Subscription:
-        """Hear what happens from now on."""
+    def subscribe(self, kinds: Collection[str], wanted: Mapping[str, str]) -> Subscription:
+        """Hear what happens from now on: events of these kinds, which have these values where they have such a key."""

@@ -1,0 +1,122 @@
+"""The numbers behind the metrics, gathered when somebody asks for them."""
+
+from __future__ import annotations
+
+import heapq
+import operator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import trio
+
+from streamgw.control.admin.fleet import (
+    CertificateFigures,
+    Ended,
+    Figures,
+    ListenerFigures,
+    ReloadFigures,
+    Spread,
+)
+from streamgw.control.reloader import ReloadStatus
+from streamgw.core.tally import Histogram, Tally
+from streamgw.dataplane.reception import UDPSession
+from streamgw.dataplane.session import Session
+from streamgw.process.worker import Worker
+
+BATCH = 500
+"""Sessions looked at before others get a turn: a fraction of a millisecond."""
+
+
+def batches(worker: Worker) -> Iterator[Sequence[Session | UDPSession]]:
+    """Every session that lives now, oldest first, BATCH at a time. What ends meanwhile is among them."""
+    everyone = list[Session | UDPSession](
+        heapq.merge(
+            worker.sessions.live.values(),
+            worker.udp.live.values(),
+            key=operator.attrgetter("started_at"),
+        )
+    )
+    for start in range(0, len(everyone), BATCH):
+        yield everyone[start : start + BATCH]
+
+
+async def take_figures(worker: Worker, settings: ReloadStatus) -> Figures:
+    """What has ended by now, and what lives now; no session counts twice, and no total ever goes back.
+
+    Lets others run while it counts.
+    """
+    ended, connect, duration = (
+        _ended(worker.tally),
+        _spread(worker.tally.connect),
+        _spread(worker.tally.duration),
+    )
+    snapshot, accepted = worker.reloader.current, Counter(worker.sessions.totals.accepted)
+    active = worker.sessions.live_by_listener + worker.udp.live_by_listener
+    bytes_up, bytes_down = defaultdict[str, int](int), defaultdict[str, int](int)
+    for batch in batches(worker):  # before the first await: all of one moment
+        for session in batch:
+            name = session.listener.name
+            bytes_up[name] += session.meter.bytes_up
+            bytes_down[name] += session.meter.bytes_down
+        await trio.lowlevel.checkpoint()
+    certificates = {each.id: each.not_after_s for each in snapshot.certificates.values()}
+    return Figures(
+        revision=snapshot.revision,
+        objects=Counter(collection for collection, _ in snapshot.sources),
+        reloads=(_reload("routes", worker.reloader.status), _reload("settings", settings)),
+        listeners=[
+            ListenerFigures(
+                name,
+                active[name],
+                bytes_up[name],
+                bytes_down[name],
+                accepted[name],
+                worker.listeners.pauses[name],
+            )
+            for name in dict.fromkeys(chain(worker.listeners.states(), accepted))
+        ],
+        ended=ended,
+        connect=connect,
+        duration=duration,
+        connections=dict(worker.services.connections),
+        drops=_drops(worker),
+        certificates=[CertificateFigures(id_, not_after) for id_, not_after in certificates.items()],
+        bugs=worker.bugs,
+        access_log_dropped=worker.access_log.dropped,
+        event_clients=len(worker.hub),
+        events_lost=worker.hub.lost,
+        refused=dict(worker.refused),
+    )
+
+
+def _ended(tally: Tally) -> list[Ended]:
+    return [
+        Ended(
+            cell.listener,
+            cell.reason,
+            cell.status,
+            str(cell.node) if cell.node else "",
+            cell.sessions,
+            cell.bytes_up,
+            cell.bytes_down,
+        )
+        for cell in tally.cells()
+    ]
+
+
+def _spread(histogram: Histogram) -> Spread:
+    return Spread(histogram.bounds, tuple(histogram.counts), histogram.sum)
+
+
+def _reload(what: str, status: ReloadStatus) -> ReloadFigures:
+    applied_at = status.applied_at.timestamp() if status.applied_at else 0.0
+    return ReloadFigures(what, status.reloads + 1, status.rejected, status.state == "rejected", applied_at)
+
+
+def _drops(worker: Worker) -> dict[tuple[str, str], int]:
+    counts: Counter[tuple[str, str]] = Counter()
+    for reception in worker.udp.receptions:
+        for drop, count in reception.sessions.drops.items():
+            counts[reception.listener.name, str(drop)] += count
+    return counts
