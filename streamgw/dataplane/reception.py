@@ -17,6 +17,7 @@ from streamgw.core.model import Facts, Listener, Route, Upstream
 from streamgw.core.snapshot import Snapshot
 from streamgw.core.udp_sessions import Drop, Entry, ListenerSessions, Table
 from streamgw.dataplane.dialer import Trail
+from streamgw.dataplane.hooks import HookRun
 from streamgw.dataplane.pump.datagram import TRANSIENT_ERRNOS, ClientSide, Datagrams, Origin, UpstreamSide
 from streamgw.dataplane.pump.end import words_for
 from streamgw.dataplane.session import Phase
@@ -38,17 +39,22 @@ class UDPSession(Entry):
     facts: Facts
     snapshot: Snapshot
     route: Route
-    upstream: Upstream
+    upstream: Upstream | None
+    """None: a plugin may yet choose one."""
     started_at: float
     """trio.current_time()."""
     started_unix_s: float
     phase: Phase = "match"
     trail: Trail = attrs.Factory(Trail)
+    hooks: HookRun | None = None
+    """None: the route has no plugins."""
     lease: Lease | None = None
     connected_at: float | None = None
     """When the upstream's socket was there."""
     preface: bytes = b""
     """A PROXY header that stands before the next datagram."""
+    repeats_preface: bool = False
+    """And before each of those that follow."""
     upstream_side: UpstreamSide | None = None
     opening: trio.CancelScope | None = None
     """While its task looks for a node."""
@@ -142,7 +148,9 @@ class Reception:
 
     def begin(self, origin: Origin, payload: memoryview, now: float) -> None:
         """See `Keeper.begin`."""
-        session = Drop.LISTENER_GONE if self.is_retired else self._owner.begin(self, origin, len(payload), now)
+        session = (
+            Drop.LISTENER_GONE if self.is_retired else self._owner.begin(self, origin, len(payload), now)
+        )
         self._owner.watch()
         if isinstance(session, Drop):
             self.sessions.drops[session] += 1
@@ -165,7 +173,7 @@ class Reception:
         except OSError as error:
             self.unsent(session, len(payload), error)
             return
-        if session.preface and not session.upstream.proxy_protocol_on_each:
+        if session.preface and not session.repeats_preface:
             session.preface = b""
             self.table.may_send(session, side.send)
 

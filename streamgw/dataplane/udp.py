@@ -24,15 +24,25 @@ from typing import NoReturn
 import attrs
 import trio
 
-from streamgw.core.errors import ConnectFailed, Exhausted, Fault, NoNode, Reason, SessionError
+from streamgw.core.errors import (
+    ConnectFailed,
+    Exhausted,
+    Fault,
+    NoNode,
+    NoUpstream,
+    Reason,
+    Rejected,
+    SessionError,
+)
 from streamgw.core.model import Address, Attempt, Facts, Listener, Outcome, Upstream
 from streamgw.core.snapshot import Snapshot
 from streamgw.core.udp_room import Refusals
 from streamgw.core.udp_sessions import Drop, Entry, Table, UDPLimits
 from streamgw.core.wire.proxy_protocol import build_v2
+from streamgw.dataplane.hooks import Backgrounds, HookRun, shows_datagram
 from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.pump import Ending
-from streamgw.dataplane.pump.datagram import Datagrams, Origin
+from streamgw.dataplane.pump.datagram import Datagrams, Origin, UpstreamSide
 from streamgw.dataplane.pump.end import words_for
 from streamgw.dataplane.reception import Reception, UDPSession
 from streamgw.dataplane.session import Totals
@@ -62,7 +72,9 @@ class UDPSessions:
     wall_clock: Callable[[], float]
     """Unix time, for the log only."""
     on_opened: Callable[[UDPSession], None] = lambda _: None
-    """Told when a session begins. Must not block or raise."""
+    """Told when the upstream of a session is known, before a node is picked. Must not block or raise."""
+    backgrounds: Backgrounds = attrs.Factory(lambda: Backgrounds(lambda _: None))
+    """The tasks beside the sessions that plugins want. Somebody else runs them."""
     id_prefix: str = ""
     max_duration_s: float = math.inf
     totals: Totals = attrs.Factory(Totals)
@@ -112,8 +124,9 @@ class UDPSessions:
     def sync(self, upstreams: Mapping[str, Upstream]) -> None:
         """Follow a new snapshot: who talks to a node that is no longer listed moves with his next datagram."""
         for session in self.live.values():
-            node, today = session.trail.node, upstreams.get(session.upstream.key)
-            if node is not None and today is not None and not _lists(today, session.upstream, node):
+            node, before = session.trail.node, session.upstream
+            today = upstreams.get(before.key) if before is not None else None
+            if node is not None and today is not None and today is not before and not _lists(today, node):
                 self.table.part_from_node(session)
 
     def make_way(self, listener: Listener) -> None:
@@ -153,8 +166,7 @@ class UDPSessions:
         route = snapshot.router.match(facts)
         if route is None:
             return Drop.NO_ROUTE
-        upstream = route.upstream
-        if upstream is None:
+        if route.upstream is None and not route.hooks:
             return Drop.NO_UPSTREAM
         drop = self.table.admit(reception.sessions, origin.client.host, size, now)
         if drop is not None:
@@ -164,7 +176,7 @@ class UDPSessions:
             key=origin.key,
             client=origin.client.host,
             home=reception.sessions,
-            idle_s=upstream.timeouts.idle_s if rules.idle_s is None else rules.idle_s,
+            idle_s=math.inf if rules.idle_s is None else rules.idle_s,
             ends_at=now + self.max_duration_s,
             responses=rules.responses,
             requests=rules.requests,
@@ -176,13 +188,12 @@ class UDPSessions:
             facts=facts,
             snapshot=snapshot,
             route=route,
-            upstream=upstream,
+            upstream=route.upstream,
             started_at=now,
             started_unix_s=self.wall_clock(),
         )
         self.table.add(session, now)
         self.live[session.id] = session
-        self.on_opened(session)
         self.live_by_listener[listener.name] += 1
         self.totals.accepted[listener.name] += 1
         reception.nursery.start_soon(self.run, session, name=session.id)
@@ -197,21 +208,30 @@ class UDPSessions:
         """
         ending = Ending(Reason.DRAIN)
         fault: Fault | None = None
+        status = 0
         try:
             ending = await self._live(session)
         except SessionError as error:
             ending, fault = Ending(error.reason, detail=str(error)), error.fault
+            if isinstance(error, Rejected):
+                status = error.status
         except Exception as error:  # noqa: BLE001  the boundary: a bug costs one session, not its neighbours
             ending = Ending(Reason.BUG, detail=f"{type(error).__name__}: {error}")
             self.on_bug(session, error)
         finally:
             self.table.end(session, ending.reason, ending.side, ending.detail)
-            self._leave(session, fault)
+            self._leave(session, _outcome(session, fault, status))
 
     async def _live(self, session: UDPSession) -> Ending:
         with trio.CancelScope() as session.opening:
+            if session.route.hooks:
+                await self._ask_plugins(session)
+            upstream = session.upstream
+            if upstream is None:
+                raise NoUpstream(f"route {session.route.id} ({session.route.source}) names no upstream")
             session.phase = "connect"
-            await self._open(session)
+            self.on_opened(session)
+            await self._open(session, upstream)
         session.opening = None
         if session.reason is None:
 
@@ -225,7 +245,22 @@ class UDPSessions:
         assert session.reason is not None, "only its end wakes it"
         return Ending(session.reason, session.side, session.detail)
 
-    async def _open(self, session: UDPSession) -> None:
+    async def _ask_plugins(self, session: UDPSession) -> None:
+        """Let the plugins of the route refuse, delay or redirect the client, and add to its facts.
+
+        Raises:
+          Rejected, ParseError: a plugin says so.
+        """
+        session.phase = "plugins"
+        session.hooks = hooks = HookRun(session.route.hooks, self.backgrounds)
+        assert session.queue, "what began the session waits"
+        first = session.queue[0]
+        session.facts = await hooks.accept(session.facts)
+        session.facts = await hooks.preread(session.facts, shows_datagram(first))
+        if hooks.upstream_key:
+            session.upstream = session.snapshot.upstreams[hooks.upstream_key]
+
+    async def _open(self, session: UDPSession, upstream: Upstream) -> None:
         """Find a node, open a socket to it, and hand on what is queued.
 
         Raises:
@@ -233,37 +268,38 @@ class UDPSessions:
           ConnectFailed: there is no way to any of those allowed.
           Exhausted: no descriptor, memory or port left.
         """
-        upstream, trail = session.upstream, session.trail
-        candidates = await self.pool.candidates(upstream, session.facts)
-        allowed = itertools.islice(candidates, None if upstream.retries is None else 1 + upstream.retries)
+        trail = session.trail
+        candidates = self._unrefused_first(await self.pool.candidates(upstream, session.facts), session)
+        attempts = None if upstream.retries is None else 1 + upstream.retries
         failure: ConnectFailed | None = None
-        for node in self._unrefused_first(allowed, session):
+        for node in itertools.islice(candidates, attempts):
             trail.node, trail.dialled_at = node, trio.current_time()
             try:
                 session.upstream_side = self.datagrams.connect(node)
             except ConnectFailed as error:
                 failure = error
-                self._note_failure(session, node, error)
+                self._note_failure(session, upstream, error)
             except Exhausted as error:
                 self._rest(error)
                 raise
             else:
                 session.lease = self.pool.lease(upstream, node)
-                self._hand_on(session)
+                self._hand_on(session, upstream, session.upstream_side)
                 return
         if failure is not None:
             raise failure
         raise NoNode(f"upstream {upstream.key} has no node to send to: {self.pool.why_empty(upstream)}")
 
-    def _hand_on(self, session: UDPSession) -> None:
+    def _hand_on(self, session: UDPSession, upstream: Upstream, side: UpstreamSide) -> None:
         """The socket is there: send what is queued, and from now on what comes."""
-        upstream, side = session.upstream, session.upstream_side
-        assert side is not None, "it was just opened"
         if self._in_trouble:
             self._in_trouble = False
             self.on_trouble("beginning UDP sessions again")
         if upstream.proxy_protocol == "v2":
             session.preface = build_v2(session.facts.client, session.facts.server, transport="udp")
+            session.repeats_preface = upstream.proxy_protocol_on_each
+        if session.route.udp.idle_s is None:
+            session.idle_s = upstream.timeouts.idle_s
         now = session.connected_at = trio.current_time()
         side.watch(session, session.reception.clients, session.origin, session.reception)
         for payload in self.table.unqueue(session):
@@ -286,23 +322,26 @@ class UDPSessions:
 
     def refuse(self, session: UDPSession, error: OSError) -> None:
         """The session's node does not take datagrams: an ICMP error came back, or there is no way to it any more."""
-        node = session.trail.node
+        node, upstream = session.trail.node, session.upstream
         assert node is not None, "it was sent to"
+        assert upstream is not None, "likewise"
         failure = ConnectFailed(words_for(error.errno or 0))
         self.refusals.add(session.client, node, trio.current_time())
-        self._note_failure(session, node, failure)
+        self._note_failure(session, upstream, failure)
         self.table.end(session, failure.reason, "upstream", str(failure))
 
     def answered(self, session: UDPSession) -> None:
         """See `Owner.answered`."""
-        node, trail = session.trail.node, session.trail
+        node, upstream = session.trail.node, session.upstream
         assert node is not None, "it answers"
-        self.pool.answered(session.upstream, node, trio.current_time() - trail.dialled_at)
+        assert upstream is not None, "likewise"
+        self.pool.answered(upstream, node, trio.current_time() - session.trail.dialled_at)
 
-    def _note_failure(self, session: UDPSession, node: Address, error: ConnectFailed) -> None:
+    def _note_failure(self, session: UDPSession, upstream: Upstream, error: ConnectFailed) -> None:
         trail = session.trail
-        trail.attempts.append(Attempt(node, trio.current_time() - trail.dialled_at, str(error)))
-        self.pool.failed(session.upstream, node, error)
+        assert trail.node is not None, "it was tried"
+        trail.note(Attempt(trail.node, trio.current_time() - trail.dialled_at, str(error)))
+        self.pool.failed(upstream, trail.node, error)
 
     def _rest(self, error: Exhausted) -> None:
         self.rests_until = trio.current_time() + REST_S
@@ -322,22 +361,24 @@ class UDPSessions:
             trio.lowlevel.reschedule(task)
             self.datagrams.host.kick()
 
-    def _leave(self, session: UDPSession, fault: Fault | None) -> None:
+    def _leave(self, session: UDPSession, outcome: Outcome) -> None:
         if session.upstream_side is not None:
             session.upstream_side.close()
         if session.lease is not None:
             session.lease.close()
         del self.live[session.id]
         self.live_by_listener[session.listener.name] -= 1
-        outcome, totals = _outcome(session, fault), self.totals
+        totals = self.totals
         totals.sessions += 1
         totals.bytes_up += session.bytes_up
         totals.bytes_down += session.bytes_down
         totals.by_reason[outcome.reason] += 1
+        if session.hooks is not None:
+            session.hooks.close(outcome, lambda error: self.on_bug(session, error))
         self.on_outcome(outcome)
 
 
-def _outcome(session: UDPSession, fault: Fault | None) -> Outcome:
+def _outcome(session: UDPSession, fault: Fault | None, status: int) -> Outcome:
     assert session.reason is not None, "it has ended"
     if fault is None:
         fault = Fault.GATEWAY if session.reason in _GATEWAYS_FAULT else Fault(session.side or Fault.NONE)
@@ -358,24 +399,23 @@ def _outcome(session: UDPSession, fault: Fault | None) -> Outcome:
         route_id=route.id,
         route_name=route.name,
         service_id=route.service_id,
-        upstream=session.upstream.key,
+        upstream=session.upstream.key if session.upstream is not None else "",
         node=trail.node,
         attempts=tuple(trail.attempts),
         side=session.side or "",
         detail=session.detail,
         revision=session.snapshot.revision,
+        status=status,
         datagrams_up=session.datagrams_up,
         datagrams_down=session.datagrams_down,
         datagrams_dropped=session.lost + session.withheld,
     )
 
 
-def _lists(today: Upstream, before: Upstream, node: Address) -> bool:
-    """Whether an upstream still has the node that a session was given. A name stands for any address."""
-    if today is before or today.nodes == before.nodes:
-        return True
+def _lists(upstream: Upstream, node: Address) -> bool:
+    """Whether an upstream has the node that a session was given. A name stands for any address."""
     return any(
-        each.port == node.port and (each.is_looked_up or each.host == node.host) for each in today.nodes
+        each.port == node.port and (each.is_looked_up or each.host == node.host) for each in upstream.nodes
     )
 
 
