@@ -84,6 +84,8 @@ class UpstreamPool:
             for key, entry in self._entries.items()
             if key in upstreams and _balances_alike(entry.upstream, upstreams[key])
         }
+        for key, entry in self._entries.items():
+            entry.load.slow_start_s = upstreams[key].pacing.slow_start_s
         self._loads = {
             key: load for key, load in self._loads.items() if key in upstreams or load.has_sessions()
         }
@@ -186,9 +188,10 @@ class UpstreamPool:
         """Candidates with room, now or after waiting for them. A client that waits gets the nodes that there are then, also
         those of a snapshot after its own: it may be waiting for just that edit.
         """
-        pacing, line = upstream.pacing, self._line_of(upstream.key)
+        pacing = upstream.pacing
         search = _Search(lambda: self._entry_of(self._upstreams.get(upstream.key, upstream)), pacing, facts)
         found = await search.find()
+        line = self._line_of(upstream.key)
         # Behind those who came earlier, if what they wait for is what this one would take.
         is_queued = line.is_standing and pacing.max_conns and pacing.queue_timeout_s
         if found is not None and not is_queued:

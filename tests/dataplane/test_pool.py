@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import attrs
 import pytest
 import trio
 import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from streamgw.core.errors import ConnectFailed, NoNode
 from streamgw.core.model import Address, Facts, Pacing, Upstream
@@ -236,6 +239,19 @@ async def test_a_new_address_of_a_name_starts_slowly(autojump_clock: trio.testin
     assert sorted([(await offered(pool, to))[0] for _ in range(2)]) == ["10.0.0.1:1", "10.0.0.2:1"]
 
 
+async def test_an_edit_of_the_slow_start_alone_takes_effect(autojump_clock: trio.testing.MockClock) -> None:
+    old, new = (upstream("10.0.0.1:1", "10.0.0.2:1", pacing=Pacing(slow_start_s=s)) for s in (0, 30))
+    pool = pool_of(old)
+    await offered(pool, old)
+
+    sync(pool, new)
+    node = Address("10.0.0.1", 1)
+    pool.set_up(new.key, node, False)
+    pool.set_up(new.key, node, True)
+
+    assert pool.load(new.key).share(new.nodes[0]) < 1
+
+
 # ── Waiting ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -289,6 +305,43 @@ async def test_room_goes_to_those_who_came_first(autojump_clock: trio.testing.Mo
         nursery.start_soon(client, 3)
 
     assert served == [0, 1, 2, 3]
+
+
+@given(st.randoms(use_true_random=False), st.integers(1, 3), st.integers(1, 3))
+@settings(max_examples=25, deadline=None)
+def test_no_node_ever_has_more_than_its_sessions_and_nobody_is_forgotten(
+    rng: random.Random, limit: int, count: int
+) -> None:
+    """Clients that come, stay, are cut, and edits that take nodes away and bring them back."""
+    nodes = [f"10.0.0.{number}:1" for number in range(count)]
+    pacing = Pacing(max_conns=limit, queue_timeout_s=1000)
+    whole, part = upstream(*nodes, pacing=pacing), upstream(nodes[0], pacing=pacing)
+    patient, served = 0, 0
+
+    async def client(pool: UpstreamPool, comes_s: float, stays_s: float, patience_s: float) -> None:
+        nonlocal patient, served
+        patient += patience_s == math.inf
+        await trio.sleep(comes_s)
+        with trio.move_on_after(patience_s):
+            with pool.lease(whole, node := next(await pool.candidates(whole, facts()))):
+                assert pool.load(whole.key).active(node) <= limit
+                served += patience_s == math.inf
+                await trio.sleep(stays_s)
+
+    async def story() -> None:
+        pool = pool_of(whole)
+        async with trio.open_nursery() as nursery:
+            for _ in range(30):
+                patience_s = math.inf if rng.random() < 0.7 else rng.uniform(0, 5)
+                nursery.start_soon(client, pool, rng.uniform(0, 20), rng.uniform(0, 5), patience_s)
+            for _ in range(4):
+                await trio.sleep(rng.uniform(0, 5))
+                sync(pool, rng.choice([whole, part]))
+        assert not pool.load(whole.key).has_sessions()
+
+    trio.run(story, clock=trio.testing.MockClock(autojump_threshold=0))
+
+    assert served == patient
 
 
 async def test_no_room_in_time_says_so(autojump_clock: trio.testing.MockClock) -> None:
