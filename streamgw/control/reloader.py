@@ -8,10 +8,8 @@ they meant, or whether they came too early: the last look comes after the last t
 from __future__ import annotations
 
 import contextlib
-import gc
 import itertools
-import sys
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Literal, NoReturn, Protocol
 
@@ -21,6 +19,7 @@ import trio
 
 from streamgw.config.compile import Compilation
 from streamgw.config.documents import Document
+from streamgw.control.polite import polite_to_the_event_loop
 from streamgw.core.errors import ConfigError, Problem, StoreError
 from streamgw.core.model import Key, Listener, Revision
 from streamgw.core.snapshot import Snapshot
@@ -28,14 +27,10 @@ from streamgw.core.snapshot import Snapshot
 NO_REVISION = Revision("")
 MAX_LOGGED = 100
 """Problems or warnings of one look that are logged; `streamgw status` and `streamgw check` show all."""
-FREEZE_FROM = 20_000
-"""Objects that a load leaves behind: fewer take the garbage collector a few milliseconds at most."""
 RETRY_S = 2.0
 """Time between looks while the directory cannot be read."""
 DAY_S = 86_400.0
 """Time between looks when nothing changes at all: certificates come to expire without anybody touching a file."""
-SWITCH_INTERVAL_S = 0.0005
-"""How long the loading thread may keep the interpreter to itself when the event loop wants it (CPython's default: 5 ms)."""
 
 
 class Loads(Protocol):
@@ -193,7 +188,7 @@ class Reloader:
         listeners = tuple(self._listeners())
         # Not abandoned on cancel: two loads at once would share the loader's memory of parsed files.
         try:
-            with _polite_to_the_event_loop():
+            with polite_to_the_event_loop():
                 compilation, fresh = await trio.to_thread.run_sync(self._load_and_compare, listeners)
         finally:
             self._on_loaded()
@@ -255,34 +250,6 @@ class Reloader:
         for problem in problems[:MAX_LOGGED]:
             self._log.error("routes_problem", problem=str(problem))
         self._on_told(self.status)
-
-
-@contextlib.contextmanager
-def _polite_to_the_event_loop() -> Iterator[None]:
-    """While a thread loads, keep the data plane moving.
-
-    The thread and the event loop share one interpreter lock. Longest wait of a task that sleeps 1 ms at a time, while all
-    of 10,000 routes were changed (CPython 3.11, two cores): 179 ms; with what is done here 14 ms. Two things matter:
-
-    * The cyclic garbage collector runs in whichever thread allocates and keeps the lock: a full collection of 10,000
-      routes takes 150 ms, and building them triggers three. So it pauses during the load. At the end freeze(), which
-      moves a pointer, takes what is there out of its sight; else the first collection afterwards makes up for it (99 ms,
-      and in the event loop's thread). Reference counting still frees a snapshot that is replaced, frozen or not. Only
-      cycles that are garbage at that very moment stay for ever: loading makes none (counted), and small loads do not
-      freeze.
-    * A thread keeps the lock for a switch interval when the event loop wants it, at each of its wake-ups: 5 ms by default.
-    """
-    interval_s = sys.getswitchinterval()
-    gc.collect(1)  # the young only, a millisecond or two: not to freeze the garbage of the sessions
-    gc.disable()
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval_s)
-        if gc.get_count()[0] >= FREEZE_FROM:
-            gc.freeze()
-        gc.enable()
 
 
 def _take_apart(pieces: list[object]) -> None:

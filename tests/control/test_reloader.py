@@ -14,7 +14,8 @@ import trio.testing
 
 from streamgw.config.compile import Compilation, Loader
 from streamgw.config.store import Store
-from streamgw.control.reloader import DAY_S, FREEZE_FROM, MAX_LOGGED, RETRY_S, Reloader, ReloadStatus
+from streamgw.control.polite import FREEZE_FROM
+from streamgw.control.reloader import DAY_S, MAX_LOGGED, RETRY_S, Reloader, ReloadStatus
 from streamgw.control.watch import Further, changes
 from streamgw.core.errors import ConfigError, StoreError
 from streamgw.core.model import Listener

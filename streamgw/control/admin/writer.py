@@ -12,6 +12,7 @@ import trio
 from streamgw.control.admin.changes import Made
 from streamgw.control.admin.fleet import Fleet
 from streamgw.control.admin.replies import RequestError
+from streamgw.control.polite import polite_to_the_event_loop
 
 TURN_S = 10.0
 """A request that had to wait longer for the others is refused; nothing was written for it."""
@@ -45,7 +46,8 @@ class Writer:
         """
         async with self._my_turn():
             try:
-                made = await trio.to_thread.run_sync(change)
+                with polite_to_the_event_loop():
+                    made = await trio.to_thread.run_sync(change)
             finally:
                 # Also after an error: a cancelled request may have written. One look too many costs next to nothing.
                 self._fleet.poke()
