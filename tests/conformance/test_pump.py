@@ -421,6 +421,20 @@ async def test_a_reset_after_a_fin_is_a_reset_all_the_same(side: str) -> None:
                 await send_all(other, bytes(40 * MB))
 
 
+async def test_the_connect_is_told_when_it_happens_and_once(way: Way) -> None:
+    async with open_bridge(way) as bridge:
+        client, upstream = await bridge.connect()
+        with client, upstream:
+            session = await bridge.only_session()
+            await until(lambda: session.meter.connected_at is not None)
+            assert session.told == [session.meter.connected_at]
+
+            await send_all(client, b"hello")
+            assert await receive_exactly(upstream, 5) == b"hello"
+
+    assert len(session.told) == 1
+
+
 async def test_a_fin_and_a_reset_found_together_are_a_reset() -> None:
     async with open_bridge() as bridge:
         client, upstream = await bridge.connect()

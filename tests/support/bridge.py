@@ -59,7 +59,9 @@ class RelayedSession:
     end: Any  # the pump's own class: a test may look inside
     client: Address
     server: Address
-    meter: Meter = attrs.Factory(Meter)
+    told: list[float] = attrs.Factory(list)
+    """What `Meter.on_connected` was told."""
+    meter: Meter = attrs.Factory(lambda self: Meter(on_connected=self.told.append), takes_self=True)
     limits: Limits = Limits()
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
     ended: trio.Event = attrs.Factory(trio.Event)
