@@ -17,6 +17,7 @@ from streamgw.core.model import ClientCertificate, Listener, Outcome
 from streamgw.dataplane.dialer import Dialer
 from streamgw.dataplane.listener import Listeners
 from streamgw.dataplane.pool import UpstreamPool
+from streamgw.dataplane.pump.loop import SocketPump
 from streamgw.dataplane.session import Policy, Sessions
 from tests.support.fake_pump import Dialled, FakeAccepting, FakePump
 from tests.support.scenes import FakeNames, listener, route, snapshot, sync, upstream
@@ -57,7 +58,7 @@ async def gateway(policy: Policy = Policy()) -> AsyncIterator[Scene]:
         read_certificate=lambda der: ClientCertificate(der.decode(), (), "", ""),
         policy=policy,
     )
-    listeners = Listeners(pump, sessions, udp_sessions(current))
+    listeners = Listeners(pump, sessions, udp_sessions(lambda: current, SocketPump()))
     async with trio.open_nursery() as nursery:
         await nursery.start(listeners.run)
         yield Scene(pump, sessions, listeners, outcomes)

@@ -1,0 +1,677 @@
+"""The life of a UDP session on real sockets: every way it can begin and end, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+import pytest
+import trio
+import trio.testing
+
+from streamgw.core.errors import Reason, Rejected
+from streamgw.core.hooks import Hooks, UseUpstream
+from streamgw.core.model import Address, DatagramRules, Timeouts
+from streamgw.core.udp_sessions import Drop, UDPLimits
+from streamgw.core.wire.proxy_protocol import build_v2
+from tests.support.bridge import no_descriptor_left, open_descriptors
+from tests.support.scenes import FakeNames, route, snapshot, upstream
+from tests.support.udp_scenes import BIGGEST, Peer, UDPGateway, udp_gateway, udp_listener
+
+
+def to(*nodes: Peer | str, **rules: Any) -> Any:
+    """A snapshot with one route to these nodes."""
+    return snapshot(route("1", upstream(*map(place_of, nodes)), udp=DatagramRules(**rules)))
+
+
+def place_of(node: Peer | str) -> str:
+    return node if isinstance(node, str) else node.place
+
+
+def closed_port() -> str:
+    """A node that refuses."""
+    with Peer() as peer:
+        return peer.place
+
+
+class SilentNames(FakeNames):
+    """A resolver that nobody answers."""
+
+    async def first(self, name: str) -> None:
+        await trio.sleep_forever()
+
+
+async def exchange(client: Peer, node: Peer, at: Any, question: bytes = b"?", answer: bytes = b"!") -> Any:
+    """One question and its answer; who asked the node."""
+    await client.say(question, at)
+    heard, session = await node.hear()
+    assert heard == question
+    await node.say(answer, session)
+    assert await client.hear() == (answer, at)
+    return session
+
+
+async def test_questions_and_answers_pass_on_one_session() -> None:
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+
+            seen = {await exchange(client, node, at, b"%d" % number, b"=%d" % number) for number in range(5)}
+
+            assert len(seen) == 1, "one socket towards the node"
+            (session,) = gateway.udp.live.values()
+            assert (session.datagrams_up, session.datagrams_down, session.assured) == (5, 5, True)
+            assert (session.meter.bytes_up, session.meter.bytes_down) == (5, 10)
+            assert session.send is not None, "full flow"
+            assert gateway.udp.live_by_listener[session.listener.name] == 1
+
+    (outcome,) = gateway.outcomes
+    assert (outcome.reason, outcome.fault, outcome.phase) == ("drain", "none", "relay")
+    assert (outcome.datagrams_up, outcome.datagrams_down, outcome.datagrams_dropped) == (5, 5, 0)
+    assert (outcome.bytes_up, outcome.bytes_down) == (5, 10)
+    assert (outcome.route_id, outcome.upstream, str(outcome.node)) == ("1", "upstreams/1", node.place)
+    assert outcome.facts.client == Address("127.0.0.1", client.address[1])
+    assert outcome.facts.server == Address("127.0.0.1", at[1])
+    assert outcome.session_id == "t-u1"
+    assert outcome.connect_s is not None
+
+
+async def test_two_clients_have_two_sessions_and_never_each_other_s_answers() -> None:
+    with Peer() as node, Peer() as one, Peer() as other:
+        async with udp_gateway(to(node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            for client, name in ((one, b"one"), (other, b"other")):
+                await client.say(name, at)
+            for _ in range(2):
+                name, session = await node.hear()
+                await node.say(b"for " + name, session)
+
+            assert (await one.hear())[0] == b"for one"
+            assert (await other.hear())[0] == b"for other"
+            assert len(gateway.udp.live) == 2
+
+
+async def test_the_first_datagrams_wait_for_the_socket_in_order() -> None:
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await trio.testing.wait_all_tasks_blocked()
+            for number in range(10):
+                client.sock._sock.sendto(b"%d" % number, at)  # all before the gateway gets a turn
+
+            assert [(await node.hear())[0] for _ in range(10)] == [b"%d" % number for number in range(10)]
+
+
+async def test_clients_without_a_route_or_an_upstream_begin_no_session_and_are_told_of() -> None:
+    current = snapshot(route("1", None, port=1))
+    with Peer() as client:
+        async with udp_gateway(current) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            gateway.swap(snapshot(route("1", None, port=1), route("2", None, remote="127.0.0.9/32")))
+            with Peer("127.0.0.9") as unlucky:
+                for _ in range(3):
+                    await client.say(b"?", at)
+                    await unlucky.say(b"?", at)
+
+            await gateway.until(lambda: gateway.dropped)
+
+            assert gateway.drops() == {Drop.NO_ROUTE: 3, Drop.NO_UPSTREAM: 3}
+            name = next(iter(gateway.listeners.states()))
+            assert gateway.dropped == [(name, {Drop.NO_ROUTE: 3, Drop.NO_UPSTREAM: 3})]
+    assert gateway.outcomes == []
+
+
+async def test_dropped_datagrams_are_told_of_once_a_second_at_most() -> None:
+    with Peer() as client:
+        async with udp_gateway(snapshot()) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await client.say(b"?", at)
+            await gateway.until(lambda: gateway.dropped)
+            began_at = trio.current_time()
+            await client.say(b"?", at)
+            await client.say(b"?", at)
+
+            await gateway.until(lambda: len(gateway.dropped) == 2)
+
+            assert trio.current_time() - began_at > 0.7
+            assert gateway.dropped[1][1] == {Drop.NO_ROUTE: 2}
+
+
+async def test_what_was_not_told_yet_is_told_at_the_end() -> None:
+    with Peer() as client:
+        async with udp_gateway(snapshot()) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await client.say(b"?", at)
+            await gateway.until(gateway.drops)
+    assert [drops for _, drops in gateway.dropped] == [{Drop.NO_ROUTE: 1}]
+
+
+# Rules
+
+
+async def test_a_session_ends_with_its_last_answer() -> None:
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node, responses=1)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await exchange(client, node, at)
+
+            outcome = await gateway.outcome()
+
+            assert (outcome.reason, outcome.datagrams_up, outcome.datagrams_down) == ("closed", 1, 1)
+            await exchange(client, node, at)
+            await gateway.outcome(2)
+
+
+async def test_no_answer_is_waited_for_where_none_is_wanted() -> None:
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node, responses=0)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            for _ in range(3):
+                await client.say(b"<13>a line", at)
+                await node.hear()
+            await gateway.outcome(3)
+
+            assert {outcome.reason for outcome in gateway.outcomes} == {"closed"}
+
+
+async def test_after_so_many_requests_another_node_has_its_turn() -> None:
+    with Peer() as one, Peer() as other, Peer() as client:
+        async with udp_gateway(to(one, other, requests=2)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            heard: list[Peer] = []
+
+            async def listen(node: Peer) -> None:
+                for _ in range(2):
+                    _, session = await node.hear()
+                    heard.append(node)
+                    await node.say(b"!", session)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listen, one)
+                nursery.start_soon(listen, other)
+                for _ in range(4):
+                    await client.say(b"?", at)
+                    await client.hear()
+
+            assert heard[0] is heard[1] is not heard[2] is heard[3]
+            assert len(gateway.udp.live) == 2, "both may still pass on answers"
+
+
+async def test_an_idle_session_times_out_by_its_own_rule_or_by_the_upstream_s() -> None:
+    with Peer() as node, Peer() as client, Peer("127.0.0.9") as other:
+        patient = upstream(node.place, timeouts=Timeouts(idle_s=0.3))
+        current = snapshot(
+            route("own", patient, remote="127.0.0.9/32", udp=DatagramRules(idle_s=0.01)), route("2", patient)
+        )
+        async with udp_gateway(current) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await exchange(client, node, at)
+            await exchange(other, node, at)
+            await gateway.outcome(2)
+
+    first, second = gateway.outcomes
+    assert (first.route_id, first.reason, second.reason) == ("own", "idle_timeout", "idle_timeout")
+    assert second.duration_s >= 0.3
+
+
+async def test_no_session_lasts_longer_than_it_may() -> None:
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node)) as gateway:
+            gateway.udp.obey(UDPLimits(), max_duration_s=0.1)
+            (at,) = gateway.listen(udp_listener())
+            await exchange(client, node, at)
+
+            assert (await gateway.outcome()).reason == Reason.MAX_DURATION
+
+
+async def test_a_forged_client_gets_no_more_than_so_many_bytes_for_each_of_its_own() -> None:
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node, amplification=3)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await client.say(b"?" * 100, at)
+            _, session = await node.hear()
+            for size in (200, 101, 100):
+                await node.say(bytes(size), session)
+            assert [len((await client.hear())[0]) for _ in range(2)] == [200, 100]
+            await client.say(b"?", at)
+            await node.hear()
+            await node.say(bytes(5000), session)
+
+            assert len((await client.hear())[0]) == 5000
+            assert gateway.drops() == {Drop.AMPLIFICATION: 1}
+
+
+# Nodes
+
+
+async def test_a_node_that_refuses_ends_the_session_and_the_next_datagram_goes_elsewhere() -> None:
+    dead = closed_port()
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(dead + "=1000", node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await client.say(b"?", at)
+            outcome = await gateway.outcome()
+
+            for _ in range(3):  # whatever the turns say
+                await exchange(client, node, at)
+                gateway.udp.kill(next(iter(gateway.udp.live)))
+
+    assert (outcome.reason, outcome.fault, outcome.side) == ("connect_failed", "upstream", "upstream")
+    assert (outcome.phase, outcome.detail) == ("connect", "connection refused")
+    assert [(str(each.node), each.error) for each in outcome.attempts] == [(dead, "connection refused")]
+
+
+async def test_the_only_node_is_tried_again_although_it_refused() -> None:
+    place = closed_port()
+    with Peer() as client:
+        async with udp_gateway(to(place)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await client.say(b"?", at)
+            await gateway.outcome()
+
+            with Peer(port=int(place.rpartition(":")[2])) as node:
+                await exchange(client, node, at)
+
+
+async def test_a_datagram_that_meets_the_refusal_of_the_one_before_goes_to_another_node() -> None:
+    """The kernel reports an ICMP error to whoever sends next, and sends nothing. That datagram is not lost."""
+    with Peer() as node, Peer() as client, Peer() as dying:
+        async with udp_gateway(to(dying)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await exchange(client, dying, at)
+            await exchange(client, dying, at)
+            gateway.swap(to(dying, node))
+            dying.sock.close()
+            await trio.testing.wait_all_tasks_blocked()
+
+            for payload in (b"refused", b"not lost"):  # in one batch: nothing is read in between
+                client.sock._sock.sendto(payload, at)
+
+            assert (await node.hear())[0] == b"not lost"
+            assert (await gateway.outcome()).datagrams_up == 3
+            assert gateway.drops() == {}
+
+
+async def test_a_node_that_can_not_be_reached_at_all_is_passed_over() -> None:
+    with Peer() as node, Peer() as client:
+        nowhere = "255.255.255.255:9"  # connect(2): permission denied, without SO_BROADCAST
+        async with udp_gateway(snapshot(route("1", upstream(nowhere + "=1000", node.place)))) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await client.say(b"?", at)
+            await node.hear()
+            (session,) = gateway.udp.live.values()
+
+            assert [str(attempt.node) for attempt in session.trail.attempts] == [nowhere]
+
+
+async def test_where_no_node_can_be_reached_the_session_says_so() -> None:
+    with Peer() as client:
+        async with udp_gateway(to("255.255.255.255:9", "255.255.255.255:10")) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await client.say(b"?", at)
+            outcome = await gateway.outcome()
+
+            assert (outcome.reason, len(outcome.attempts)) == ("connect_failed", 2)
+            assert (outcome.datagrams_up, outcome.datagrams_dropped) == (0, 1)
+            assert gateway.drops() == {Drop.UNOPENED: 1}
+
+
+async def test_retries_bound_the_attempts() -> None:
+    nodes = upstream("255.255.255.255:9", "255.255.255.255:10", retries=0)
+    with Peer() as client:
+        async with udp_gateway(snapshot(route("1", nodes))) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await client.say(b"?", at)
+
+            assert len((await gateway.outcome()).attempts) == 1
+
+
+async def test_an_upstream_without_nodes_is_told() -> None:
+    with Peer() as client:
+        async with udp_gateway(to()) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await client.say(b"?", at)
+            outcome = await gateway.outcome()
+
+            assert (outcome.reason, outcome.fault) == ("no_node", "upstream")
+            assert outcome.detail == "upstream upstreams/1 has no node to send to: it lists none"
+
+
+async def test_a_node_taken_out_by_a_reload_loses_its_clients_with_their_next_datagram() -> None:
+    with Peer() as old, Peer() as new, Peer() as client:
+        async with udp_gateway(to(old)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            session = await exchange(client, old, at)
+            await exchange(client, old, at)
+
+            gateway.swap(to(new))
+            await old.say(b"late", session)
+            assert (await client.hear())[0] == b"late"
+            await exchange(client, new, at)
+
+            assert (await gateway.outcome()).reason == "moved"
+
+
+async def test_other_edits_leave_sessions_where_they_are() -> None:
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            session = await exchange(client, node, at)
+
+            for edited in (
+                to(node, "127.0.0.1:9", idle_s=5.0),  # another node beside it
+                snapshot(route("1", upstream(node.place + "=0", "127.0.0.1:9"))),  # no new sessions for it
+                snapshot(route("1", upstream(f"localhost:{node.address[1]}"))),  # a name, which may be it
+                snapshot(),  # the route is gone, and the upstream with it
+            ):
+                gateway.swap(edited)
+                assert await exchange(client, node, at) == session
+            assert gateway.outcomes == []
+
+
+async def test_least_active_nodes_are_known_by_their_leases() -> None:
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await exchange(client, node, at)
+            load = gateway.pool.load("upstreams/1")
+            assert load.active(Address(*node.address)) == 1
+
+            gateway.udp.kill(next(iter(gateway.udp.live)))
+            await gateway.outcome()
+
+            assert load.active(Address(*node.address)) == 0
+
+
+# Limits
+
+
+async def test_at_the_limit_a_new_client_takes_the_place_of_one_that_says_nothing() -> None:
+    with Peer() as node, Peer() as silent, Peer() as client:
+        async with udp_gateway(to(node)) as gateway:
+            gateway.udp.obey(UDPLimits(max_sessions=1), max_duration_s=math.inf)
+            (at,) = gateway.listen(udp_listener())
+            await exchange(silent, node, at)
+
+            await exchange(client, node, at)
+
+            assert (await gateway.outcome()).reason == "evicted"
+            assert len(gateway.udp.live) == 1
+
+
+async def test_a_listener_s_own_limit_may_change_live() -> None:
+    with Peer() as node, Peer() as one, Peer() as other:
+        async with udp_gateway(to(node)) as gateway:
+            listener = udp_listener(max_sessions=1)
+            (at,) = gateway.listen(listener)
+            await exchange(one, node, at)
+            await exchange(one, node, at)
+            await other.say(b"?", at)
+            await gateway.until(gateway.drops)
+            assert gateway.drops() == {Drop.LISTENER_LIMIT: 1}
+
+            gateway.listen(attrs.evolve(listener, max_sessions=2))
+
+            await exchange(other, node, at)
+
+
+async def test_without_descriptors_nobody_begins_and_that_is_said_once() -> None:
+    with Peer() as node, Peer() as client, Peer() as other:
+        async with udp_gateway(to(node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await trio.testing.wait_all_tasks_blocked()
+            with no_descriptor_left():
+                await client.say(b"?", at)
+                outcome = await gateway.outcome()
+                await client.say(b"?", at)
+                await gateway.until(lambda: gateway.drops().get(Drop.EXHAUSTED))
+            assert (outcome.reason, outcome.fault) == ("exhausted", "gateway")
+
+            await gateway.until(lambda: trio.current_time() > gateway.udp.rests_until)
+            await exchange(other, node, at)
+
+            assert gateway.troubles == [
+                "no UDP session can begin: too many open files",
+                "beginning UDP sessions again",
+            ]
+
+
+# PROXY protocol
+
+
+@pytest.mark.parametrize("on_each", [False, True])
+async def test_a_proxy_header_goes_before_the_first_datagram_or_before_each(on_each: bool) -> None:
+    with Peer() as node, Peer() as client:
+        told = upstream(node.place, proxy_protocol="v2", proxy_protocol_on_each=on_each)
+        async with udp_gateway(snapshot(route("1", told))) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            header = build_v2(Address(*client.address), Address(*at), transport="udp")
+
+            for number in range(4):
+                await client.say(b"?", at)
+                heard, session = await node.hear()
+                assert heard == (header if on_each or not number else b"") + b"?"
+                await node.say(b"!", session)
+                await client.hear()
+
+            (session,) = gateway.udp.live.values()
+            assert session.bytes_up == 4, "without the header"
+            assert (session.send is None) is on_each
+
+
+async def test_version_1_does_not_exist_over_udp_and_none_is_sent() -> None:
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(snapshot(route("1", upstream(node.place, proxy_protocol="v1")))) as gateway:
+            (at,) = gateway.listen(udp_listener(proxy_protocol_to_upstream="v2"))
+            await client.say(b"?", at)
+
+            assert (await node.hear())[0] == b"?"
+
+
+async def test_a_datagram_that_the_header_makes_too_long_leaves_it_to_the_next() -> None:
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(snapshot(route("1", upstream(node.place, proxy_protocol="v2")))) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await client.say(bytes(BIGGEST), at)
+            await gateway.until(gateway.drops)
+            await client.say(b"?", at)
+
+            assert (await node.hear())[0].endswith(b"?")
+            assert gateway.drops() == {Drop.SEND_FAILED: 1}
+            (session,) = gateway.udp.live.values()
+            assert (session.datagrams_up, session.lost) == (1, 1)
+
+
+# Plugins
+
+
+async def test_a_plugin_may_refuse_a_client() -> None:
+    def refuse(*_: object) -> None:
+        raise Rejected("not you", status=403)
+
+    with Peer() as node, Peer() as client:
+        hooks = (Hooks(plugin="bouncer", on_accept=refuse),)
+        async with udp_gateway(snapshot(route("1", upstream(node.place), hooks=hooks))) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await client.say(b"?", at)
+            outcome = await gateway.outcome()
+
+    assert (outcome.reason, outcome.detail, outcome.status) == ("rejected", "bouncer: not you", 403)
+
+
+async def test_a_plugin_may_choose_the_upstream_and_hears_of_the_end() -> None:
+    told = []
+    with Peer() as node, Peer() as client:
+        hooks = Hooks(
+            plugin="picker",
+            on_accept=lambda *_: UseUpstream("upstreams/other"),
+            on_close=lambda _, outcome: told.append(outcome.reason),
+        )
+        other = upstream(node.place, key="upstreams/other", timeouts=Timeouts(idle_s=0.01))
+        current = snapshot(route("1", None, hooks=(hooks,)), route("2", other, port=1))
+        async with udp_gateway(current) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await exchange(client, node, at)
+
+            assert (await gateway.outcome()).upstream == "upstreams/other"
+    assert told == ["idle_timeout"]
+
+
+async def test_a_route_whose_plugins_choose_no_upstream_has_none() -> None:
+    with Peer() as client:
+        current = snapshot(route("1", None, hooks=(Hooks(plugin="idler", on_accept=lambda *_: None),)))
+        async with udp_gateway(current) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await client.say(b"?", at)
+
+            assert (await gateway.outcome()).reason == "no_upstream"
+
+
+async def test_a_bug_in_a_plugin_costs_its_session_and_no_other() -> None:
+    with Peer() as node, Peer() as client, Peer("127.0.0.9") as other:
+        broken = Hooks(plugin="broken", on_accept=lambda *_: 1 // 0)
+        current = snapshot(
+            route("1", upstream(node.place), remote="127.0.0.9/32", hooks=(broken,)),
+            route("2", upstream(node.place)),
+        )
+        async with udp_gateway(current) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await other.say(b"?", at)
+            outcome = await gateway.outcome()
+
+            assert (outcome.reason, outcome.fault) == ("bug", "gateway")
+            assert [type(bug) for bug in gateway.bugs] == [ZeroDivisionError]
+            await exchange(client, node, at)
+
+
+async def test_a_session_that_waits_for_its_node_can_be_ended() -> None:
+    with Peer() as client:
+        async with udp_gateway(to("never.example:53"), SilentNames()) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await client.say(b"?", at)
+            await gateway.until(lambda: gateway.udp.live)
+            await trio.testing.wait_all_tasks_blocked()
+
+            assert gateway.udp.kill(next(iter(gateway.udp.live)))
+
+            assert (await gateway.outcome()).reason == "killed"
+
+
+# Ends
+
+
+async def test_an_operator_may_kill_a_session() -> None:
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await exchange(client, node, at)
+
+            assert gateway.udp.kill("t-u1")
+            assert not gateway.udp.kill("t-u2")
+
+            assert (await gateway.outcome()).reason == "killed"
+            assert not gateway.udp.live
+            await exchange(client, node, at)
+
+
+async def test_a_removed_listener_serves_the_sessions_it_has_and_no_others() -> None:
+    with Peer() as node, Peer() as client, Peer() as stranger:
+        async with udp_gateway(to(node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            session = await exchange(client, node, at)
+            (name,) = gateway.listeners.states()
+
+            gateway.listen()
+
+            await gateway.until(lambda: gateway.listeners.states() == {name: "draining"})
+            assert await exchange(client, node, at) == session
+            await stranger.say(b"?", at)
+            await gateway.until(lambda: gateway.drops() == {Drop.LISTENER_GONE: 1})
+            gateway.udp.kill(next(iter(gateway.udp.live)))
+            await gateway.until(lambda: not gateway.listeners.states())
+            with Peer(port=at[1]):
+                pass  # its address is free again
+
+
+async def test_a_listener_that_is_wanted_again_gets_its_address_and_the_old_sessions_move() -> None:
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await exchange(client, node, at)
+            gateway.listen()
+
+            gateway.listen(udp_listener(port=at[1]))
+
+            assert (await gateway.outcome()).reason == "moved"
+            await exchange(client, node, at)
+
+
+async def test_an_address_becomes_a_wildcard_in_one_step() -> None:
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            first = udp_listener(port=at[1])
+            gateway.listen(first)
+            await exchange(client, node, at)
+
+            gateway.listen(udp_listener("0.0.0.0", at[1]))
+
+            await exchange(client, node, at)
+            assert gateway.outcomes[-1].reason == "moved"
+
+
+async def test_a_removed_listener_without_descriptors_cuts_its_sessions_off() -> None:
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await exchange(client, node, at)
+            (name,) = gateway.listeners.states()
+            with no_descriptor_left():
+                gateway.listen()
+
+            assert (await gateway.outcome()).reason == "moved"
+            assert gateway.troubles == [f"sessions of {name} are cut off: too many open files"]
+
+
+async def test_draining_waits_for_sessions_and_serves_them() -> None:
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await exchange(client, node, at)
+
+            gateway.listeners.drain(trio.current_time() + 60)
+            gateway.sockets.close_all()
+
+            await exchange(client, node, at)
+            gateway.udp.kill(next(iter(gateway.udp.live)))
+
+
+async def test_nothing_is_left_open() -> None:
+    before = open_descriptors()
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node)) as gateway:
+            for host in ("127.0.0.1", "0.0.0.0", "::1"):
+                gateway.listen(udp_listener(host))
+                if host != "::1":
+                    (at,) = (sock.getsockname() for sock in gateway.sockets.bound().values())
+                    await exchange(client, node, ("127.0.0.1", at[1]))
+    gateway.pump._epoll.close()
+
+    assert open_descriptors() - before == frozenset()
+
+
+async def test_sessions_cut_by_the_end_of_the_pump_say_drain() -> None:
+    with Peer() as node, Peer() as client:
+        gateway = UDPGateway(to(node))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(gateway.listeners.run)
+            async with trio.open_nursery() as inner:
+                await inner.start(gateway.pump.run)
+                (at,) = gateway.listen(udp_listener())
+                await exchange(client, node, at)
+                inner.cancel_scope.cancel()
+
+            assert (await gateway.outcome()).reason == "drain"
+            gateway.listeners.drain(trio.current_time())
+        gateway.sockets.close_all()
