@@ -96,7 +96,7 @@ def _collection(name: str, collection: str) -> Json:
             f"Write a {title} whose id is in the body",
             {"200": one, "201": one, **written},
             parameters=[parameter("ttl"), *conditions],
-            body=body,
+            body=body_of({"allOf": [ref(f"new_{name}"), {"required": ["id"]}]}),
         ),
         "post": _not_for_metadata("POST")
         if is_metadata
@@ -104,7 +104,7 @@ def _collection(name: str, collection: str) -> Json:
             f"Add a {title} under a new id",
             {"201": one, **written},
             parameters=[parameter("ttl")],
-            body=body,
+            body=body_of({"allOf": [ref(f"new_{name}"), {"not": {"required": ["id"]}}]}),
         ),
     }
     patch = operation(
@@ -231,7 +231,11 @@ def _schema_paths() -> Json:
             "parameters": [path_parameter("name", {"enum": [*OBJECTS, *COLLECTIONS]})],
             "post": operation(
                 "Whether an object alone is right; nothing is written",
-                {"200": answer("It is."), "400": refusal("What is wrong with it.")},
+                {
+                    "200": answer("It is."),
+                    "400": refusal("What is wrong with it."),
+                    "404": refusal("No such kind of object."),
+                },
                 body=body_of({"type": "object"}),
             ),
         },

@@ -103,10 +103,15 @@ def _accepted(name: str, plugins: PluginSet) -> Json:
     """An object as a client may send it."""
     schema = dict(of_object(name, plugins))
     del schema["$schema"]
-    schema["properties"] = {
-        field: said for field, said in schema["properties"].items() if field not in _SET_HERE
-    }
+    _take_times(schema)
     return schema
+
+
+def _take_times(schema: Json) -> None:
+    for field in _SET_HERE:
+        schema["properties"].pop(field, None)
+    if "upstream" in schema["properties"]:
+        _take_times(schema["properties"]["upstream"])
 
 
 _PARAMETERS: Final[Mapping[str, Schema]] = {
@@ -155,8 +160,8 @@ _PARAMETERS: Final[Mapping[str, Schema]] = {
     "if_none_match": {
         "name": "If-None-Match",
         "in": "header",
-        "schema": {"const": "*"},
-        "description": "Only if there is none yet.",
+        "schema": {"type": "string"},
+        "description": "`*`: only if there is none yet.",
     },
     "digest": {
         "name": "X-Digest",

@@ -4,8 +4,8 @@ import attrs
 import jsonschema
 import pytest
 
-from streamgw.config.json_schema import OBJECTS
 from streamgw.config import openapi_parts as parts
+from streamgw.config.json_schema import OBJECTS
 from streamgw.config.openapi_parts import components, json_answer, operation, query, ref
 from streamgw.config.plugins import NO_PLUGINS, PluginSet
 from streamgw.core.hooks import Hooks, Plugin
@@ -31,6 +31,7 @@ def test_a_new_object_has_no_times(name: str) -> None:
     properties = components(NO_PLUGINS)["schemas"][f"new_{name}"]["properties"]
 
     assert not properties.keys() & {"create_time", "update_time"}
+    assert not properties.get("upstream", {}).get("properties", {}).keys() & {"create_time", "update_time"}
     assert "id" in properties
 
 
