@@ -33,7 +33,7 @@ BASELINE = Path(__file__).with_name("baseline.json")
 def main(
     rounds: int, seconds: float, only: str, peers: str, output: Path | None, *, save_baseline: bool
 ) -> None:
-    """Compare streamgw with nginx and HAProxy, one worker each: bulk, ping-pong, connections; TLS handshakes and bulk.
+    """Compare streamgw with nginx and HAProxy, one worker each: bulk, ping-pong, connections; the same over TLS and UDP.
 
     Runs in a network namespace of its own. Peers take turns within a round, so that a machine that is busy for a
     while is busy for all of them. Differences below 20 % are noise on a shared machine: look at the CPU columns.
@@ -78,7 +78,7 @@ def _start(names: Sequence[str], directory: Path, stack: contextlib.ExitStack) -
     unknown = set(names) - {"direct", *STARTERS}
     if unknown:
         raise click.BadParameter(f"unknown: {', '.join(sorted(unknown))}", param_hint="--peers")
-    origin = stack.enter_context(running_origin(build()))
+    origin = stack.enter_context(running_origin(build(), build("load_udp")))
     running = []
     for name in names:
         if name == "direct":
@@ -108,8 +108,8 @@ def _measure_all(
 
 
 def _able(scenario: Scenario, peers: Sequence[Peer]) -> list[Peer]:
-    """The origin speaks no TLS."""
-    return [peer for peer in peers if not scenario.tls or peer.tls_port is not None]
+    """The origin speaks no TLS, HAProxy no UDP."""
+    return [peer for peer in peers if scenario.port_of(peer) is not None]
 
 
 def _write(path: Path, document: object) -> None:

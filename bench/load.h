@@ -1,4 +1,4 @@
-/* What load.c and load_tls.c share: one thread, one epoll, a clock, and latencies in a histogram. */
+/* What load.c, load_tls.c and load_udp.c share: one thread, one epoll, a clock, and latencies in a histogram. */
 #ifndef LOAD_H
 #define LOAD_H
 #include <netinet/in.h>

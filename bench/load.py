@@ -1,4 +1,4 @@
-"""The load generators: built from load.c and load_tls.c at first use, then run once per measurement."""
+"""The load generators: built from load.c, load_tls.c and load_udp.c at first use, then run once per measurement."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from bench.cpu import look
 from bench.peers import Peer
 
 _SOURCES = Path(__file__).parent
-_LIBRARIES = {"load": (), "load_tls": ("-lssl", "-lcrypto")}
-_PACKAGES = {"load": "gcc libc6-dev", "load_tls": "gcc libc6-dev libssl-dev"}
+_LIBRARIES = {"load": (), "load_tls": ("-lssl", "-lcrypto"), "load_udp": ()}
+_PACKAGES = {
+    "load": "gcc libc6-dev",
+    "load_tls": "gcc libc6-dev libssl-dev",
+    "load_udp": "gcc libc6-dev",
+}
 _CACHE = Path(__file__).parents[1] / "build" / "bench"
 _GRACE_S = 20.0
 
@@ -27,19 +31,31 @@ class Scenario:
 
     name: str
     kind: str
-    """What the generator calls it: ping, connect, down, up; full, resumed, resumed12, down, up."""
+    """What the generator calls it: ping, connect, down, up; full, resumed, resumed12, down, up; ping, session, up, down."""
     connections: int
     unit: str
     tls: bool = False
     """Clients speak TLS, and the proxy terminates it."""
+    udp: bool = False
 
     @property
     def program(self) -> str:
-        return "load_tls" if self.tls else "load"
+        return "load_tls" if self.tls else "load_udp" if self.udp else "load"
 
     @property
     def is_bulk(self) -> bool:
-        return self.kind in ("down", "up")
+        """Counted in bytes. Datagrams are counted one by one."""
+        return self.kind in ("down", "up") and not self.udp
+
+    @property
+    def has_latency(self) -> bool:
+        return self.kind not in ("down", "up")
+
+    def port_of(self, peer: Peer) -> int | None:
+        """Where this peer takes such a load; None: it cannot."""
+        if self.udp:
+            return peer.udp_session_port if self.kind == "session" else peer.udp_port
+        return peer.tls_port if self.tls else peer.port
 
     @property
     def scale(self) -> float:
@@ -63,6 +79,10 @@ SCENARIOS = (
     Scenario("tls-bulk-down-8", "down", 8, "GiB", tls=True),
     Scenario("tls-bulk-up-1", "up", 1, "GiB", tls=True),
     Scenario("tls-bulk-up-8", "up", 8, "GiB", tls=True),
+    Scenario("udp-ping-32", "ping", 32, "req", udp=True),
+    Scenario("udp-session-32", "session", 32, "session", udp=True),
+    Scenario("udp-up-1", "up", 1, "datagram", udp=True),
+    Scenario("udp-down-1", "down", 1, "datagram", udp=True),
 )
 
 
@@ -77,7 +97,7 @@ class Sample:
     max_us: float
     """All 0 for bulk."""
     errors: int
-    """Connections that failed, or were not resumed, and were opened again."""
+    """Connections that failed, or were not resumed, and were opened again; datagrams that were lost."""
     proxy_us: float
     load_us: float
     kernel_threads_us: float
@@ -108,8 +128,8 @@ def build(name: str = "load") -> Path:
 
 def begin(scenario: Scenario, peer: Peer, *, warmup_s: float, seconds: float) -> subprocess.Popen[str]:
     """Put one load on one peer: the generator, which says on stdout when the measured time begins and ends."""
-    port = peer.tls_port if scenario.tls else peer.port
-    assert port is not None, f"{peer.name} does not terminate TLS"
+    port = scenario.port_of(peer)
+    assert port is not None, f"{peer.name} cannot do {scenario.name}"
     words = [build(scenario.program), scenario.kind, port, scenario.connections, warmup_s, seconds]
     return subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, text=True)
 

@@ -22,6 +22,8 @@ import trustme
 ORIGIN_PORT = 9000
 _TLS = 10
 """From a proxy's plain port to its TLS port."""
+_UDP_SESSION = 20
+"""From a proxy's plain port, which it has over UDP too, to the UDP port where a session ends with its first answer."""
 _SEARCH_PATH = "/usr/local/sbin:/usr/sbin:/sbin:" + os.environ.get("PATH", "")
 _START_TRIES = 200
 _START_PAUSE_S = 0.05
@@ -45,6 +47,8 @@ stream {{
     ssl_session_tickets on;
     proxy_pass 127.0.0.1:{origin};
   }}
+  server {{ listen 127.0.0.1:{port} udp; proxy_pass 127.0.0.1:{origin}; }}
+  server {{ listen 127.0.0.1:{udp_session_port} udp; proxy_responses 1; proxy_pass 127.0.0.1:{origin}; }}
 }}
 """
 
@@ -73,6 +77,9 @@ apisix:
     tcp:
       - "127.0.0.1:{port}"
       - {{addr: "127.0.0.1:{tls_port}", tls: true}}
+    udp:
+      - "127.0.0.1:{port}"
+      - "127.0.0.1:{udp_session_port}"
 streamgw:
   access_log:
     path: {directory}/access.log
@@ -80,6 +87,12 @@ streamgw:
 
 _ROUTE = """\
 stream_routes:
+  - id: session
+    server_port: {udp_session_port}
+    udp: {{responses: 1}}
+    upstream:
+      type: roundrobin
+      nodes: {{"127.0.0.1:{origin}": 1}}
   - id: bench
     upstream:
       type: roundrobin
@@ -100,31 +113,39 @@ class Peer:
     port: int
     tls_port: int | None
     """None: it does not terminate TLS."""
+    udp_port: int | None
+    """None: it does not speak UDP."""
+    udp_session_port: int | None
     pid: int | None
     """None: the origin itself, reached directly."""
     version: str
 
 
 @contextmanager
-def running_origin(load: Path) -> Iterator[Peer]:
-    """The origin that every proxy leads to; as a peer it shows what the machine does without a proxy."""
-    with _running([str(load), "origin", str(ORIGIN_PORT)], ORIGIN_PORT, Path(os.devnull)):
-        yield Peer("direct", ORIGIN_PORT, None, None, "")
+def running_origin(load: Path, load_udp: Path) -> Iterator[Peer]:
+    """The origins that every proxy leads to; as a peer they show what the machine does without a proxy."""
+    port = ORIGIN_PORT
+    with (
+        _running([str(load), "origin", str(port)], port, Path(os.devnull)),
+        _running([str(load_udp), "origin", str(port)], port, Path(os.devnull)),
+    ):
+        yield Peer("direct", port, None, port, port, None, "")
 
 
 @contextmanager
 def running_streamgw(directory: Path) -> Iterator[Peer]:
     port = ORIGIN_PORT + 1
     _write_certificate(directory)
-    settings = _STREAMGW.format(port=port, tls_port=port + _TLS, directory=directory)
+    ports = {"port": port, "tls_port": port + _TLS, "udp_session_port": port + _UDP_SESSION}
+    settings = _STREAMGW.format(**ports, directory=directory)
     (directory / "config.yaml").write_text(settings)
     (directory / "routes.d").mkdir()
-    (directory / "routes.d" / "bench.yaml").write_text(_ROUTE.format(origin=ORIGIN_PORT))
+    (directory / "routes.d" / "bench.yaml").write_text(_ROUTE.format(**ports, origin=ORIGIN_PORT))
     files = ["-c", str(directory / "config.yaml"), "-r", str(directory / "routes.d")]
     command = [sys.executable, "-m", "streamgw", "run", *files]
     with _running(command, port, directory / "log") as pid:
         version = _version([sys.executable, "-m", "streamgw", "--version"])
-        yield Peer("streamgw", port, port + _TLS, pid, version)
+        yield Peer("streamgw", port, port + _TLS, port, port + _UDP_SESSION, pid, version)
 
 
 @contextmanager
@@ -133,9 +154,11 @@ def running_nginx(directory: Path) -> Iterator[Peer]:
     program = _find("nginx", "nginx libnginx-mod-stream")
     _write_certificate(directory)
     config = directory / "nginx.conf"
-    config.write_text(_NGINX.format(port=port, tls_port=port + _TLS, origin=ORIGIN_PORT, directory=directory))
+    ports = {"port": port, "tls_port": port + _TLS, "udp_session_port": port + _UDP_SESSION}
+    config.write_text(_NGINX.format(**ports, origin=ORIGIN_PORT, directory=directory))
     with _running([program, "-p", str(directory), "-c", str(config)], port, directory / "log") as pid:
-        yield Peer("nginx", port, port + _TLS, pid, _version([program, "-v"]))
+        version = _version([program, "-v"])
+        yield Peer("nginx", port, port + _TLS, port, port + _UDP_SESSION, pid, version)
 
 
 @contextmanager
@@ -148,7 +171,7 @@ def running_haproxy(directory: Path) -> Iterator[Peer]:
         _HAPROXY.format(port=port, tls_port=port + _TLS, origin=ORIGIN_PORT, directory=directory)
     )
     with _running([program, "-db", "-f", str(config)], port, directory / "access.log") as pid:
-        yield Peer("haproxy", port, port + _TLS, pid, _version([program, "-v"]))
+        yield Peer("haproxy", port, port + _TLS, None, None, pid, _version([program, "-v"]))
 
 
 STARTERS = {"streamgw": running_streamgw, "nginx": running_nginx, "haproxy": running_haproxy}

@@ -35,7 +35,7 @@ def main(routes: int, seconds: float, every: float) -> None:
     enter_private_network("bench.reload")
     raise_descriptor_limit()
     with tempfile.TemporaryDirectory(prefix="streamgw-reload-") as name, contextlib.ExitStack() as stack:
-        origin = stack.enter_context(running_origin(build()))
+        origin = stack.enter_context(running_origin(build(), build("load_udp")))
         peer = stack.enter_context(running_streamgw(Path(name)))
         # Sorts before bench.yaml, whose one route fits everybody, so that it hides none of them.
         directory = Path(name) / "routes.d" / "a"

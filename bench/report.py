@@ -68,14 +68,15 @@ _COLUMNS = "  {:<10}{:>12}{:>9}{:>9}{:>9}{:>10}{:>9}{:>9}{:>9}{:>9}{:>8}"
 
 
 def _heading(scenario: Scenario) -> str:
-    many = "connection" if scenario.connections == 1 else "connections"
+    many = "client" if scenario.udp else "connection"
+    many += "" if scenario.connections == 1 else "s"
     cost = "ms CPU per GiB" if scenario.is_bulk else f"µs CPU per {scenario.unit}"
     return f"{scenario.name}: {scenario.unit}/s, {scenario.connections} {many}; {cost}"
 
 
 def _row(scenario: Scenario, peer: str, sample: Sample, medians: Mapping[str, Sample]) -> str:
     rate = f"{sample.rate:,.2f}" if scenario.is_bulk else f"{sample.rate:,.0f}"
-    latency = ["–", "–"] if scenario.is_bulk else [f"{sample.p50_us:,.0f}", f"{sample.p99_us:,.0f}"]
+    latency = ["–", "–"] if not scenario.has_latency else [f"{sample.p50_us:,.0f}", f"{sample.p99_us:,.0f}"]
     against = [
         f"{sample.rate / medians[other].rate:.2f}" if other in medians else "–"
         for other in ("nginx", "haproxy")

@@ -63,7 +63,7 @@ def main(clients: int, rounds: int, seconds: float, peers: str) -> None:
         build(scenario.program)
     raise_descriptor_limit()
     with tempfile.TemporaryDirectory(prefix="streamgw-stall-") as name, contextlib.ExitStack() as stack:
-        origin = stack.enter_context(running_origin(build()))
+        origin = stack.enter_context(running_origin(build(), build("load_udp")))
         running = []
         for peer in peers.split(","):
             directory = Path(name) / peer

@@ -24,9 +24,11 @@ TLS_SCENARIOS = [
     "tls-bulk-down-1",
     "tls-bulk-up-8",
 ]
+UDP_SCENARIOS = ["udp-ping-32", "udp-session-32", "udp-up-1", "udp-down-1"]
 PEERS = {
     **{scenario: ["direct", *PROXIES] for scenario in PLAIN_SCENARIOS},
     **dict.fromkeys(TLS_SCENARIOS, PROXIES),  # the origin speaks no TLS
+    **{scenario: ["direct", "streamgw", "nginx"] for scenario in UDP_SCENARIOS},  # HAProxy has no UDP
 }
 
 
