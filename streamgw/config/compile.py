@@ -31,7 +31,16 @@ from streamgw.config.tls import Credentials, Look, TLSSettings, Workshop
 from streamgw.config.yaml_reader import Path
 from streamgw.core.errors import ConfigError, Problem
 from streamgw.core.hooks import Hooks
-from streamgw.core.model import DatagramRules, Key, Listener, Revision, Route, Upstream
+from streamgw.core.model import (
+    Certificate,
+    DatagramRules,
+    Key,
+    Listener,
+    Revision,
+    Route,
+    Upstream,
+    UpstreamTLS,
+)
 from streamgw.core.router import Router
 from streamgw.core.snapshot import Snapshot
 from streamgw.core.sni import SNIIndex
@@ -89,6 +98,21 @@ _KEPT_FOR = timedelta(minutes=1)
 
 
 @attrs.frozen
+class _Memory:
+    """What was made of documents that are still the same: a state differs from the one before it in a few of a thousand.
+
+    Equal inputs give the very same route and upstream, which is also what the data plane likes best.
+    """
+
+    upstreams: dict[Key, tuple[Document, UpstreamTLS | None, Upstream]] = attrs.field(factory=dict)
+    routes: dict[Key, tuple[tuple[object, ...], Route]] = attrs.field(factory=dict)
+    reached: dict[Key, tuple[Route, tuple[Fault, ...]]] = attrs.field(factory=dict)
+    """What `reach` said of each route."""
+    reach: tuple[object, ...] = ()
+    """What that depends on besides the route."""
+
+
+@attrs.frozen
 class _Answer:
     """What a state of the directory compiled to, and all that went into that."""
 
@@ -131,6 +155,7 @@ class Loader:
         self._parsed: _Parsed = {}
         self._workshop = Workshop()
         self._hook_workshop = HookWorkshop()
+        self._memory = _Memory()
         self._latest: _Answer | None = None
         self._turn = threading.Lock()
         self.files: frozenset[FilePath] = frozenset()
@@ -221,8 +246,10 @@ class Loader:
         documents = [document for file in files for document in file.documents]
         credentials = Credentials(look, documents)
         fittings = Fittings(self._plugins(), self._hook_workshop, references, credentials, documents)
-        resolution = _Resolution(files, credentials, fittings, is_complete)
-        return _compile(files, revision, listeners, resolution)
+        resolution = _Resolution(files, credentials, fittings, self._memory, is_complete)
+        compilation = _compile(files, revision, listeners, resolution)
+        self._memory = resolution.memory
+        return compilation
 
     def _parse(self, tree: FileTree) -> _Parsed:
         """Every file, in the order of the names."""
@@ -244,10 +271,8 @@ def _compile(
     router = Router([route for _, route in routes])
     resolution.warn_of_shadows(router, routes)
     entries = tuple(credentials.entries())
-    reach = Reach(listeners, entries)
-    resolution.warn_of_reach(reach, routes)
     warnings = [warning for file in files for warning in file.warnings]
-    warnings += reach.problems()
+    warnings += resolution.warn_of_reach(listeners, entries, routes)
     warnings += resolution.report(resolution.warnings)
     warnings += resolution.fittings.problems()
     upstreams = resolution.upstreams
@@ -277,7 +302,12 @@ class _Resolution:
     """All documents of one state, each looked at in the light of the others."""
 
     def __init__(
-        self, files: Sequence[ParsedFile], credentials: Credentials, fittings: Fittings, is_complete: bool
+        self,
+        files: Sequence[ParsedFile],
+        credentials: Credentials,
+        fittings: Fittings,
+        before: _Memory,
+        is_complete: bool,
     ) -> None:
         self.documents = tuple(document for file in files for document in file.documents)
         self.credentials = credentials
@@ -285,6 +315,8 @@ class _Resolution:
         self.faults: list[tuple[Document, Fault]] = credentials.faults + fittings.faults
         self.warnings: list[tuple[Document, Fault]] = credentials.warnings + fittings.warnings
         self.digests = credentials.digests | fittings.digests
+        self.memory = _Memory()
+        self._before = before
         self.upstreams: dict[str, Upstream] = {}
         """By key: every one that `routes` can reach."""
         self._file_problems = [problem for file in files for problem in file.problems]
@@ -337,10 +369,24 @@ class _Resolution:
             )
             self.warnings.append((documents[route.id], Fault((), message)))
 
-    def warn_of_reach(self, reach: Reach, routes: Sequence[tuple[Document, Route]]) -> None:
-        """Routes that ask for what no client can have."""
+    def warn_of_reach(
+        self,
+        listeners: Sequence[Listener],
+        entries: Sequence[tuple[str, Certificate]],
+        routes: Sequence[tuple[Document, Route]],
+    ) -> tuple[Problem, ...]:
+        """Routes that ask for what no client can have. Returns what is wrong with the listeners themselves."""
+        reach = Reach(listeners, entries)
+        names = tuple(name for name, _ in entries)
+        is_as_before = self._before.reach == (tuple(listeners), names)
+        self.memory = attrs.evolve(self.memory, reach=(tuple(listeners), names))
         for document, route in routes:
-            self.warnings += ((document, fault) for fault in reach.faults(route, document.data))
+            known = self._before.reached.get(document.key) if is_as_before else None
+            if known is None or known[0] is not route:
+                known = route, tuple(reach.faults(route, document.data))
+            self.memory.reached[document.key] = known
+            self.warnings += ((document, fault) for fault in known[1])
+        return tuple(reach.problems())
 
     def _index(self) -> None:
         for document in self.documents:
@@ -415,18 +461,13 @@ class _Resolution:
         if not chosen:
             self.warnings.append((document, Fault((), "no upstream: every session that matches is closed")))
         self.upstreams |= {each.key: each for each in chosen}
-        return Route(
-            id=document.key[1],
-            match=spec.build_match(),
-            upstream=upstream,
-            source=document.source,
-            priority=spec.priority,
-            name=spec.name or "",
-            service_id=spec.service_id or "",
-            tls_passthrough=spec.tls_passthrough,
-            udp=spec.udp.build() if spec.udp is not None else DatagramRules(),
-            hooks=tuple(self._hooks(fitting, document, service) for fitting in fittings),
-        )
+        hooks = tuple(self._hooks(fitting, document, service) for fitting in fittings)
+        inputs: tuple[object, ...] = (document, upstream, *hooks)
+        known = self._before.routes.get(document.key)
+        if known is None or not _are_the_same(known[0], inputs):
+            known = inputs, _build_route(document, spec, upstream, hooks)
+        self.memory.routes[document.key] = known
+        return known[1]
 
     def _upstreams_for(self, fitting: Fitting) -> Iterator[Upstream]:
         """What a plugin may choose among."""
@@ -456,8 +497,7 @@ class _Resolution:
         if spec.upstream_id is not None:
             return self._upstream_by_id(spec.upstream_id)
         if owner not in self._upstreams and spec.upstream is not None:
-            tls = self.credentials.of_upstream(owner)
-            self._upstreams[owner] = spec.upstream.build(f"{owner[0]}/{owner[1]}/upstream", tls)
+            self._upstreams[owner] = self._built(owner, spec.upstream, f"{owner[0]}/{owner[1]}/upstream")
         return self._upstreams.get(owner)
 
     def _upstream_by_id(self, name: str) -> Upstream:
@@ -465,8 +505,38 @@ class _Resolution:
         if key not in self._upstreams:
             spec = self._by_key[key].spec
             assert isinstance(spec, UpstreamSpec), "the collection decides the class"
-            self._upstreams[key] = spec.build("/".join(key), self.credentials.of_upstream(key))
+            self._upstreams[key] = self._built(key, spec, "/".join(key))
         return self._upstreams[key]
+
+    def _built(self, owner: Key, spec: UpstreamSpec, name: str) -> Upstream:
+        document, tls = self._by_key[owner], self.credentials.of_upstream(owner)
+        known = self._before.upstreams.get(owner)
+        if known is None or known[0] is not document or known[1] != tls:
+            known = document, tls, spec.build(name, tls)
+        self.memory.upstreams[owner] = known
+        return known[2]
+
+
+def _build_route(
+    document: Document, spec: StreamRouteSpec, upstream: Upstream | None, hooks: tuple[Hooks, ...]
+) -> Route:
+    return Route(
+        id=document.key[1],
+        match=spec.build_match(),
+        upstream=upstream,
+        source=document.source,
+        priority=spec.priority,
+        name=spec.name or "",
+        service_id=spec.service_id or "",
+        tls_passthrough=spec.tls_passthrough,
+        udp=spec.udp.build() if spec.udp is not None else DatagramRules(),
+        hooks=hooks,
+    )
+
+
+def _are_the_same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
+    """The very same, not equal ones: which would have to be compared field by field."""
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 def _references(document: Document) -> Iterator[tuple[str, Key]]:

@@ -399,6 +399,8 @@ def _port_blocks(ranges: Sequence[PortRange]) -> Sequence[_Block]:
     """The largest aligned blocks that together are these ports: at most 30 for one range."""
     if not ranges:
         return (_ANY,)
+    if len(ranges) == 1 and ranges[0].first == ranges[0].last:
+        return ((0, _PORT_MASK, ranges[0].first),)
     blocks = []
     for first, last in _merged(ranges):
         start = first
