@@ -184,6 +184,9 @@ class Fittings:
                 for fault in wrong.faults:  # tolerated, as in APISIX: somebody is in the middle of something
                     message = f"disabled, and would be refused otherwise: {fault.message}"
                     self.warnings.append((document, attrs.evolve(fault, message=message).under(path)))
+            except Exception as error:  # noqa: BLE001  the code of a plugin, perhaps not ours: it must not end the reloader
+                message = f"plugin {use.name} cannot read its options: {error!r}"
+                self.faults.append((document, Fault(path, message, at_key=True)))
             else:
                 if not use.meta.disable:
                     yield fitting

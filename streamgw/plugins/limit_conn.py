@@ -65,7 +65,7 @@ def build(options: LimitConn, context: PluginContext) -> Hooks:
         count = ledger.enter(scope, key)
         if count > most:
             ledger.leave(scope, key)
-            raise Rejected(f"{most} sessions of {key} already", status=503)
+            raise Rejected(f"more than {most} sessions at a time of {key}", status=503)
         if count > options.conn:
             return Delay((count - 1) // options.conn * options.default_conn_delay)
         return None
