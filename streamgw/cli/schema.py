@@ -32,7 +32,7 @@ KINDS: Final = ("routes", "config", "stream_route", "upstream", "service", "ssl"
     help="Write all of them into this directory, as KIND.schema.json.",
 )
 def schema(kind: str, output: Path | None) -> None:
-    """Print a JSON Schema, or write all of them for an editor.
+    """Print a JSON Schema, or write all of them for an editor. Plugins are those that are installed.
 
     \b
     streamgw schema -o .schemas
@@ -56,11 +56,14 @@ def schema(kind: str, output: Path | None) -> None:
 def _schemas() -> Mapping[str, Schema]:
     # What reads both files, which --help does not need.
     from streamgw.config import json_schema  # noqa: PLC0415  see above
+    from streamgw.config.plugins import PluginSet  # noqa: PLC0415  see above
+    from streamgw.process.plugins import installed  # noqa: PLC0415  see above
 
+    plugins = PluginSet(installed().plugins)
     return {
-        "routes": json_schema.of_file(),
+        "routes": json_schema.of_file(plugins),
         "config": json_schema.of_config(),
-        **{name: json_schema.of_object(name) for name in json_schema.OBJECTS},
+        **{name: json_schema.of_object(name, plugins) for name in json_schema.OBJECTS},
     }
 
 

@@ -26,6 +26,7 @@ from streamgw.config.openapi_parts import (
     path_parameter,
     plain_answer,
     query,
+    read_refusals,
     ref,
     refusal,
     write_refusals,
@@ -89,7 +90,7 @@ def _collection(name: str, collection: str) -> Json:
     many: Json = {
         "get": operation(
             f"List {title}s",
-            {"200": json_answer("A list.", ref("list")), "400": bad_list()},
+            {"200": json_answer("A list.", ref("list")), "400": bad_list(), **read_refusals()},
             parameters=[parameter(each) for each in ("page", "page_size", "name", "label", "filter")],
         ),
         "put": operation(
@@ -115,7 +116,7 @@ def _collection(name: str, collection: str) -> Json:
     )
     single: Json = {
         "parameters": [path_parameter("id", ref("id"))],
-        "get": operation(f"Show a {title}", {"200": one, "404": gone()}),
+        "get": operation(f"Show a {title}", {"200": one, "404": gone(), **read_refusals()}),
         "put": operation(
             f"Write a {title}: a new one, or in place of the one that is there",
             {"200": one, "201": one, **written},
@@ -278,9 +279,10 @@ def _config_paths() -> Json:
     }
     return {
         f"{BASE}/configs": {
-            "get": operation("All objects at once", {"200": shown}),
+            "get": operation("All objects at once", {"200": shown, **read_refusals()}),
             "head": operation(
-                "When and what", {"200": {"description": "Known by its headers.", "headers": digest}}
+                "When and what",
+                {"200": {"description": "Known by its headers.", "headers": digest}, **read_refusals()},
             ),
             "put": operation(
                 "Replace all objects that were written this way, in one file",

@@ -167,7 +167,7 @@ _PARAMETERS: Final[Mapping[str, Schema]] = {
         "name": "X-Digest",
         "in": "header",
         "required": True,
-        "schema": {"type": "string", "minLength": 1},
+        "schema": {"type": "string", "maxLength": 128, "pattern": "^[!-~]([ -~]*[!-~])?$"},
     },
     "subsystem": {"name": "subsystem", "in": "query", "schema": {"enum": ["stream", "http"]}},
 }
@@ -229,6 +229,11 @@ def bad_list() -> Json:
 def gone() -> Json:
     """404: there is no such object."""
     return refusal("There is none.")
+
+
+def read_refusals() -> Json:
+    """What every read of the directory may be refused with."""
+    return {"409": refusal("A file cannot be read."), "500": refusal("The disk said no.")}
 
 
 def write_refusals() -> Json:

@@ -29,6 +29,15 @@ def test_an_editor_gets_them_all(desk: Desk) -> None:
     assert desk.run("schema", "-o", "a/b").exit_code == 0, "again, after an update"
 
 
+def test_the_plugins_that_are_installed_have_their_options(desk: Desk) -> None:
+    schema = json.loads(desk.run("schema", "--kind", "stream_route").stdout)
+    route = jsonschema.Draft202012Validator(schema)
+
+    assert route.is_valid({"plugins": {"ip-restriction": {"whitelist": ["10.0.0.0/8"]}}})
+    assert not route.is_valid({"plugins": {"ip-restriction": {"whitelist": ["ten"]}}})
+    assert not route.is_valid({"plugins": {"ip-restrictions": {}}})
+
+
 def test_a_directory_that_cannot_be_written_is_named(desk: Desk) -> None:
     Path("file").touch()
 

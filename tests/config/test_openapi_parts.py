@@ -61,6 +61,7 @@ def test_what_is_said_in_plain_text_and_what_in_json() -> None:
     assert list(parts.plain_answer("Fine.")["content"]) == ["text/plain"]
     assert list(parts.bad_list()["content"]) == ["application/json", "text/plain"]
     assert parts.gone() == parts.refusal("There is none.")
+    assert list(parts.read_refusals()) == ["409", "500"]
     assert list(parts.write_refusals()) == ["400", "409", "412", "500"]
 
 
