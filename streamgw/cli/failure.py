@@ -13,6 +13,7 @@ UNREACHABLE: Final = 69
 EXISTS: Final = 73
 IO_ERROR: Final = 74
 TIMED_OUT: Final = 75
+DENIED: Final = 77
 CONFIG: Final = 78
 
 EXIT_CODES: Final = {
@@ -24,6 +25,7 @@ EXIT_CODES: Final = {
     EXISTS: "it exists already",
     IO_ERROR: "a file could not be read or written",
     TIMED_OUT: "not applied in time (--wait)",
+    DENIED: "the gateway refuses the key",
     CONFIG: "what config.yaml says is wrong, or a listener could not be opened",
 }
 """Those of sysexits.h where it has one."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 import click
 
 from streamgw.config.render import render_block
+
+_UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def print_table(
@@ -38,6 +41,23 @@ def print_data(data: object, output: str) -> None:
         click.echo(json.dumps(data, indent=2, ensure_ascii=False))
         return
     click.echo(render_block(data, indent=0))
+
+
+def shown_duration(seconds: float) -> str:
+    """In its largest unit: `2 h`."""
+    for unit_s, unit in _UNITS:
+        if seconds >= unit_s:
+            return f"{int(seconds // unit_s)} {unit}"
+    return "0 s"
+
+
+def shown_size(size: float) -> str:
+    """Of bytes: `3.2 MiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
 
 
 def _print_rich(headings: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str]) -> None:

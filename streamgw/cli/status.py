@@ -10,10 +10,8 @@ import click
 
 from streamgw.cli.client import fetch_status, status_url
 from streamgw.cli.options import with_output, with_paths
-from streamgw.cli.output import print_data, print_table
+from streamgw.cli.output import print_data, print_table, shown_duration, shown_size
 from streamgw.core.errors import Problem
-
-_UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 @click.command()
@@ -32,17 +30,22 @@ def status(config: Path, routes: Path, output: str, url: str | None) -> None:
         return
     for line in _headlines(answer):
         click.echo(line)
+    titles = ["LISTENER", "STATE", "SESSIONS", "ACCEPTED"]
     rows = [
-        [str(listener["name"]), str(listener["state"]), str(listener["sessions"]), str(listener["accepted"])]
-        for listener in answer["listeners"]
+        [str(listener[title.lower()]) for title in ["NAME", *titles[1:]]] for listener in answer["listeners"]
     ]
+    drops = [listener.get("dropped", {}) for listener in answer["listeners"]]
+    if any(drops):
+        titles.append("DATAGRAMS DROPPED")
+        for row, dropped in zip(rows, drops, strict=True):
+            row.append(", ".join(f"{count} {reason}" for reason, count in dropped.items()))
     click.echo()
-    print_table(["LISTENER", "STATE", "SESSIONS", "ACCEPTED"], rows)
+    print_table(titles, rows)
 
 
 def _headlines(answer: Mapping[str, Any]) -> Iterator[str]:
     state = "draining" if answer["draining"] else "ready" if answer["ready"] else "not ready"
-    yield f"streamgw {answer['version']} (pid {answer['pid']}): {state}, up {_duration(answer['uptime_s'])}"
+    yield f"streamgw {answer['version']} (pid {answer['pid']}): {state}, up {shown_duration(answer['uptime_s'])}"
     for title, reload in (("routes", answer["config"]), ("settings", answer["settings"])):
         # The settings are one file, shown by its problems; only routes.d has a revision.
         runs = f"revision {reload['revision'][:8]}" if reload["revision"] else "what ran before"
@@ -61,28 +64,13 @@ def _headlines(answer: Mapping[str, Any]) -> Iterator[str]:
     yield "objects: " + (", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none")
     sessions = answer["sessions"]
     reasons = ", ".join(f"{count} {reason}" for reason, count in sessions["by_reason"].items() if count)
+    udp = f" ({sessions['active_udp']} UDP)" if sessions.get("active_udp") else ""
     yield (
-        f"sessions: {sessions['active']} active, {sessions['total']} in all{f' ({reasons})' if reasons else ''}, "
-        f"{_size(sessions['bytes_up'])} up, {_size(sessions['bytes_down'])} down"
+        f"sessions: {sessions['active']} active{udp}, {sessions['total']} in all{f' ({reasons})' if reasons else ''}, "
+        f"{shown_size(sessions['bytes_up'])} up, {shown_size(sessions['bytes_down'])} down"
     )
 
 
 def _place(problem: Mapping[str, Any]) -> str:
     names = ("file", "line", "column", "pointer", "message")
     return str(Problem(**{name: problem[name] for name in names}))
-
-
-def _duration(seconds: float) -> str:
-    for unit_s, unit in _UNITS:
-        if seconds >= unit_s:
-            return f"{int(seconds // unit_s)} {unit}"
-    return "0 s"
-
-
-def _size(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

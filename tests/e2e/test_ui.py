@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
-import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.support.browser import TIMEOUT_MS, chromium, tab
-from tests.support.child import Child, running
+from tests.support.fake_gateway_process import FakeGateway, fake_gateway
 from tests.support.ports import Ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.servers]
@@ -34,24 +29,6 @@ _NAMELESS = re.compile(
 expect.set_options(timeout=TIMEOUT_MS)
 
 
-@attrs.frozen
-class FakeGateway:
-    """`tests.support.fake_admin` in a process of its own."""
-
-    port: int
-    child: Child
-
-    @property
-    def page(self) -> str:
-        return f"http://127.0.0.1:{self.port}/ui/"
-
-    def do(self, method: str, *args: object, **words: object) -> Any:
-        """Call a method of the FakeAdmin."""
-        body = json.dumps({"do": method, "args": args, "with": words}).encode()
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/fake", body, timeout=10) as answer:
-            return json.load(answer)
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with chromium() as browser:
@@ -62,16 +39,6 @@ def browser() -> Iterator[Browser]:
 def page(browser: Browser) -> Iterator[Page]:
     with tab(browser) as page:
         yield page
-
-
-@contextlib.contextmanager
-def fake_gateway(directory: Path, port: int, *, key: str = "") -> Iterator[FakeGateway]:
-    command = [sys.executable, "-m", "tests.support.fake_admin", str(port), key]
-    log = directory / "fake.log"
-    log.write_text("")
-    with running(command, log=log, name="fake gateway", cwd=Path(__file__).parents[2]) as child:
-        child.wait_for_line("listening on")
-        yield FakeGateway(port, child)
 
 
 @pytest.fixture

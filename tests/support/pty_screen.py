@@ -1,0 +1,91 @@
+"""A terminal that a test holds in its hands: what was drawn on it, and its keys."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import re
+import termios
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.support.child import wait_until
+
+_ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|[()][A-Z0-9]|[=>78])")
+
+
+class PtyScreen:
+    """The master's side. Everything drawn is kept; `cleared` says where the latest frame begins.
+
+    Made by `pty_screen`, which reads in a thread: a program that draws must never wait for the test.
+    """
+
+    def __init__(self, master: int, slave: int) -> None:
+        self.slave = slave
+        self._master = master
+        self._drawn = bytearray()
+        self.modes_before = self.modes()
+
+    def modes(self) -> list[object]:
+        """Of the terminal: echo, line mode, special characters."""
+        return list(termios.tcgetattr(self.slave))
+
+    def press(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    def hang_up(self) -> None:
+        """The window is closed."""
+        os.close(self._master)
+        self._master = -1
+
+    @property
+    def raw(self) -> str:
+        return self._drawn.decode(errors="replace")
+
+    def text(self) -> str:
+        """What stands on the screen: the latest frame, without colours."""
+        return _ESCAPES.sub("", self.raw.rpartition("\x1b[H")[2])
+
+    def wait_for(self, *words: str) -> str:
+        """Blocks until all of them stand on the screen."""
+        return self.wait_until(
+            lambda text: all(word in text for word in words), what=f"{words} on the screen"
+        )
+
+    def wait_until(self, look: Callable[[str], bool], *, what: str) -> str:
+        try:
+            return wait_until(
+                lambda: (text := self.text()) if look(self.text()) else None, what=what, timeout_s=20
+            )
+        except AssertionError as error:
+            error.add_note(self.text())
+            raise
+
+    @property
+    def is_restored(self) -> bool:
+        """The modes are as before, the other screen is left, the cursor is back."""
+        end = self.raw.rpartition("\x1b[?1049h")[2]
+        return self.modes() == self.modes_before and "\x1b[?1049l" in end and "\x1b[?25h" in end
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # EIO: the last slave is closed
+            while data := os.read(self._master, 65536):
+                self._drawn += data
+
+
+@contextlib.contextmanager
+def pty_screen(width: int = 120, height: int = 32) -> Iterator[PtyScreen]:
+    """A terminal of that size. `slave` is closed with the block; a program that still has it would keep the reader."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (height, width))
+    screen = PtyScreen(master, slave)
+    with ThreadPoolExecutor(1) as thread:
+        reading = thread.submit(screen._read)
+        try:
+            yield screen
+        finally:
+            os.close(slave)
+            reading.result(10)
+            if screen._master >= 0:
+                os.close(master)
