@@ -15,8 +15,10 @@ Source:
 from __future__ import annotations
 
 import ssl
+import struct
 import sys
 from collections.abc import Callable
+from socket import SO_LINGER, SOL_SOCKET
 from typing import TYPE_CHECKING, NoReturn, cast
 
 import attrs
@@ -44,6 +46,8 @@ RETRY_S = 1.0
 """Time before accepting again when the system has no descriptor left."""
 MESSAGE_LIMIT_BYTES = 4096
 """Of what a WebSocket client says: nobody acts on it."""
+
+_LINGER_NOT = struct.pack("ii", 1, 0)
 
 
 @attrs.frozen
@@ -184,6 +188,9 @@ class _Stream(trio.abc.HalfCloseableStream):
         with trio.move_on_after(self._stall_timeout_s) as scope:
             await self._stream.send_all(data)
         if scope.cancelled_caught:
+            # By RST, and now: half an answer must not look whole, nor the kernel keep the other half.
+            self.socket.setsockopt(SOL_SOCKET, SO_LINGER, _LINGER_NOT)
+            self.socket.close()
             raise trio.BrokenResourceError("the client does not read")
 
     async def wait_send_all_might_not_block(self) -> None:
