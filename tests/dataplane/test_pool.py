@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 
 import attrs
 import pytest
@@ -26,6 +27,11 @@ def pool_of(*upstreams: Upstream, names: FakeNames | None = None) -> UpstreamPoo
 
 async def offered(pool: UpstreamPool, to: Upstream) -> list[str]:
     return [str(address) for address in await pool.candidates(to, facts())]
+
+
+async def after(seconds: float, act: Callable[[], object]) -> None:
+    await trio.sleep(seconds)
+    act()
 
 
 async def test_every_node_is_offered_once() -> None:
@@ -273,12 +279,7 @@ async def test_when_all_are_full_a_client_waits_for_room(autojump_clock: trio.te
     began_at = trio.current_time()
 
     async with trio.open_nursery() as nursery:
-
-        @nursery.start_soon
-        async def leave_after_a_while() -> None:
-            await trio.sleep(3)
-            lease.close()
-
+        nursery.start_soon(after, 3, lease.close)
         assert await offered(pool, to) == ["10.0.0.1:1"]
 
     assert trio.current_time() - began_at == 3
@@ -391,12 +392,7 @@ async def test_a_client_waits_for_a_node_and_gets_the_one_that_an_edit_brings(
     began_at = trio.current_time()
 
     async with trio.open_nursery() as nursery:
-
-        @nursery.start_soon
-        async def edit_after_a_while() -> None:
-            await trio.sleep(2)
-            sync(pool, upstream("10.0.0.9:1", pacing=pacing))
-
+        nursery.start_soon(after, 2, lambda: sync(pool, upstream("10.0.0.9:1", pacing=pacing)))
         assert await offered(pool, to) == ["10.0.0.9:1"]
 
     assert trio.current_time() - began_at == 2
@@ -410,12 +406,7 @@ async def test_a_client_waits_for_a_node_that_comes_up(autojump_clock: trio.test
     pool.set_up(to.key, Address("10.0.0.1", 1), False)
 
     async with trio.open_nursery() as nursery:
-
-        @nursery.start_soon
-        async def come_up_after_a_while() -> None:
-            await trio.sleep(2)
-            pool.set_up(to.key, Address("10.0.0.1", 1), True)
-
+        nursery.start_soon(after, 2, lambda: pool.set_up(to.key, Address("10.0.0.1", 1), True))
         assert await offered(pool, to) == ["10.0.0.1:1"]
 
 
@@ -424,14 +415,12 @@ async def test_a_client_waits_for_an_address(autojump_clock: trio.testing.MockCl
     to = upstream("db.example:1", pacing=Pacing(wait_for_node_s=10))
     pool = pool_of(to, names=names)
 
+    def answer() -> None:
+        names.table["db.example"] = ("10.0.0.1",)
+        pool.on_names_changed("db.example")
+
     async with trio.open_nursery() as nursery:
-
-        @nursery.start_soon
-        async def answer_after_a_while() -> None:
-            await trio.sleep(2)
-            names.table["db.example"] = ("10.0.0.1",)
-            pool.on_names_changed("db.example")
-
+        nursery.start_soon(after, 2, answer)
         assert await offered(pool, to) == ["10.0.0.1:1"]
 
 
@@ -491,15 +480,13 @@ async def test_a_line_and_its_counts_outlive_the_upstream_and_go_with_it(
     pool = pool_of(to)
     lease = pool.lease(to, Address("10.0.0.1", 1))
 
+    def delete_and_leave() -> None:
+        sync(pool)
+        sync(pool, to)
+        lease.close()
+
     async with trio.open_nursery() as nursery:
-
-        @nursery.start_soon
-        async def delete_and_leave() -> None:
-            await trio.sleep(1)
-            sync(pool)
-            sync(pool, to)
-            lease.close()
-
+        nursery.start_soon(after, 1, delete_and_leave)
         assert await offered(pool, to) == ["10.0.0.1:1"]
 
 
