@@ -1,6 +1,7 @@
 """`streamgw demo`: the gateway with small upstreams of its own, so that there is something to talk to.
 
-The upstreams listen where the shipped routes.d (and APISIX's own examples) point: 127.0.0.1:1995, 1996 and 5991.
+The upstreams listen where the shipped routes.d (and APISIX's own examples) point: 127.0.0.1:1995, 1996 and 5991, over TCP
+and UDP.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def run_demo(config: Path, routes: Path) -> int:
     async def beside(_: Supervisor) -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_upstreams)
+            await nursery.start(serve_datagrams)
             print(_TRY.format(file=routes / "hello.yaml"), flush=True)  # noqa: T201  this is the demo's purpose
 
     return run_gateway(config, routes, beside=beside)
@@ -59,6 +61,33 @@ async def serve_upstreams(
     async with trio.open_nursery() as nursery:
         await nursery.start(trio.serve_listeners, _answer, listeners)
         task_status.started(listeners)
+
+
+async def serve_datagrams(
+    ports: tuple[int, ...] = UPSTREAM_PORTS,
+    *,
+    task_status: trio.TaskStatus[list[int]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """The same over UDP: each datagram comes back with the port in front. Tells the ports. Ends only by cancellation.
+
+    Raises:
+      OSError: a port is taken.
+    """
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(trio.socket.socket(type=trio.socket.SOCK_DGRAM)) for _ in ports]
+        for sock, port in zip(socks, ports, strict=True):
+            await sock.bind(("127.0.0.1", port))
+        async with trio.open_nursery() as nursery:
+            for sock in socks:
+                nursery.start_soon(_answer_datagrams, sock)
+            task_status.started([sock.getsockname()[1] for sock in socks])
+
+
+async def _answer_datagrams(sock: trio.socket.SocketType) -> None:
+    port = sock.getsockname()[1]
+    while True:
+        payload, client = await sock.recvfrom(LINE_LIMIT)
+        await sock.sendto(b"upstream %d: %s" % (port, payload), client)
 
 
 async def _answer(stream: trio.SocketStream) -> None:

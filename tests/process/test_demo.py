@@ -8,7 +8,7 @@ from functools import partial
 
 import trio
 
-from streamgw.process.demo import LINE_LIMIT, serve_upstreams
+from streamgw.process.demo import LINE_LIMIT, serve_datagrams, serve_upstreams
 
 
 @asynccontextmanager
@@ -65,3 +65,13 @@ async def test_a_client_that_resets_costs_nothing() -> None:
     async with upstream() as client:
         client.socket.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         await client.send_all(b"half a line")
+
+
+async def test_datagrams_come_back_with_the_port_in_front() -> None:
+    async with trio.open_nursery() as nursery:
+        first, second = await nursery.start(partial(serve_datagrams, (0, 0)))
+        with trio.socket.socket(type=trio.socket.SOCK_DGRAM) as client, trio.fail_after(5):
+            for port in (first, second, first):
+                await client.sendto(b"hello\n", ("127.0.0.1", port))
+                assert await client.recv(100) == b"upstream %d: hello\n" % port
+        nursery.cancel_scope.cancel()
