@@ -17,7 +17,7 @@ import attrs
 
 from streamgw.config.rules import Count, Duration, integer
 from streamgw.config.strict import Fault, Stated, Wrong, nearest, shown
-from streamgw.config.wording import Schema
+from streamgw.config.wording import Schema, shortened
 from streamgw.core.model import NO_PACING, BalancerType, Node, Pacing
 from streamgw.core.ring import MAX_TOTAL_WEIGHT
 from streamgw.core.variables import NAMES, UnknownVariable, compile_template
@@ -170,7 +170,7 @@ def _check_variable(key: str) -> Iterator[Fault]:
     expected = f"expected one of {', '.join(HASH_VARIABLES)}"
     hint = nearest(key, HASH_VARIABLES)
     if not re.fullmatch(_HASH_VARIABLE, key):
-        words = f'invalid configuration: failed to match pattern "{_HASH_VARIABLE}" with "{key}"'
+        words = f'invalid configuration: failed to match pattern "{_HASH_VARIABLE}" with "{shortened(key)}"'
         yield Fault(("key",), f"{expected}, got {shown(key)}{hint}", apisix=words, is_final=True)
     else:
         yield Fault(("key",), f"'{key}' does not exist at layer 4; {expected}")

@@ -18,6 +18,7 @@ from streamgw.config.tree import Tree
 from streamgw.core.errors import ConfigError
 from streamgw.core.hooks import Hooks, Plugin
 from streamgw.core.model import Revision
+from streamgw.plugins import BUILT_IN
 from tests.support.certificates import CA_PEM, document, issue
 
 NODES = {"127.0.0.1:8080": 1}
@@ -191,10 +192,72 @@ PLUGINS = PluginSet({"doorman": DOORMAN, "off": attrs.evolve(DOORMAN, name="off"
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("collection", ["stream_routes", "services"])
-def test_a_plugin_is_refused_as_apisix_does(
+def test_options_of_a_plugin_are_refused_as_apisix_does(
     collection: str, options: dict[str, Any], said: str | None
 ) -> None:
     assert refusal(collection, {"plugins": options}, plugins=PLUGINS) == said
+
+
+BUILT_IN_PLUGINS = PluginSet(dict(BUILT_IN))
+LIMIT = {"conn": 1, "burst": 0, "default_conn_delay": 0.1, "key": "remote_addr"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("ip-restriction", {"whitelist": ["10.0.0.0/8", "::1"]}, ""),
+        ("ip-restriction", {}, "value should match only one schema, but matches none"),
+        ("ip-restriction", {"whitelist": ["1.1.1.1"], "blacklist": ["1.1.1.1"]}, "value should match only one schema, but matches both schemas 1 and 2"),
+        ("ip-restriction", {"whitelist": ["10.0.0.0/x"]}, 'property "whitelist" validation failed: failed to validate item 1: object matches none of the required'),
+        ("ip-restriction", {"blacklist": [":/8"]}, "invalid ip address: :/8"),
+        ("ip-restriction", {"blacklist": []}, 'property "blacklist" validation failed: expect array to have at least 1 items'),
+        ("limit-conn", LIMIT, ""),
+        ("limit-conn", {**LIMIT, "conn": 0}, 'property "conn" validation failed: expected 0 to be greater than 0'),
+        ("limit-conn", {**LIMIT, "burst": -1}, 'property "burst" validation failed: expected -1 to be at least 0'),
+        ("limit-conn", {**LIMIT, "default_conn_delay": 0}, 'property "default_conn_delay" validation failed: expected 0 to be greater than 0'),
+        ("limit-conn", {**LIMIT, "key_type": "x"}, 'property "key_type" validation failed: matches none of the enum values'),
+        ("limit-conn", {"conn": 1}, 'property "burst" is required'),
+        ("mqtt-proxy", {"protocol_level": 4}, ""),
+        ("mqtt-proxy", {}, 'property "protocol_level" is required'),
+        ("mqtt-proxy", {"protocol_level": 4, "upstream": {}}, "additional properties forbidden, found upstream"),
+        ("traffic-split", {"rules": [{"match": [{"vars": [["remote_addr", "123", "a"]]}]}]}, "failed to validate the 'vars' expression: invalid operator '123'"),
+        ("traffic-split", {"rules": [{"weighted_upstreams": [{"upstream": {"nodes": {"a:1": 1}, "type": "chash"}}]}]}, "missing key"),
+        ("prometheus", {"prefer_name": 1}, 'property "prefer_name" validation failed: wrong type: expected boolean, got number'),
+    ],
+)  # fmt: skip
+def test_the_plugins_of_apisix_say_what_they_say_there(name: str, options: dict[str, Any], said: str) -> None:
+    prefix = f"failed to check the configuration of stream plugin [{name}]: "
+
+    refused = refusal("stream_routes", {"plugins": {name: options}}, plugins=BUILT_IN_PLUGINS)
+
+    assert refused == (prefix + said if said else None)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"type": "chash"}, "missing key"),
+        ({"type": "chash", "key": "not_support"}, 'failed to match pattern "^((uri|server_name|server_addr|request_uri|remote_port|remote_addr|query_string|host|hostname|mqtt_client_id)|arg_[0-9a-zA-z_-]+)$" with "not_support"'),
+        ({"type": "chash", "key": "uri"}, "property \"key\" validation failed: 'uri' does not exist at layer 4; expected one of remote_addr, remote_port, server_addr, mqtt_client_id"),
+        ({"type": "chash", "key": "remote_addr"}, None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("is_inline", [False, True])
+def test_a_key_to_balance_by_is_refused_wherever_the_upstream_stands(
+    data: dict[str, Any], said: str | None, *, is_inline: bool
+) -> None:
+    upstream = {"nodes": NODES, **data}
+
+    refused = (
+        refusal("stream_routes", {"upstream": upstream}) if is_inline else refusal("upstreams", upstream)
+    )
+
+    if said is None or said == "missing key":
+        assert refused == said
+    else:
+        assert refused is not None
+        assert refused.startswith("invalid configuration: ")
+        assert refused.endswith(said)
 
 
 def test_the_schema_speaks_before_what_the_fields_mean() -> None:
@@ -227,6 +290,7 @@ def test_the_validation_of_a_schema_has_no_prefix() -> None:
         ("upstreams", {"nodes": {}, "tls": "hush"}),
         ("upstreams", {"nodes": {}, "type": BAD_KEY}),
         ("upstreams", {"nodes": {}, "hash_on": BAD_KEY}),
+        ("upstreams", {"nodes": {}, "type": "chash", "key": BAD_KEY}),
     ],
 )
 def test_no_text_shows_a_secret(collection: str, data: dict[str, Any]) -> None:
