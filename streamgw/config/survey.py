@@ -72,7 +72,7 @@ class Surveyor:
         for entry in moment.state.entries:
             content = moment.state.contents[entry.name]
             known = self._seen.get(entry.name)
-            if known is None or known[:2] != (content, entry):
+            if known is None or known[0] is not content or known[1] != entry:
                 known = content, entry, self._look(entry, content)
             seen[entry.name] = known
             for located in known[2]:
