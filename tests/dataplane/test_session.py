@@ -217,7 +217,7 @@ async def test_a_trusted_peers_header_becomes_the_client(
     outcome = await play.play(client, BEHIND_PROXY)
 
     assert outcome.facts.client == CLIENT
-    assert outcome.peer == PEER
+    assert outcome.peer == outcome.facts.peer == PEER
     assert client.received == b"hello", "exactly the header is consumed"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import attrs
 import pytest
@@ -12,27 +11,20 @@ import trio.testing
 
 from streamgw.core.errors import Reason, Rejected
 from streamgw.core.hooks import Hooks, UseUpstream
-from streamgw.core.model import Address, DatagramRules, Timeouts
+from streamgw.core.model import Address, DatagramRules, Listener, Timeouts
 from streamgw.core.udp_sessions import Drop, UDPLimits
-from streamgw.core.wire.proxy_protocol import build_v2
+from streamgw.dataplane.udp import _overlap
 from tests.support.bridge import no_descriptor_left, open_descriptors
-from tests.support.scenes import FakeNames, route, snapshot, upstream
-from tests.support.udp_scenes import BIGGEST, Peer, UDPGateway, udp_gateway, udp_listener
-
-
-def to(*nodes: Peer | str, **rules: Any) -> Any:
-    """A snapshot with one route to these nodes."""
-    return snapshot(route("1", upstream(*map(place_of, nodes)), udp=DatagramRules(**rules)))
-
-
-def place_of(node: Peer | str) -> str:
-    return node if isinstance(node, str) else node.place
-
-
-def closed_port() -> str:
-    """A node that refuses."""
-    with Peer() as peer:
-        return peer.place
+from tests.support.scenes import FakeNames, listener, route, snapshot, upstream
+from tests.support.udp_scenes import (
+    Peer,
+    UDPGateway,
+    closed_port,
+    exchange,
+    to,
+    udp_gateway,
+    udp_listener,
+)
 
 
 class SilentNames(FakeNames):
@@ -40,16 +32,6 @@ class SilentNames(FakeNames):
 
     async def first(self, name: str) -> None:
         await trio.sleep_forever()
-
-
-async def exchange(client: Peer, node: Peer, at: Any, question: bytes = b"?", answer: bytes = b"!") -> Any:
-    """One question and its answer; who asked the node."""
-    await client.say(question, at)
-    heard, session = await node.hear()
-    assert heard == question
-    await node.say(answer, session)
-    assert await client.hear() == (answer, at)
-    return session
 
 
 async def test_questions_and_answers_pass_on_one_session() -> None:
@@ -101,50 +83,6 @@ async def test_the_first_datagrams_wait_for_the_socket_in_order() -> None:
                 client.sock._sock.sendto(b"%d" % number, at)  # all before the gateway gets a turn
 
             assert [(await node.hear())[0] for _ in range(10)] == [b"%d" % number for number in range(10)]
-
-
-async def test_clients_without_a_route_or_an_upstream_begin_no_session_and_are_told_of() -> None:
-    current = snapshot(route("1", None, port=1))
-    with Peer() as client:
-        async with udp_gateway(current) as gateway:
-            (at,) = gateway.listen(udp_listener())
-            gateway.swap(snapshot(route("1", None, port=1), route("2", None, remote="127.0.0.9/32")))
-            with Peer("127.0.0.9") as unlucky:
-                for _ in range(3):
-                    await client.say(b"?", at)
-                    await unlucky.say(b"?", at)
-
-            await gateway.until(lambda: gateway.dropped)
-
-            assert gateway.drops() == {Drop.NO_ROUTE: 3, Drop.NO_UPSTREAM: 3}
-            name = next(iter(gateway.listeners.states()))
-            assert gateway.dropped == [(name, {Drop.NO_ROUTE: 3, Drop.NO_UPSTREAM: 3})]
-    assert gateway.outcomes == []
-
-
-async def test_dropped_datagrams_are_told_of_once_a_second_at_most() -> None:
-    with Peer() as client:
-        async with udp_gateway(snapshot()) as gateway:
-            (at,) = gateway.listen(udp_listener())
-            await client.say(b"?", at)
-            await gateway.until(lambda: gateway.dropped)
-            began_at = trio.current_time()
-            await client.say(b"?", at)
-            await client.say(b"?", at)
-
-            await gateway.until(lambda: len(gateway.dropped) == 2)
-
-            assert trio.current_time() - began_at > 0.7
-            assert gateway.dropped[1][1] == {Drop.NO_ROUTE: 2}
-
-
-async def test_what_was_not_told_yet_is_told_at_the_end() -> None:
-    with Peer() as client:
-        async with udp_gateway(snapshot()) as gateway:
-            (at,) = gateway.listen(udp_listener())
-            await client.say(b"?", at)
-            await gateway.until(gateway.drops)
-    assert [drops for _, drops in gateway.dropped] == [{Drop.NO_ROUTE: 1}]
 
 
 # Rules
@@ -274,23 +212,18 @@ async def test_the_only_node_is_tried_again_although_it_refused() -> None:
                 await exchange(client, node, at)
 
 
-async def test_a_datagram_that_meets_the_refusal_of_the_one_before_goes_to_another_node() -> None:
-    """The kernel reports an ICMP error to whoever sends next, and sends nothing. That datagram is not lost."""
-    with Peer() as node, Peer() as client, Peer() as dying:
-        async with udp_gateway(to(dying)) as gateway:
+async def test_what_is_queued_behind_a_refusal_is_lost_and_counted() -> None:
+    with Peer() as client:
+        async with udp_gateway(to(closed_port())) as gateway:
             (at,) = gateway.listen(udp_listener())
-            await exchange(client, dying, at)
-            await exchange(client, dying, at)
-            gateway.swap(to(dying, node))
-            dying.sock.close()
             await trio.testing.wait_all_tasks_blocked()
+            for _ in range(3):
+                client.sock._sock.sendto(b"?", at)
+            outcome = await gateway.outcome()
 
-            for payload in (b"refused", b"not lost"):  # in one batch: nothing is read in between
-                client.sock._sock.sendto(payload, at)
-
-            assert (await node.hear())[0] == b"not lost"
-            assert (await gateway.outcome()).datagrams_up == 3
-            assert gateway.drops() == {}
+            assert (outcome.reason, outcome.phase) == ("connect_failed", "connect")
+            assert (outcome.datagrams_up, outcome.bytes_up, outcome.datagrams_dropped) == (1, 1, 2)
+            assert gateway.drops() == {Drop.UNOPENED: 2}
 
 
 async def test_a_node_that_can_not_be_reached_at_all_is_passed_over() -> None:
@@ -403,15 +336,15 @@ async def test_at_the_limit_a_new_client_takes_the_place_of_one_that_says_nothin
 async def test_a_listener_s_own_limit_may_change_live() -> None:
     with Peer() as node, Peer() as one, Peer() as other:
         async with udp_gateway(to(node)) as gateway:
-            listener = udp_listener(max_sessions=1)
-            (at,) = gateway.listen(listener)
+            limited = udp_listener(max_sessions=1)
+            (at,) = gateway.listen(limited)
             await exchange(one, node, at)
             await exchange(one, node, at)
             await other.say(b"?", at)
             await gateway.until(gateway.drops)
             assert gateway.drops() == {Drop.LISTENER_LIMIT: 1}
 
-            gateway.listen(attrs.evolve(listener, max_sessions=2))
+            gateway.listen(attrs.evolve(limited, max_sessions=2))
 
             await exchange(other, node, at)
 
@@ -426,6 +359,9 @@ async def test_without_descriptors_nobody_begins_and_that_is_said_once() -> None
                 outcome = await gateway.outcome()
                 await client.say(b"?", at)
                 await gateway.until(lambda: gateway.drops().get(Drop.EXHAUSTED))
+                await gateway.until(lambda: trio.current_time() > gateway.udp.rests_until)
+                await client.say(b"?", at)
+                await gateway.outcome(2)
             assert (outcome.reason, outcome.fault) == ("exhausted", "gateway")
 
             await gateway.until(lambda: trio.current_time() > gateway.udp.rests_until)
@@ -435,52 +371,6 @@ async def test_without_descriptors_nobody_begins_and_that_is_said_once() -> None
                 "no UDP session can begin: too many open files",
                 "beginning UDP sessions again",
             ]
-
-
-# PROXY protocol
-
-
-@pytest.mark.parametrize("on_each", [False, True])
-async def test_a_proxy_header_goes_before_the_first_datagram_or_before_each(on_each: bool) -> None:
-    with Peer() as node, Peer() as client:
-        told = upstream(node.place, proxy_protocol="v2", proxy_protocol_on_each=on_each)
-        async with udp_gateway(snapshot(route("1", told))) as gateway:
-            (at,) = gateway.listen(udp_listener())
-            header = build_v2(Address(*client.address), Address(*at), transport="udp")
-
-            for number in range(4):
-                await client.say(b"?", at)
-                heard, session = await node.hear()
-                assert heard == (header if on_each or not number else b"") + b"?"
-                await node.say(b"!", session)
-                await client.hear()
-
-            (session,) = gateway.udp.live.values()
-            assert session.bytes_up == 4, "without the header"
-            assert (session.send is None) is on_each
-
-
-async def test_version_1_does_not_exist_over_udp_and_none_is_sent() -> None:
-    with Peer() as node, Peer() as client:
-        async with udp_gateway(snapshot(route("1", upstream(node.place, proxy_protocol="v1")))) as gateway:
-            (at,) = gateway.listen(udp_listener(proxy_protocol_to_upstream="v2"))
-            await client.say(b"?", at)
-
-            assert (await node.hear())[0] == b"?"
-
-
-async def test_a_datagram_that_the_header_makes_too_long_leaves_it_to_the_next() -> None:
-    with Peer() as node, Peer() as client:
-        async with udp_gateway(snapshot(route("1", upstream(node.place, proxy_protocol="v2")))) as gateway:
-            (at,) = gateway.listen(udp_listener())
-            await client.say(bytes(BIGGEST), at)
-            await gateway.until(gateway.drops)
-            await client.say(b"?", at)
-
-            assert (await node.hear())[0].endswith(b"?")
-            assert gateway.drops() == {Drop.SEND_FAILED: 1}
-            (session,) = gateway.udp.live.values()
-            assert (session.datagrams_up, session.lost) == (1, 1)
 
 
 # Plugins
@@ -575,65 +465,6 @@ async def test_an_operator_may_kill_a_session() -> None:
             await exchange(client, node, at)
 
 
-async def test_a_removed_listener_serves_the_sessions_it_has_and_no_others() -> None:
-    with Peer() as node, Peer() as client, Peer() as stranger:
-        async with udp_gateway(to(node)) as gateway:
-            (at,) = gateway.listen(udp_listener())
-            session = await exchange(client, node, at)
-            (name,) = gateway.listeners.states()
-
-            gateway.listen()
-
-            await gateway.until(lambda: gateway.listeners.states() == {name: "draining"})
-            assert await exchange(client, node, at) == session
-            await stranger.say(b"?", at)
-            await gateway.until(lambda: gateway.drops() == {Drop.LISTENER_GONE: 1})
-            gateway.udp.kill(next(iter(gateway.udp.live)))
-            await gateway.until(lambda: not gateway.listeners.states())
-            with Peer(port=at[1]):
-                pass  # its address is free again
-
-
-async def test_a_listener_that_is_wanted_again_gets_its_address_and_the_old_sessions_move() -> None:
-    with Peer() as node, Peer() as client:
-        async with udp_gateway(to(node)) as gateway:
-            (at,) = gateway.listen(udp_listener())
-            await exchange(client, node, at)
-            gateway.listen()
-
-            gateway.listen(udp_listener(port=at[1]))
-
-            assert (await gateway.outcome()).reason == "moved"
-            await exchange(client, node, at)
-
-
-async def test_an_address_becomes_a_wildcard_in_one_step() -> None:
-    with Peer() as node, Peer() as client:
-        async with udp_gateway(to(node)) as gateway:
-            (at,) = gateway.listen(udp_listener())
-            first = udp_listener(port=at[1])
-            gateway.listen(first)
-            await exchange(client, node, at)
-
-            gateway.listen(udp_listener("0.0.0.0", at[1]))
-
-            await exchange(client, node, at)
-            assert gateway.outcomes[-1].reason == "moved"
-
-
-async def test_a_removed_listener_without_descriptors_cuts_its_sessions_off() -> None:
-    with Peer() as node, Peer() as client:
-        async with udp_gateway(to(node)) as gateway:
-            (at,) = gateway.listen(udp_listener())
-            await exchange(client, node, at)
-            (name,) = gateway.listeners.states()
-            with no_descriptor_left():
-                gateway.listen()
-
-            assert (await gateway.outcome()).reason == "moved"
-            assert gateway.troubles == [f"sessions of {name} are cut off: too many open files"]
-
-
 async def test_draining_waits_for_sessions_and_serves_them() -> None:
     with Peer() as node, Peer() as client:
         async with udp_gateway(to(node)) as gateway:
@@ -675,3 +506,20 @@ async def test_sessions_cut_by_the_end_of_the_pump_say_drain() -> None:
             assert (await gateway.outcome()).reason == "drain"
             gateway.listeners.drain(trio.current_time())
         gateway.sockets.close_all()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "overlap"),
+    [
+        (udp_listener(port=53), udp_listener(port=53), True),
+        (udp_listener(port=53), udp_listener(port=54), False),
+        (udp_listener(port=53), listener(53), False),
+        (udp_listener(port=53), udp_listener("127.0.0.2", 53), False),
+        (udp_listener(port=53), udp_listener("0.0.0.0", 53), True),
+        (udp_listener("::1", 53), udp_listener("0.0.0.0", 53), False),
+        (udp_listener("::1", 53), udp_listener("::", 53), True),
+        (udp_listener(port=53), udp_listener("::", 53, dual_stack=True), True),
+    ],
+)
+def test_which_listeners_stand_in_each_other_s_way(one: Listener, other: Listener, overlap: bool) -> None:
+    assert _overlap(one, other) is _overlap(other, one) is overlap

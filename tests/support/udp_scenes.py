@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import trio
 
-from streamgw.core.model import ClientCertificate, Listener, Outcome
+from streamgw.core.model import ClientCertificate, DatagramRules, Listener, Outcome
 from streamgw.core.snapshot import Snapshot
 from streamgw.core.udp_sessions import Drop
 from streamgw.dataplane.dialer import Dialer
@@ -22,7 +22,7 @@ from streamgw.dataplane.reception import UDPSession
 from streamgw.dataplane.session import Sessions
 from streamgw.dataplane.udp import UDPSessions
 from streamgw.process.sockets import Sockets
-from tests.support.scenes import FakeNames, sync
+from tests.support.scenes import FakeNames, route, snapshot, sync, upstream
 
 TIMEOUT_S = 5.0
 BIGGEST = 65_507
@@ -190,3 +190,25 @@ async def udp_gateway(current: Snapshot, names: FakeNames | None = None) -> Asyn
         assert not gateway.udp.receptions
         assert not gateway.pump.datagrams.sides
         nursery.cancel_scope.cancel()
+
+
+def to(*nodes: Peer | str, **rules: Any) -> Snapshot:
+    """A snapshot with one route to these nodes, and its rules for UDP."""
+    places = [node if isinstance(node, str) else node.place for node in nodes]
+    return snapshot(route("1", upstream(*places), udp=DatagramRules(**rules)))
+
+
+async def exchange(client: Peer, node: Peer, at: Any, question: bytes = b"?", answer: bytes = b"!") -> Any:
+    """One question and its answer, and who asked the node."""
+    await client.say(question, at)
+    heard, session = await node.hear()
+    assert heard == question
+    await node.say(answer, session)
+    assert await client.hear() == (answer, at)
+    return session
+
+
+def closed_port() -> str:
+    """A node that refuses."""
+    with Peer() as peer:
+        return peer.place

@@ -13,6 +13,8 @@ import trio
 from streamgw.core.errors import Drained, Killed, PeerReset, Reason, SessionError
 from streamgw.dataplane.pump.end import Socket
 from streamgw.dataplane.pump.peek import PEEK_BYTES, Peeks, look
+from streamgw.dataplane.pump.tls import TLSLayer, Truncated
+from tests.dataplane.pump.test_tls import CIPHER, PLAIN, handshaken
 from tests.support.bridge import reset
 
 
@@ -98,3 +100,77 @@ async def test_a_parked_task_is_woken_by_its_deadline(pair: tuple[socket.socket,
         peeks.expire(trio.current_time())
     assert seen == [b"abc"]
     assert len(peeks) == 0
+
+
+# ── Plain text behind TLS ────────────────────────────────────────────────────────────────────────
+
+
+def behind_tls(end: Socket) -> TLSLayer:
+    """Make it a TLS end; returns the client's side."""
+    end.tls, client = handshaken()
+    return client
+
+
+def read_all(end: Socket) -> bytes:
+    """What a relay would get."""
+    assert end.tls is not None
+    got = b""
+    while count := end.tls.receive(end.sock, CIPHER, PLAIN):
+        got += PLAIN[:count].tobytes()
+    return got
+
+
+def test_plain_text_is_looked_at_and_stays_for_who_reads_next(pair: tuple[socket.socket, Socket]) -> None:
+    client, end = pair
+    layer = behind_tls(end)
+    assert look(end, 1) == (b"", False)
+
+    client.send(layer.seal(memoryview(b"hel")))
+    assert look(end, 5) == (b"hel", False)
+    client.send(layer.seal(memoryview(b"lo, world")) + layer.farewell())
+    assert look(end, 5) == (b"hello, world", True)
+
+    assert read_all(end) == b"hello, world"
+
+
+def test_more_than_one_read_takes_is_still_whole(pair: tuple[socket.socket, Socket]) -> None:
+    client, end = pair
+    layer = behind_tls(end)
+    said = bytes(range(256)) * 300
+    client.send(layer.seal(memoryview(said)))
+    client.send(layer.farewell())
+
+    seen, enough = look(end, PEEK_BYTES)
+
+    assert enough
+    assert said.startswith(seen)
+    assert read_all(end) == said
+
+
+def test_the_end_of_tls_is_an_end_to_wait_for_no_longer(pair: tuple[socket.socket, Socket]) -> None:
+    client, end = pair
+    layer = behind_tls(end)
+    client.send(layer.seal(memoryview(b"abc")) + layer.farewell())
+
+    assert look(end, 4) == (b"abc", True)
+    assert look(end, 4) == (b"abc", True)
+
+
+def test_tls_that_is_cut_off_is_enough_and_told_to_who_reads_next(pair: tuple[socket.socket, Socket]) -> None:
+    client, end = pair
+    layer = behind_tls(end)
+    client.send(layer.seal(memoryview(b"abc")))
+    client.shutdown(socket.SHUT_WR)
+
+    assert look(end, 4) == (b"abc", True)
+    with pytest.raises(Truncated):
+        read_all(end)
+
+
+def test_a_reset_behind_tls_is_told(pair: tuple[socket.socket, Socket]) -> None:
+    client, end = pair
+    behind_tls(end)
+    reset(client)
+
+    with pytest.raises(PeerReset, match="connection reset by peer"):
+        look(end, 1)
