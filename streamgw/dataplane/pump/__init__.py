@@ -131,6 +131,7 @@ class Pump(Protocol):
         """Wait until `at_least` bytes wait in the receive buffer and look at all of them (up to 64 KiB).
 
         Nothing is consumed. Fewer bytes than asked: the client sent EOF, or the deadline (trio.current_time()) passed.
+        After a handshake it is the plain text that is looked at.
 
         Raises:
           PeerReset: the client reset the connection.

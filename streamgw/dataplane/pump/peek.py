@@ -1,4 +1,7 @@
-"""Looking into the receive buffer without taking anything out of it, and the tasks parked until an end has news."""
+"""Looking into the receive buffer without taking anything out of it, and the tasks parked until an end has news.
+
+Of a TLS end the plain text is looked at. It has to be opened for that, and is held for whoever reads next (`TLSLayer.held`).
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,11 @@ import trio
 
 from streamgw.core.errors import Drained, Killed, PeerReset, Reason, SessionError
 from streamgw.dataplane.pump.end import Socket, words_for
+from streamgw.dataplane.pump.tls import CIPHER_BYTES, TLSBroken, TLSLayer
 
 PEEK_BYTES = 64 * 1024
+_CIPHER, _PLAIN = memoryview(bytearray(CIPHER_BYTES)), memoryview(bytearray(PEEK_BYTES))
+"""Room while TLS is opened; worthless afterwards. One for all: nothing waits in between."""
 
 _ABORTED: dict[Reason, type[SessionError]] = {Reason.DRAIN: Drained, Reason.KILLED: Killed}
 
@@ -79,6 +85,8 @@ def look(end: Socket, at_least: int) -> tuple[bytes, bool]:
     raise_if_aborted(end)
     if end.broken:
         raise PeerReset(words_for(end.error() or errno.ECONNRESET))
+    if end.tls is not None:
+        return _look_inside(end, end.tls, at_least)
     try:
         seen = end.sock.recv(PEEK_BYTES, socket.MSG_PEEK)
     except BlockingIOError:
@@ -87,6 +95,20 @@ def look(end: Socket, at_least: int) -> tuple[bytes, bool]:
         raise PeerReset(words_for(error.errno or 0)) from None
     # RDHUP was noted: the FIN stands behind what was seen, so no more will come.
     return seen, len(seen) >= at_least or not seen or end.thorough
+
+
+def _look_inside(end: Socket, tls: TLSLayer, at_least: int) -> tuple[bytes, bool]:
+    """The same, of plain text."""
+    try:
+        while len(tls.held) < at_least and tls.hold(end.sock, _CIPHER, _PLAIN):
+            pass
+    except BlockingIOError:
+        return tls.held, False
+    except TLSBroken:
+        pass  # found again, and told, by whoever reads next
+    except OSError as error:
+        raise PeerReset(words_for(error.errno or 0)) from None
+    return tls.held, True
 
 
 def raise_if_aborted(end: Socket) -> None:

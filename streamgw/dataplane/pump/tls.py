@@ -52,7 +52,7 @@ class TLSLayer:
       ValueError: no such server name can exist.
     """
 
-    __slots__ = ("_ended", "_incoming", "_object", "_outgoing", "_parted", "more")
+    __slots__ = ("_ended", "_incoming", "_object", "_outgoing", "_parted", "held", "more")
 
     def __init__(self, context: ssl.SSLContext, *, server_side: bool, server_name: str = "") -> None:
         if context.options & ssl.OP_IGNORE_UNEXPECTED_EOF:
@@ -63,6 +63,8 @@ class TLSLayer:
         )
         self.more = False
         """After `receive`: the socket may hold more, or the end stands behind these bytes."""
+        self.held = b""
+        """Plain text that was looked at and not taken yet: the next `receive` begins with it."""
         self._ended: Literal[True] | TLSBroken | None = None
         """True: close_notify came."""
         self._parted = False
@@ -113,6 +115,21 @@ class TLSLayer:
           Truncated, TLSBroken: after all that was well has been returned.
           OSError: of the socket.
         """
+        if self.held:
+            count = min(len(self.held), len(plain))
+            plain[:count] = self.held[:count]
+            self.held = self.held[count:]
+            self.more = True  # the socket has not been asked
+            return count
+        return self._receive(sock, cipher, plain)
+
+    def hold(self, sock: SocketType, cipher: memoryview, plain: memoryview) -> bool:
+        """Add to `held` what the socket has. False: the end stands behind it. Raises as `receive`."""
+        count = self._receive(sock, cipher, plain)
+        self.held += plain[: count or 0]
+        return count != 0
+
+    def _receive(self, sock: SocketType, cipher: memoryview, plain: memoryview) -> int | None:
         if self._ended is not None:
             return self._end()
         if self._incoming.pending:
