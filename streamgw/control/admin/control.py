@@ -118,7 +118,7 @@ def build_control_routes(
 
 
 class _Control:
-    """The handlers. A `ValueError` is the client's: 400 with its text."""
+    """The handlers."""
 
     def __init__(
         self,
@@ -148,24 +148,16 @@ class _Control:
 
     async def explain(self, request: Request) -> Response:
         """What `streamgw explain --json` prints, of the configuration that runs."""
-        query = request.query_params
-        everybody = self._listeners()
+        query, everybody = request.query_params, self._listeners()
+        port = _number(query, "server_port", 1, 65535) if query.get("server_port") else None
+        transport = _transport(query) or likely_transport(everybody, port)
+        server_addr = _address(query, "server_addr") if query.get("server_addr") else None
+        client = _address(query, "remote_addr") if query.get("remote_addr") else "127.0.0.1"
+        there = [each for each in everybody if each.transport == transport]
         try:
-            port = int(query["server_port"]) if query.get("server_port") else None
-            transport = query.get("transport") or likely_transport(everybody, port)
-            if transport not in {"tcp", "udp"}:
-                raise ValueError(f"transport is tcp or udp, not {transport!r}")  # noqa: TRY301  all of one kind
-            _, facts = facts_of(
-                cast("Transport", transport),
-                [each for each in everybody if each.transport == transport],
-                client=fold(query.get("remote_addr") or "127.0.0.1"),
-                server_addr=fold(query["server_addr"]) if query.get("server_addr") else None,
-                server_port=port,
-            )
-        except ValueError as error:
-            return _bad(str(error))
+            _, facts = facts_of(transport, there, client=client, server_addr=server_addr, server_port=port)
         except LookupError:
-            return _bad("server_port is needed: there is not exactly one port")
+            raise _bad("server_port is needed: there is not exactly one") from None
         alpn = tuple(name for name in query.get("alpn", "").split(",") if name)
         name = query.get("sni", "").lower().removesuffix(".") or None
         return JSONResponse(self._fleet.explain(attrs.evolve(facts, server_name=name, alpn=alpn)))
@@ -184,7 +176,7 @@ class _Control:
     async def health_of(self, request: Request) -> Response:
         kind, id_ = request.path_params["kind"], request.path_params.get("id", "")
         if kind not in _CHECKED:
-            return _bad(f"invalid src type {kind}")
+            raise _bad(f"invalid src type {kind}")
         if not id_:
             return _not_found(f"missing src id for src type {kind}")
         if not any(document.key == (kind, id_) for document in self._fleet.documents()):
@@ -262,23 +254,43 @@ def _filter_of(query: Mapping[str, str]) -> SessionFilter:
       HTTPException: 400, it makes no sense.
     """
     names = {field.name for field in attrs.fields(SessionFilter)}
-    try:
-        unknown = sorted(query.keys() - names - {"api_key"})
-        if unknown:
-            raise ValueError(f"unknown parameter {unknown[0]!r}")  # noqa: TRY301  all of one kind
-        limit = int(query.get("limit") or SessionFilter().limit)
-        if not 0 <= limit <= MAX_ROWS:
-            raise ValueError(f"limit is 0 to {MAX_ROWS}")  # noqa: TRY301  as above
-        if query.get("client"):
+    if unknown := sorted(query.keys() - names - {"api_key"}):
+        raise _bad(f"unknown parameter {unknown[0]!r}")
+    _transport(query)
+    if query.get("client"):
+        try:
             ipaddress.ip_network(query["client"], strict=False)
-    except ValueError as error:
-        raise HTTPException(HTTPStatus.BAD_REQUEST, str(error)) from None
+        except ValueError:
+            raise _bad("client is an address or CIDR") from None
     texts = {name: query[name] for name in names - {"limit"} if name in query}
+    limit = _number(query, "limit", 0, MAX_ROWS) if query.get("limit") else SessionFilter().limit
     return SessionFilter(**texts, limit=limit)
 
 
-def _bad(why: str) -> Response:
-    return JSONResponse({"error_msg": why}, HTTPStatus.BAD_REQUEST)
+def _number(query: Mapping[str, str], name: str, least: int, most: int) -> int:
+    text = query[name]
+    if not (text.isascii() and text.isdecimal() and least <= int(text[:9]) <= most):
+        what = "port" if name == "server_port" else "number"
+        raise _bad(f"{name} is a {what}, {least} to {most}")
+    return int(text)
+
+
+def _transport(query: Mapping[str, str]) -> Transport | None:
+    text = query.get("transport") or None
+    if text not in {"tcp", "udp", None}:
+        raise _bad("transport is tcp or udp")
+    return cast("Transport | None", text)
+
+
+def _address(query: Mapping[str, str], name: str) -> str:
+    try:
+        return fold(query[name])
+    except ValueError:
+        raise _bad(f"{name} is an address") from None
+
+
+def _bad(why: str) -> HTTPException:
+    return HTTPException(HTTPStatus.BAD_REQUEST, why)
 
 
 def _not_found(why: str) -> Response:
