@@ -236,11 +236,6 @@ def _of_udp(outcome: Outcome, count: int) -> str | None:
     return str(count) if outcome.facts.transport == "udp" else None
 
 
-def _none(_: Outcome) -> str | None:
-    """What no session has yet. Accepted, so that a format written for APISIX works."""
-    return None
-
-
 _VARIABLES: Mapping[str, _Variable] = {
     "remote_addr": lambda o: o.facts.client.host,
     "remote_port": lambda o: str(o.facts.client.port),
@@ -269,7 +264,7 @@ _VARIABLES: Mapping[str, _Variable] = {
     "ssl_cipher": lambda o: o.tls_cipher or None,
     "ssl_client_s_dn": _of_client(lambda certificate: certificate.subject),
     "ssl_client_serial": _of_client(lambda certificate: certificate.serial.upper()),
-    "mqtt_client_id": _none,
+    "mqtt_client_id": lambda o: o.facts.mqtt_client_id or None,
     "route_id": lambda o: o.route_id or None,
     "route_name": lambda o: o.route_name or None,
     "service_id": lambda o: o.service_id or None,

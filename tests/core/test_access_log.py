@@ -246,6 +246,12 @@ def test_a_format_has_the_variables_of_nginx_apisix_and_ours(variable: str, valu
     assert compile_format(f"<${{{variable}}}>", hostname="gw-1")(DONE) == f"<{value}>"
 
 
+def test_an_mqtt_clients_name_is_told() -> None:
+    sensor = attrs.evolve(DONE, facts=attrs.evolve(DONE.facts, mqtt_client_id="sensor-7"))
+
+    assert compile_format("$mqtt_client_id")(sensor) == "sensor-7"
+
+
 TLS_FORMAT = "$ssl_server_name|$ssl_protocol|$ssl_cipher|$tls|$ssl_client_s_dn|$ssl_client_serial|$client_sans|$client_fingerprint"
 
 
