@@ -14,8 +14,9 @@ from typing import Annotated, TypeAlias, TypeVar
 
 import attrs
 
-from streamgw.config.rules import Count, HostName
-from streamgw.config.strict import Fault, Rule, Wrong, each, shown, structure
+from streamgw.config.rules import PORT_SCHEMA, Count, HostName
+from streamgw.config.strict import Fault, Stated, Wrong, each, shown, structure
+from streamgw.config.wording import Schema
 from streamgw.config.yaml_reader import Path
 from streamgw.core.model import Listener, Passthrough, ProxyProtocolIn, ProxyProtocolOut, TLSIn, Transport
 
@@ -37,7 +38,7 @@ class Endpoint:
     path: str = ""
 
 
-def endpoint_rule(kind: Transport) -> Rule[Endpoint]:
+def endpoint_rule(kind: Transport) -> Stated[Endpoint]:
     """The rule for an address: `9100`, `"127.0.0.1:9101"`, `"[::1]:9100"`, `"2000-2100"`, `"unix:/path"` (TCP)."""
 
     def rule(value: object) -> Endpoint:
@@ -46,7 +47,13 @@ def endpoint_rule(kind: Transport) -> Rule[Endpoint]:
         except ValueError as error:
             raise Wrong(f"invalid stream_proxy.{kind} entry: {error}") from None
 
-    return rule
+    return Stated(rule, _ENDPOINT_SCHEMA)
+
+
+_ENDPOINT_SCHEMA: Schema = {
+    "description": '9100, "127.0.0.1:9101", "[::1]:9100", "2000-2100" or "unix:/path".',
+    "anyOf": [PORT_SCHEMA, {"type": "string"}],
+}
 
 
 def _parse_endpoint(value: object, kind: Transport) -> Endpoint:
@@ -108,6 +115,10 @@ def _mode_out(value: object) -> ProxyProtocolOut:
     raise Wrong(f"expected true, false, 'v1' or 'v2', got {shown(value)}")
 
 
+_MODES_IN: Schema = {"enum": [True, False, "off", "optional", "required"]}
+_MODES_OUT: Schema = {"enum": [True, False, "off", "v1", "v2"]}
+
+
 def _tls_mode(value: object) -> TLSIn:
     if isinstance(value, bool):
         return "required" if value else "off"
@@ -121,10 +132,10 @@ class Entry:
     """One item of the list, with what it says about its connections."""
 
     addr: Annotated[Endpoint, endpoint_rule("tcp")]
-    tls: Annotated[TLSIn, _tls_mode] = "off"
+    tls: Annotated[TLSIn, Stated(_tls_mode, {"enum": [True, False, "optional"]})] = "off"
     tls_passthrough: bool = False
-    proxy_protocol: Annotated[ProxyProtocolIn, _mode_in] | None = None
-    proxy_protocol_to_upstream: Annotated[ProxyProtocolOut, _mode_out] | None = None
+    proxy_protocol: Annotated[ProxyProtocolIn, Stated(_mode_in, _MODES_IN)] | None = None
+    proxy_protocol_to_upstream: Annotated[ProxyProtocolOut, Stated(_mode_out, _MODES_OUT)] | None = None
     max_sessions: Count | None = None
     fallback_sni: HostName | None = None
 
@@ -160,8 +171,14 @@ def _list_of(rule: Callable[[object], _AnyEntry]) -> Callable[[object], tuple[_A
     return lambda values: each(rule, values)
 
 
-TCPEntries: TypeAlias = Annotated[tuple[Entry, ...], _list_of(_tcp_entry)]
-UDPEntries: TypeAlias = Annotated[tuple[DatagramEntry, ...], _list_of(_udp_entry)]
+def _list_schema(entry: type[Entry | DatagramEntry]) -> Schema:
+    return {"type": "array", "items": {"anyOf": [*_ENDPOINT_SCHEMA["anyOf"], entry]}}
+
+
+TCPEntries: TypeAlias = Annotated[tuple[Entry, ...], Stated(_list_of(_tcp_entry), _list_schema(Entry))]
+UDPEntries: TypeAlias = Annotated[
+    tuple[DatagramEntry, ...], Stated(_list_of(_udp_entry), _list_schema(DatagramEntry))
+]
 
 
 @attrs.frozen(kw_only=True)

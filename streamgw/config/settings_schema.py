@@ -31,7 +31,8 @@ from streamgw.config.rules import (
     integer,
     text,
 )
-from streamgw.config.strict import Fault, Wrong, shown
+from streamgw.config.strict import Fault, Stated, Wrong, shown
+from streamgw.config.wording import Schema
 from streamgw.config.yaml_reader import Path
 from streamgw.core.model import Address
 
@@ -190,6 +191,13 @@ def _protocols(value: object) -> tuple[Version, ...]:
     return known
 
 
+_PROTOCOLS_SCHEMA: Schema = {
+    "type": "string",
+    "pattern": rf"^(?:{'|'.join(VERSIONS)})(?: +(?:{'|'.join(VERSIONS)}))*$",
+    "description": "`TLSv1.2 TLSv1.3`.",
+}
+
+
 def _ciphers(value: object) -> str:
     ciphers = text(1)(value)
     set_ciphers(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ciphers, ())
@@ -202,8 +210,11 @@ class SSLDefaultsSpec:
 
     also_known: ClassVar[tuple[str, ...]] = WITHOUT_EFFECT[("apisix", "ssl")]
     enable: bool = True
-    ssl_protocols: Annotated[tuple[Version, ...], _protocols] = ("TLSv1.2", "TLSv1.3")
-    ssl_ciphers: Annotated[str, _ciphers] = DEFAULT_CIPHERS
+    ssl_protocols: Annotated[tuple[Version, ...], Stated(_protocols, _PROTOCOLS_SCHEMA)] = (
+        "TLSv1.2",
+        "TLSv1.3",
+    )
+    ssl_ciphers: Annotated[str, Stated(_ciphers, {"type": "string", "minLength": 1})] = DEFAULT_CIPHERS
     ssl_session_tickets: bool = True
     ssl_trusted_certificate: Text = "system"
     fallback_sni: HostName | None = None
@@ -350,7 +361,7 @@ class ReloadSettings:
 class StreamgwSpec:
     """`streamgw`."""
 
-    workers: Annotated[int, _workers] = 1
+    workers: Annotated[int, Stated(_workers, {"const": 1})] = 1
     enable_status: bool = True
     admin: HTTPLimits = attrs.field(factory=HTTPLimits)
     limits: LimitSettings = LimitSettings()

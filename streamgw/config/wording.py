@@ -21,8 +21,13 @@ MAX_SHOWN: Final = 60
 """Characters of a value that a message shows. Longer texts are mostly certificates and keys at the wrong place."""
 
 
-def complaint(schema: Schema, value: object) -> str:
-    """The first thing wrong with a value; empty if the schema accepts it."""
+def complaint(schema: Schema | type, value: object) -> str:
+    """The first thing wrong with a value; empty if the schema accepts it.
+
+    A class may stand in the place of a schema (`json_schema.schema_of`): it has spoken for itself when it was filled.
+    """
+    if isinstance(schema, type):
+        return ""
     return next((said for keyword in _KEYWORDS for said in keyword(schema, value)), "")
 
 

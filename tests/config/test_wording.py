@@ -75,6 +75,10 @@ def test_what_fits_has_none(schema: dict[str, Any], value: object) -> None:
     assert complaint(schema, value) == ""
 
 
+def test_a_class_in_the_place_of_a_schema_has_spoken_already() -> None:
+    assert complaint({"anyOf": [{"type": "integer"}, str]}, {}) == ""
+
+
 def test_what_comes_first_in_apisix_is_said() -> None:
     schema = {
         "type": "object",
