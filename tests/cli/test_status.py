@@ -54,6 +54,23 @@ def test_a_rejected_change_comes_first_with_every_problem(desk: Desk) -> None:
     assert lines[6] == "sessions: 2 active, 10 in all, 512 B up, 2.0 KiB down"
 
 
+def test_what_a_udp_listener_dropped(desk: Desk) -> None:
+    answer = copy.deepcopy(dict(STATUS))
+    udp = {"name": "udp *:53", "state": "listening", "sessions": 1, "accepted": 5}
+    answer["listeners"].append({**udp, "dropped": {"client_rate": 2, "no_route": 1}})
+    answer["sessions"] |= {"active_udp": 1}
+
+    with serving(lambda: answer) as url:
+        lines = desk.run("status", "--url", url).stdout.splitlines()
+
+    assert lines[4].startswith("sessions: 2 active (1 UDP), 10 in all")
+    assert lines[6:] == [
+        "LISTENER    STATE      SESSIONS  ACCEPTED  DATAGRAMS DROPPED",
+        "tcp *:9100  listening  2         10",
+        "udp *:53    listening  1         5         2 client_rate, 1 no_route",
+    ]
+
+
 def test_a_gateway_that_drains(desk: Desk) -> None:
     with serving(lambda: {**STATUS, "draining": True}) as url:
         assert "(pid 4711): draining" in desk.run("status", "--url", url).stdout

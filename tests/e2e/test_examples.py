@@ -7,6 +7,7 @@ block marked `text` is for people (how to get the server it needs), and stands f
 from __future__ import annotations
 
 import contextlib
+import getpass
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ from tests.support.gateway import PLAIN, STREAMGW
 from tests.support.namespace import is_listening, private_network
 from tests.support.page import Reader, Step, steps_of
 from tests.support.servers import Prefix
+from tests.support.udp_servers import is_receiving
 
 pytestmark = [pytest.mark.slow, pytest.mark.servers]
 
@@ -106,8 +108,34 @@ def _tls_web(scene: Scene) -> Iterator[object]:
         yield None
 
 
+@contextlib.contextmanager
+def _dns(scene: Scene) -> Iterator[object]:
+    program = find_program("dnsmasq", package="dnsmasq-base")
+    command = [
+        *scene.prefix,
+        program,
+        "--no-daemon",
+        "--conf-file=dnsmasq.conf",
+        f"--user={getpass.getuser()}",
+    ]
+    with running(command, log=scene.logs / "dnsmasq.log", cwd=scene.directory) as child:
+        child.wait_until(lambda: is_receiving(5301, prefix=scene.prefix), what="receives")
+        yield None
+
+
+@contextlib.contextmanager
+def _syslog(scene: Scene) -> Iterator[object]:
+    program = find_program("rsyslogd", package="rsyslog")
+    command = [*scene.prefix, program, "-n", "-f", "rsyslog.conf", "-i", "NONE"]
+    here = {"PWD": str(scene.directory)}
+    with running(command, log=scene.logs / "rsyslog.log", cwd=scene.directory, env=here) as child:
+        child.wait_until(lambda: is_receiving(5141, prefix=scene.prefix), what="receives")
+        yield None
+
+
 SCENES: Mapping[str, Callable[[Scene], contextlib.AbstractContextManager[object]]] = {
     "balancing": _nodes,
+    "dns": _dns,
     "from-apisix": _redis,
     "from-nginx-stream": _nodes,
     "mysql": _mysql,
@@ -115,6 +143,7 @@ SCENES: Mapping[str, Callable[[Scene], contextlib.AbstractContextManager[object]
     "proxy-protocol": _proxy_protocol,
     "redis": _redis,
     "ssh": _ssh,
+    "syslog": _syslog,
     "tls-mtls": _web,
     "tls-passthrough": _tls_web,
     "tls-termination": _web,
