@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 
 import attrs
 import trio
@@ -51,6 +52,7 @@ class StatusBoard:
             },
             "access_log": {"dropped": worker.access_log.dropped},
             "objects": self._objects(),
+            "certificates": self._certificates(),
         }
 
     def listeners(self) -> list[dict[str, object]]:
@@ -69,6 +71,22 @@ class StatusBoard:
                 "dropped": {str(reason): count for reason, count in sorted(dropped[name].items())},
             }
             for name, state in worker.listeners.states().items()
+        ]
+
+    def _certificates(self) -> list[dict[str, object]]:
+        # An object stands in the index once for each of its names.
+        served = {each.id: each for each in self._worker.reloader.current.certificates.values()}
+        return [
+            {
+                "id": each.id,
+                "names": list(each.names),
+                "issuer": each.issuer,
+                "not_after": datetime.fromtimestamp(each.not_after_s, UTC).isoformat(),
+                "requires_client_certificate": each.requires_client_certificate,
+                "file": each.source.file,
+                "line": each.source.line,
+            }
+            for each in sorted(served.values(), key=lambda each: each.not_after_s)
         ]
 
     def _objects(self) -> dict[str, dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from datetime import UTC, datetime
 from pathlib import Path
 
 import trio
@@ -13,6 +14,7 @@ from streamgw.control.reloader import ReloadStatus
 from streamgw.core.errors import Problem
 from streamgw.core.model import Listener
 from streamgw.process.status import StatusBoard
+from tests.support.certificates import document, issue
 from tests.support.worker import ANY, Scene, says, worker_on
 
 
@@ -30,6 +32,7 @@ async def test_the_status_board_tells_what_runs(tmp_path: Path) -> None:
         assert status["config"]["state"] == "applied"
         assert status["config"]["revision"] == scene.worker.reloader.current.revision
         assert list(status["objects"]["stream_routes"]) == ["echo"]
+        assert status["certificates"] == []
         assert status["version"] == __version__
         json.dumps(status)
 
@@ -95,3 +98,24 @@ async def test_udp_sessions_and_what_was_dropped_are_told(tmp_path: Path) -> Non
     udp = status["listeners"][1]
     assert (udp["sessions"], udp["accepted"], udp["dropped"]) == (1, 1, {"no_route": 1})
     json.dumps(status)
+
+
+async def test_certificates_are_told_the_one_that_ends_first_at_the_top(tmp_path: Path) -> None:
+    ends = {"late": datetime(2099, 1, 1, tzinfo=UTC), "soon": datetime(2098, 1, 1, tzinfo=UTC)}
+    ssls = [
+        {"id": id_, "snis": [f"{id_}.test", f"*.{id_}.test"], **issue(f"{id_}.test", not_after=end).fields()}
+        for id_, end in ends.items()
+    ]
+    async with worker_on(tmp_path) as scene:
+        before = scene.worker.reloader.current.revision
+        (scene.routes / "ssls.yaml").write_text(document(ssls=ssls))
+        await scene.until(lambda: scene.worker.reloader.current.revision != before)
+
+        soon, late = StatusBoard(scene.worker, ReloadStatus).status()["certificates"]
+
+    assert (soon["id"], late["id"]) == ("soon", "late")
+    assert soon["names"] == ["soon.test", "*.soon.test"]
+    assert soon["not_after"] == "2098-01-01T00:00:00+00:00"
+    assert soon["file"].endswith("ssls.yaml")
+    assert not soon["requires_client_certificate"]
+    json.dumps([soon, late])
