@@ -278,17 +278,20 @@ def test_the_files_are_looked_at_again_on_request(page: Page, fake: FakeGateway)
 
 
 def test_certificates_that_end_soon_come_first(page: Page, fake: FakeGateway) -> None:
-    ssls = [
-        {"id": "late", "sni": "late.test", "validity_end": 4_000_000_000},
-        {"id": "over", "snis": ["*.over.test"], "validity_end": 1_000_000_000},
+    ends = {"late": "2999-01-01T00:00:00+00:00", "over": "2001-01-01T00:00:00+00:00"}
+    served = [
+        {"id": id_, "names": [f"*.{id_}.test"], "issuer": "CN=ca", "not_after": at}
+        for id_, at in ends.items()
     ]
-    fake.do("set_objects", ssls=ssls)
+    fake.do("set_status", certificates=served)
+    fake.do("set_objects", ssls=[{"id": id_} for id_ in ("off", *ends)])
     visit(page, fake, "certificates")
 
     rows = page.locator("tbody tr")
     expect(rows.first).to_contain_text("*.over.test")
     expect(rows.first).to_contain_text("expired")
-    expect(rows.last).to_contain_text("late")
+    expect(rows.nth(1)).to_contain_text("late")
+    expect(rows.last).to_contain_text("off")
 
 
 # Keys

@@ -242,8 +242,7 @@ class FakeAdmin:
         routes = [
             {
                 "id": row["id"],
-                "file": "routes.d/all.yaml",
-                "line": 3 + 8 * number,
+                **_place(number),
                 "priority": row.get("priority", 0),
                 "wins": row is fits,
                 "why": "wins" if row is fits else f"server_port is {row.get('server_port')}, not {port}",
@@ -259,6 +258,7 @@ class FakeAdmin:
             "server": server,
             "sni": asked.get("sni"),
             "alpn": [],
+            "udp": None,
             "tls": None,
         }
         return JSONResponse(
@@ -267,9 +267,11 @@ class FakeAdmin:
 
     async def _dump(self, request: Request) -> Response:
         kind = request.path_params["kind"]
-        return JSONResponse(
-            [{"key": f"/apisix/{kind}/{row['id']}", "value": row} for row in self.objects[kind]]
-        )
+        rows = enumerate(self.objects[kind])
+        shown = [
+            {"key": f"/apisix/{kind}/{row['id']}", "value": row, **_place(number)} for number, row in rows
+        ]
+        return JSONResponse(shown)
 
     async def _ssls(self, _request: Request) -> Response:
         rows = [{"key": f"/apisix/ssls/{row['id']}", "value": row} for row in self.objects["ssls"]]
@@ -305,6 +307,10 @@ async def _pass_on(events: trio.MemoryReceiveChannel[Row], socket: WebSocket) ->
             return
 
 
+def _place(number: int) -> Row:
+    return {"file": "routes.d/all.yaml", "line": 3 + 8 * number}
+
+
 def _status() -> Row:
     runs = {
         "revision": "3f2a9b0c1d2e3f40",
@@ -330,6 +336,7 @@ def _status() -> Row:
         "sessions": {"active": 0, "total": 0, "by_reason": {}, "bytes_up": 0, "bytes_down": 0},
         "access_log": {"dropped": 0},
         "objects": {},
+        "certificates": [],
     }
 
 

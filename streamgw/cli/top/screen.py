@@ -99,7 +99,7 @@ def _head(model: Model, link: str) -> Iterator[Text]:
     sessions = status["sessions"]
     ended = ", ".join(f"{count} {plain(reason)}" for reason, count in _most(sessions["by_reason"]))
     yield Text(
-        f"{sessions['active']:,} sessions, {model.pace.opened:.1f}/s new"
+        f"{sessions['active']:,} session{'' if sessions['active'] == 1 else 's'}, {model.pace.opened:.1f}/s new"
         f"  up {shown_size(model.pace.bytes_up)}/s  down {shown_size(model.pace.bytes_down)}/s"
         f"{f'  ended: {ended}' if ended else ''}",
         no_wrap=True,
@@ -145,7 +145,7 @@ def _caption(model: Model, view: View, fitting: int, shown: int) -> str:
     paused = ", paused" if view.frozen is not None else ""
     beyond = model.total - len(model.sessions)
     unknown = f"; the gateway has {beyond:,} younger ones" if beyond > 0 else ""
-    return f"{shown} of {fitting:,} sessions{words}{unknown}{paused}"
+    return f"{shown} of {fitting:,} session{'' if fitting == 1 else 's'}{words}{unknown}{paused}"
 
 
 def _groups(model: Model, room: int) -> Table:
@@ -165,7 +165,9 @@ def _group(title: str, groups: Sequence[Group], room: int) -> Table:
     return table
 
 
-def _closes(model: Model, room: int) -> Table:
+def _closes(model: Model, room: int) -> Table | Text:
+    if not model.closes:
+        return Text("no session has ended since this was started", style="dim")
     table = _table(["CLOSED", "REASON", "FAULT", "CLIENT", "ROUTE", "NODE", "LASTED", "UP", "DOWN", "DETAIL"])
     for close in list(model.closes)[:room]:
         style = _FAULTS.get(close.fault, "")

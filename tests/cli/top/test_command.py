@@ -193,7 +193,7 @@ def test_a_session_is_chosen_filtered_and_killed(fake: FakeGateway) -> None:
         screen.wait_for("12 of 12 sessions")
 
         screen.press("/10.0.0.7\r")
-        screen.wait_for("1 of 1 sessions with '10.0.0.7'")
+        screen.wait_for("1 of 1 session with '10.0.0.7'")
         screen.press("\x1b[Bk")
         screen.wait_for("kill the session of 10.0.0.7:40007? y/n")
         screen.press("y")
@@ -221,7 +221,7 @@ def test_a_signal_gives_the_terminal_back(fake: FakeGateway, number: signal.Sign
 def test_it_comes_back_with_the_gateway(tmp_path: Path) -> None:
     with fake_gateway(tmp_path) as gateway, running_top(gateway) as (screen, process):
         gateway.do("open", 1)
-        screen.wait_for("live", "1 of 1 sessions")
+        screen.wait_for("live", "1 of 1 session")
         gateway.child.stop()
         screen.wait_for("no gateway answers")
 
@@ -263,7 +263,7 @@ async def test_without_an_admin_api_it_polls(fake: FakeGateway) -> None:
     def act(screen: PtyScreen) -> None:
         screen.wait_for("no live feed: no Admin API")
         fake.do("open", 1)
-        screen.wait_for("1 of 1 sessions")
+        screen.wait_for("1 of 1 session")
         screen.press("q")
 
     await in_process(fake, act, has_feed=False)
@@ -274,7 +274,7 @@ async def test_a_session_that_had_ended_already_cannot_be_killed(fake: FakeGatew
     fake.do("open", 1)
 
     def act(screen: PtyScreen) -> None:
-        screen.wait_for("1 of 1 sessions")
+        screen.wait_for("1 of 1 session")
         screen.press("p\x1b[Bk")
         screen.wait_for("y/n")
         fake.do("close", f"{1:08x}")

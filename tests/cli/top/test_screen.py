@@ -179,7 +179,7 @@ def test_the_caption_says_what_is_not_there(model: Model) -> None:
 
     text = "\n".join(frame(model, view))
 
-    assert "1 of 1 sessions with '[red]'; the gateway has 4,998 younger ones, paused" in text
+    assert "1 of 1 session with '[red]'; the gateway has 4,998 younger ones, paused" in text
 
 
 def test_the_last_line_is_the_prompt(model: Model) -> None:

@@ -1,7 +1,7 @@
 // Which route would a client get, and why not another one? The gateway answers; here it becomes steps.
 
-import { byId, h } from "./dom.js";
-import { count, moment, place } from "./format.js";
+import { h } from "./dom.js";
+import { count, duration, moment, place } from "./format.js";
 
 const FIELDS = [
   { name: "remote_addr", label: "Client's address", placeholder: "127.0.0.1", size: 18 },
@@ -33,7 +33,8 @@ export function makeExplain({ model, ask }) {
     history.replaceState(null, "", `#explain?${query}`);
     number += 1;
     const mine = number;
-    const params = { remote_addr: "127.0.0.1", server_port: onlyPort(), ...Object.fromEntries(query) };
+    const params = { remote_addr: "127.0.0.1", server_port: portsOf()[0], ...Object.fromEntries(query) };
+    if (params.alpn) params.alpn = params.alpn.split(/[\s,]+/).join(",");
     try {
       const body = await ask("streamgw/v1/explain", { params });
       if (mine === number) answer.replaceChildren(...steps(body));
@@ -43,7 +44,6 @@ export function makeExplain({ model, ask }) {
   }
 
   const portsOf = () => [...new Set((model.status?.listeners ?? []).map(({ name }) => /:(\d+)$/.exec(name)?.[1]).filter(Boolean))];
-  const onlyPort = () => portsOf()[0] ?? "";
 
   return {
     element: h("section", { class: "explain", "aria-labelledby": "explain-h" },
@@ -69,7 +69,7 @@ export function makeExplain({ model, ask }) {
 function* steps(body) {
   const winner = (body.routes ?? []).find(({ wins }) => wins);
   yield h("p", { class: "verdict" }, sentence(body, winner));
-  yield h("ol", { class: "steps" }, arrives(body), body.tls ? tls(body.tls) : null, asked(body, winner), outcome(body, winner));
+  yield h("ol", { class: "steps" }, arrives(body), body.tls ? tls(body.tls) : null, asked(body, winner), outcome(body, winner), body.udp && winner ? datagrams(body.udp) : null);
 }
 
 function sentence(body, winner) {
@@ -135,4 +135,12 @@ function outcome(body, winner) {
   return step(body.listener ? "good" : "", "The route", h("p", {}, "Route ", h("strong", {}, link), " wins", h("span", { class: "faint" }, ` (${place(winner)})`)));
 }
 
-export const focusFirst = () => byId("main").querySelector("input")?.focus();
+function datagrams({ idle_s: idle, responses, requests, amplification }) {
+  const rules = [
+    idle === null || idle === undefined ? "" : `over after ${duration(idle)} without a datagram`,
+    responses === 0 ? "no answer is waited for" : responses ? `over after ${count(responses)} answer${responses === 1 ? "" : "s"} to each datagram` : "",
+    requests ? `${count(requests)} datagram${requests === 1 ? "" : "s"}, then another session` : "",
+    amplification ? `at most ${amplification} bytes back for each byte, until the client has answered` : "",
+  ].filter(Boolean);
+  return step("good", "Its datagrams", h("p", {}, rules.length ? rules.join("; ") : "One session until it is idle."));
+}

@@ -29,6 +29,7 @@ export function makeOverview({ model, now }) {
       { id: "sessions", title: "Sessions", numeric: true, text: ({ sessions }) => count(sessions) },
       { id: "accepted", title: "Accepted", numeric: true, text: ({ accepted }) => count(accepted) },
       { id: "rate", title: "New/s", numeric: true, text: ({ name }) => perSecond(model.listenerRates.get(name) ?? 0) },
+      { id: "dropped", title: "Dropped", numeric: true, text: (listener) => dropped(listener), node: (listener) => h("span", { title: whyDropped(listener) || null }, dropped(listener)) },
     ],
   });
   const nodes = new Table({
@@ -101,5 +102,13 @@ export function makeOverview({ model, now }) {
     reasons.replaceChildren(rows.length ? h("ul", {}, rows) : h("p", { class: "nothing" }, "None has ended yet."));
   }
 }
+
+/** Datagrams of UDP that no session got. */
+const dropped = ({ dropped: reasons }) => {
+  const all = Object.values(reasons ?? {}).reduce((sum, times) => sum + times, 0);
+  return all ? count(all) : "–";
+};
+
+const whyDropped = ({ dropped: reasons }) => Object.entries(reasons ?? {}).map(([reason, times]) => `${reason}: ${count(times)}`).join(", ");
 
 const link = (name, value) => h("a", { href: `#sessions?filter=${encodeURIComponent(withField("", name, value))}` }, value);

@@ -21,7 +21,7 @@ export function makeRoutes({ model, ask, schedule, failed }) {
     key: (route) => route.id,
     decorate: (row, route) => row.classList.toggle("off", route.off),
     columns: [
-      { id: "rank", title: "#", numeric: true, text: ({ rank }) => String(rank) },
+      { id: "rank", title: "#", numeric: true, text: ({ rank, off }) => (off ? "–" : String(rank)) },
       { id: "id", title: "Route", text: ({ id, name }) => `${id} ${name}`, node: (route) => named(route) },
       { id: "match", title: "Asks for", wide: true, text: ({ match }) => JSON.stringify(match), node: ({ match }) => conditions(match) },
       { id: "leads", title: "Leads to", wide: true, text: ({ target }) => JSON.stringify(target), node: ({ target }) => leads(target) },
@@ -48,7 +48,7 @@ export function makeRoutes({ model, ask, schedule, failed }) {
     if (loading || wanted === null || wanted === revision) return;
     loading = true;
     try {
-      routes = await fetchRoutes(ask, model.status);
+      routes = await fetchRoutes(ask);
       revision = wanted;
       schedule();
     } catch (error) {
@@ -94,33 +94,16 @@ function leads(target) {
     target.notes.map((text) => h("span", { class: "tag" }, text)));
 }
 
-/** The objects as they were written, and the order in which the router asks. */
-async function fetchRoutes(ask, status) {
-  const [written, upstreams, services, order] = await Promise.all([
-    dump(ask, "streamgw/v1/stream_routes"), dump(ask, "streamgw/v1/upstreams"), dump(ask, "streamgw/v1/services"), asked(ask, status)]);
-  const byId = (list) => new Map(list.map((each) => [String(each.id), each]));
+/** The objects as they run: stream routes in the order in which they are asked, those that are switched off last. */
+async function fetchRoutes(ask) {
+  const [routes, upstreams, services] = await Promise.all(["stream_routes", "upstreams", "services"].map((kind) => dump(ask, kind)));
+  const byId = (list) => new Map(list.map((each) => [String(each.value.id), each.value]));
   const known = { upstreams: byId(upstreams), services: byId(services) };
-  const rank = new Map(order.map(({ id }, index) => [id, index]));
-  const sources = new Map(order.map((each) => [each.id, place(each)]));
-  return written
-    .map((route) => [rank.get(String(route.id)) ?? Infinity, route])
-    .sort(([one], [other]) => (one === other ? 0 : one - other))
-    .map(([, route], index) => describe(route, index + 1, sources.get(String(route.id)) ?? "", known));
+  return routes.map((each, index) => describe(each.value, index + 1, place(each), known));
 }
 
-/** The lists come as APISIX's control API dumps them: `[{key, value}]`, or `{list: […]}`. */
-async function dump(ask, path) {
-  const body = await ask(path);
-  const list = Array.isArray(body) ? body : Array.isArray(body?.list) ? body.list : [];
-  return list.map((each) => ({ id: each.key?.split("/").at(-1), ...(each.value ?? each) }));
-}
-
-/** `explain` names every route with its file, in the order asked. */
-async function asked(ask, status) {
-  const named = status.listeners.map(({ name }) => /:(\d+)$/.exec(name)?.[1]).find(Boolean);
-  const answer = await ask("streamgw/v1/explain", { params: { remote_addr: "127.0.0.1", server_addr: "127.0.0.1", server_port: named ?? "1" } }).catch(() => null);
-  return answer?.routes ?? [];
-}
+/** As APISIX's control API dumps them, with `file` and `line`: `[{key, value, file, line}]`. */
+const dump = async (ask, kind) => (await ask(`streamgw/v1/${kind}`)) ?? [];
 
 function describe(route, rank, source, { upstreams, services }) {
   const service = route.service_id === undefined ? null : services.get(String(route.service_id));
@@ -135,7 +118,7 @@ function describe(route, rank, source, { upstreams, services }) {
     ...Object.keys(route.plugins ?? {}),
   ].filter(Boolean);
   return {
-    id: String(route.id), rank, name: route.name ?? "", desc: route.desc ?? "", off: route.status === 0, source: route.source ?? source,
+    id: String(route.id), rank, name: route.name ?? "", desc: route.desc ?? "", off: route.status === 0, source,
     match: conditionsOf(route),
     target: { known: upstream !== undefined, via, nodes, notes, text: [via, ...nodes.map(({ node }) => node), ...notes].join(" ") },
   };
@@ -155,6 +138,7 @@ function conditionsOf(route) {
     ["name", all(route.sni, route.snis)],
     ["ALPN", all(route.alpn)],
     ["protocol", all(route.protocol?.name)],
+    ["where", route.vars === undefined ? "" : JSON.stringify(route.vars)],
     ["priority", route.priority ? String(route.priority) : ""],
   ].filter(([, value]) => value);
 }

@@ -140,9 +140,10 @@ async function fetchCertificates(ask, status) {
   const served = new Map((status.certificates ?? []).map((each) => [each.id, each]));
   const list = (body?.list ?? []).map(({ value }) => {
     const known = served.get(String(value.id));
+    const mutual = known?.requires_client_certificate ?? Boolean(value.client?.ca);
     const names = known?.names ?? [value.sni, value.snis].flat().filter(Boolean);
-    const until = known?.not_after ? new Date(known.not_after).getTime() / 1000 : (value.validity_end ?? null);
-    return { id: String(value.id), names, until, off: value.status === 0, mutual: Boolean(value.client?.ca), issuer: known?.issuer ?? "", source: known ? place(known) : "" };
+    const until = known?.not_after ? new Date(known.not_after).getTime() / 1000 : null;
+    return { id: String(value.id), names, until, off: value.status === 0, mutual, issuer: known?.issuer ?? "", source: known ? place(known) : "" };
   });
   return list.sort((one, other) => (one.until ?? Infinity) - (other.until ?? Infinity)).slice(0, 500);
 }
