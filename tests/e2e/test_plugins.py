@@ -1,0 +1,205 @@
+"""Plugins on a gateway that runs: what clients see, what the log says, what an edit changes."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.support.gateway import Gateway, stream_route
+from tests.support.origin import TIMEOUT_S, named_origin, whom
+from tests.support.ports import Ports
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def origins(tmp_path: Path, ports: Ports) -> Iterator[dict[str, int]]:
+    """Two upstreams that say their name."""
+    found = {"a": ports.take(), "b": ports.take()}
+    with named_origin(tmp_path, found["a"], "a"), named_origin(tmp_path, found["b"], "b"):
+        yield found
+
+
+@pytest.fixture
+def port(gateway: Gateway, ports: Ports) -> int:
+    port = ports.take()
+    gateway.write_settings([f"127.0.0.1:{port}"])
+    return port
+
+
+def write(gateway: Gateway, origins: Mapping[str, int], **plugins: object) -> None:
+    """One route to `a`. Names of plugins with `_` for `-`."""
+    named = {name.replace("_", "-"): options for name, options in plugins.items()}
+    gateway.write_routes("a.yaml", stream_route("a", origins["a"], plugins=named))
+
+
+def whom_from(host: str, port: int) -> str:
+    """Connect from that address; the origin's name, empty when nobody answers."""
+    with socket.create_connection(("127.0.0.1", port), TIMEOUT_S, source_address=(host, 0)) as client:
+        return said_to(client)
+
+
+def said_to(client: socket.socket) -> str:
+    """The first line; empty when the connection ends without one."""
+    with contextlib.suppress(ConnectionResetError):
+        return client.makefile("rb").readline().decode().strip()
+    return ""
+
+
+def test_a_refused_client_is_closed_and_the_log_says_who_refused_it(
+    gateway: Gateway, port: int, origins: dict[str, int]
+) -> None:
+    write(gateway, origins, ip_restriction={"whitelist": ["127.0.0.2"]})
+
+    with gateway.running():
+        assert whom_from("127.0.0.2", port) == "a"
+        assert whom_from("127.0.0.1", port) == ""
+
+        line = gateway.wait_for_access_line(lambda line: line["reason"] == "rejected", what="refused")
+        assert line["detail"] == "ip-restriction: Your IP address is not allowed"
+        assert (line["fault"], line["phase"], line["route"]) == ("client", "plugins", "a")
+
+        write(gateway, origins, ip_restriction={"blacklist": ["127.0.0.2"]})
+        gateway.child.wait_until(lambda: whom_from("127.0.0.1", port) == "a", what="the edit is in effect")
+        assert whom_from("127.0.0.2", port) == ""
+
+
+def greetings(port: int, count: int) -> Iterator[tuple[socket.socket, str]]:
+    """So many clients at once, each with what it was told."""
+    clients = [socket.create_connection(("127.0.0.1", port), TIMEOUT_S) for _ in range(count)]
+    return ((client, said_to(client)) for client in clients)
+
+
+def test_no_more_sessions_than_allowed_live_at_once(
+    gateway: Gateway, port: int, origins: dict[str, int]
+) -> None:
+    limit = {"conn": 5, "burst": 0, "default_conn_delay": 0.1, "key": "remote_addr"}
+    write(gateway, origins, limit_conn=limit)
+
+    with gateway.running(), contextlib.ExitStack() as stack:
+        crowd = list(greetings(port, 200))
+        for client, _ in crowd:
+            stack.enter_context(client)
+        let_in = [client for client, said in crowd if said]
+        assert len(let_in) == 5
+
+        for client in let_in[:2]:
+            client.close()
+        gateway.wait_for_access_line(lambda line: line["reason"] == "closed", what="one has left")
+        assert_lets_in(gateway, port, stack, 2)
+
+        # The five that are there were there before the edit.
+        write(gateway, origins, limit_conn=limit | {"conn": 6})
+        assert_lets_in(gateway, port, stack, 1)
+
+
+def assert_lets_in(gateway: Gateway, port: int, stack: contextlib.ExitStack, count: int) -> None:
+    """Exactly so many more, however often one tries."""
+    came = 0
+
+    def try_again() -> bool:
+        nonlocal came
+        for client, said in greetings(port, 10):
+            stack.enter_context(client)
+            came += bool(said)
+        return came >= count
+
+    assert gateway.child is not None
+    gateway.child.wait_until(try_again, what=f"{count} more are let in")
+    try_again()
+    assert came == count
+
+
+def test_sessions_are_split_exactly(gateway: Gateway, port: int, origins: dict[str, int]) -> None:
+    def split(*weights: int) -> dict[str, object]:
+        other = {"nodes": {f"127.0.0.1:{origins['b']}": 1}}
+        choices = [{"weight": weights[0]}, {"upstream": other, "weight": weights[1]}]
+        return {"rules": [{"weighted_upstreams": choices}]}
+
+    write(gateway, origins, traffic_split=split(3, 1))
+
+    with gateway.running():
+        assert Counter(whom(port) for _ in range(40)) == {"a": 30, "b": 10}
+
+        write(gateway, origins, traffic_split=split(0, 1))
+        gateway.child.wait_until(
+            lambda: {whom(port) for _ in range(4)} == {"b"}, what="everybody goes to the other one"
+        )
+
+
+def test_some_clients_go_elsewhere_and_the_upstream_may_be_another_object(
+    gateway: Gateway, port: int, origins: dict[str, int]
+) -> None:
+    rule = {
+        "match": [{"vars": [["remote_addr", "ipmatch", ["127.0.0.8/30"]]]}],
+        "weighted_upstreams": [{"upstream_id": "b"}],
+    }
+    gateway.write_routes("u.yaml", upstreams=[{"id": "b", "nodes": {f"127.0.0.1:{origins['b']}": 1}}])
+    write(gateway, origins, traffic_split={"rules": [rule]})
+
+    with gateway.running():
+        assert (whom_from("127.0.0.9", port), whom_from("127.0.0.1", port)) == ("b", "a")
+
+        gateway.write_routes("u.yaml", upstreams=[{"id": "b", "nodes": {f"127.0.0.1:{origins['a']}": 1}}])
+        gateway.child.wait_until(
+            lambda: whom_from("127.0.0.9", port) == "a", what="the object's edit reaches the plugin's choice"
+        )
+
+
+def test_new_sessions_come_at_a_rate(gateway: Gateway, port: int, origins: dict[str, int]) -> None:
+    write(gateway, origins, limit_rate={"rate": 0.01})
+
+    with gateway.running():
+        assert [whom(port) for _ in range(5)] == ["a", "", "", "", ""]
+        assert whom_from("127.0.0.2", port) == "a"
+
+        # An edit of something else does not begin the count anew.
+        gateway.write_routes("other.yaml", stream_route("other", origins["b"], server_port=1))
+        gateway.wait_for_objects("a", "other")
+        assert whom(port) == ""
+
+
+def test_a_fault_is_injected(gateway: Gateway, port: int, origins: dict[str, int]) -> None:
+    write(gateway, origins, fault_injection={"abort": {"percentage": 50}, "delay": {"duration": 0.3}})
+
+    with gateway.running():
+        assert sorted(whom(port) for _ in range(4)) == ["", "", "a", "a"]
+
+        lines = gateway.access_lines()
+        assert min(line["duration_s"] for line in lines if line["reason"] == "closed") >= 0.3
+
+
+def test_a_service_restricts_every_route_that_has_it(
+    gateway: Gateway, port: int, origins: dict[str, int]
+) -> None:
+    service = {
+        "id": "inside",
+        "upstream": {"nodes": {f"127.0.0.1:{origins['a']}": 1}},
+        "plugins": {"ip-restriction": {"whitelist": ["127.0.0.2"]}},
+    }
+    gateway.write_routes("a.yaml", {"id": "a", "service_id": "inside"}, services=[service])
+
+    with gateway.running():
+        assert (whom_from("127.0.0.2", port), whom(port)) == ("a", "")
+
+
+def test_a_plugin_that_is_switched_off_rejects_the_settings_that_do_it(
+    gateway: Gateway, port: int, origins: dict[str, int]
+) -> None:
+    write(gateway, origins, ip_restriction={"whitelist": ["127.0.0.2"]})
+
+    with gateway.running():
+        text = gateway.config.read_text()
+        gateway.config.write_text(text + "stream_plugins: [limit-conn]\n")
+
+        status = gateway.wait_for_status(
+            lambda status: status["config"]["state"] == "rejected", what="rejected"
+        )
+
+        assert "unknown plugin [ip-restriction]" in str(status["config"]["problems"])
+        assert (whom_from("127.0.0.2", port), whom(port)) == ("a", ""), "what ran runs on"
