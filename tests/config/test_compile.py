@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import attrs
 import pytest
@@ -10,8 +12,10 @@ import pytest
 from streamgw.config import compile as compile_module
 from streamgw.config.compile import Compilation, Loader
 from streamgw.config.documents import ParsedFile, SourceFile, parse_file
+from streamgw.config.tls import TLSSettings
 from streamgw.core.errors import ConfigError
 from streamgw.core.model import Address, DatagramRules, Facts, Listener, Node, Revision, Upstream
+from tests.support.certificates import CA_PEM
 
 EVERYWHERE = (Listener("tcp", "::", 9100, dual_stack=True), Listener("tcp", "127.0.0.1", 9101))
 TO_A = "upstream: {nodes: {a:1: 1}}"
@@ -415,6 +419,101 @@ def test_another_state_can_be_checked_without_becoming_the_current_one() -> None
         loader.check(broken.read(), ())
 
     assert len(loader.load(()).documents) == 1
+
+
+def test_what_was_checked_is_not_compiled_again() -> None:
+    directory = MemoryDirectory({"a.yaml": "stream_routes: [{id: a}]"})
+    loader = Loader(directory, environ={})
+    loader.load(())
+
+    directory.texts = {**directory.texts, "b.yaml": "stream_routes: [{id: b}]"}
+    checked = loader.check(directory.read(), ())
+
+    assert loader.load(()) is checked
+    assert loader.load(()) is checked  # nor when nothing changed
+    assert loader.check(directory.read(), ()) is checked
+
+
+def test_what_else_counts_makes_it_compile_again() -> None:
+    clock = [datetime(2026, 11, 21, tzinfo=UTC)]
+    settings = [TLSSettings()]
+    loader = Loader(
+        MemoryDirectory({"a.yaml": "stream_routes: [{id: a}]"}),
+        environ={},
+        tls=lambda: settings[0],
+        wall_clock=lambda: clock[0],
+    )
+    seen = [loader.load(())]
+
+    seen.append(loader.load(EVERYWHERE))  # other listeners
+    settings[0] = TLSSettings(expiry_warning_days=1)
+    seen.append(loader.load(EVERYWHERE))
+    clock[0] += timedelta(minutes=2)  # a certificate may have expired
+    seen.append(loader.load(EVERYWHERE))
+    clock[0] -= timedelta(days=1)  # somebody set the clock
+    seen.append(loader.load(EVERYWHERE))
+
+    assert len({id(each) for each in seen}) == len(seen)
+
+
+def test_a_file_beside_the_directory_is_looked_at_again(tmp_path: Path) -> None:
+    pem = tmp_path / "ca.pem"
+    pem.write_text("no certificate")
+    text = (
+        f"upstreams: [{{id: a, scheme: tls, nodes: {{}}, tls: {{verify: true, ca_certs: '$file://{pem}'}}}}]"
+    )
+    loader = Loader(MemoryDirectory({"a.yaml": text}), environ={})
+    with pytest.raises(ConfigError):
+        loader.load(())
+
+    pem.write_text(CA_PEM)
+    good = loader.load(())
+    pem.write_text("no certificate")
+
+    assert good.documents
+    with pytest.raises(ConfigError):
+        loader.load(())
+
+
+def test_a_check_that_is_refused_leaves_the_last_answer() -> None:
+    directory = MemoryDirectory({"a.yaml": "stream_routes: [{id: a}]"})
+    loader = Loader(directory, environ={})
+    loaded = loader.load(())
+
+    with pytest.raises(ConfigError):
+        loader.check(MemoryDirectory({"a.yaml": "stream_routes: [{id: a, sni: 1}]"}).read(), ())
+
+    assert loader.load(()) is loaded
+
+
+def test_routes_and_upstreams_that_did_not_change_are_the_same_objects() -> None:
+    directory = MemoryDirectory(
+        {
+            "a.yaml": f"stream_routes: [{{id: a, server_port: 1, {TO_A}}}, {{id: u, upstream_id: u}}]",
+            "u.yaml": "upstreams: [{id: u, nodes: {a:1: 1}}]",
+        }
+    )
+    loader = Loader(directory, environ={})
+    before = loader.load(EVERYWHERE)
+
+    directory.texts = {**directory.texts, "u.yaml": "upstreams: [{id: u, nodes: {a:1: 2}}]"}
+    after = loader.load(EVERYWHERE)
+
+    (same, old), (also, new) = before.snapshot.router.routes, after.snapshot.router.routes
+    assert also is same
+    assert new is not old
+    assert new.upstream is not None
+    assert new.upstream.nodes[0].weight == 2
+    assert [str(each) for each in after.warnings] == [str(each) for each in before.warnings]
+
+
+def test_warnings_of_routes_follow_the_listeners() -> None:
+    loader = Loader(
+        MemoryDirectory({"a.yaml": f"stream_routes: [{{id: a, server_port: 1, {TO_A}}}]"}), environ={}
+    )
+
+    assert loader.load(EVERYWHERE).warnings
+    assert not loader.load((*EVERYWHERE, Listener("tcp", "127.0.0.1", 1))).warnings
 
 
 def test_the_snapshot_knows_every_name_to_look_up() -> None:

@@ -280,3 +280,13 @@ def test_whatever_a_file_says_it_is_read_or_refused_with_places(data: dict[str, 
         assert problem.column >= 1
     for document in parsed.documents:
         assert document.spec is not None or parsed.problems
+
+
+def test_a_document_saved_from_the_api_may_be_put_here() -> None:
+    text = "stream_routes_conf_version: 1700000000000\nstream_routes: [{id: a, modifiedIndex: 5}]\nroutes_conf_version: 0"
+
+    assert parse(text).problems == ()
+    assert warnings(text) == []
+    assert problems("ssls_conf_version: new") == [
+        "routes.d/a.yaml:1:20 ssls_conf_version: expected an integer, got 'new'"
+    ]

@@ -398,3 +398,13 @@ def test_whatever_the_layout_a_removal_leaves_every_line_of_the_others(
         assert all(left.count(line) >= comments.count(line) - inside.count(line) for line in comments)
         text = edited
     assert all(not values for values in read_layout(text).data.values())
+
+
+def test_objects_without_an_id_are_left_out_or_called_something() -> None:
+    text = "stream_routes: [{id: a}, {server_port: 1}, null]"
+
+    assert [item.key[1] for item in find_items(text)] == ["a"]
+    assert [item.key[1] for item in find_items(text, name=lambda position: f"unnamed-{position}")] == [
+        "a",
+        "unnamed-1",
+    ]

@@ -104,3 +104,21 @@ def test_where_one_text_ends_counts_for_a_digest() -> None:
     assert digest_of("ab", "c") != digest_of("a", "bc")
     assert digest_of("a") != digest_of("a", "")
     assert digest_of("\udcfc") == digest_of("\udcfc")
+
+
+def test_what_was_looked_up_can_be_compared_with_now(tmp_path: Path) -> None:
+    environ = {"KEY": "one"}
+    references = References(environ)
+    (tmp_path / "a.pem").write_text("hush")
+    references.resolve("$file://a.pem", tmp_path)
+    references.resolve("$env://KEY", tmp_path)
+    with pytest.raises(Wrong):
+        references.resolve("$env://NONE", tmp_path)
+    assert references.are_as_before()
+
+    environ["KEY"] = "two"
+    assert not references.are_as_before()
+
+    environ["KEY"] = "one"
+    (tmp_path / "a.pem").unlink()
+    assert not references.are_as_before()

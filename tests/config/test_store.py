@@ -14,7 +14,7 @@ import pytest
 from streamgw.config.disk import Disk
 from streamgw.config.documents import digest_of
 from streamgw.config.edit import NotEditable
-from streamgw.config.store import AlreadyExists, NotFound, Stale, Store
+from streamgw.config.store import AlreadyExists, NotFound, NotWritable, Plan, Stale, Store
 from streamgw.core.errors import StoreError
 from tests.support.crashing_disk import Crash, CrashingDisk
 
@@ -270,6 +270,66 @@ def test_a_preview_is_what_the_write_will_leave(directory: Path) -> None:
         store.preview_put(REDIS, {}, if_absent=True)
 
 
+# Planned, checked and made
+
+
+def test_what_was_planned_and_checked_is_made(directory: Path) -> None:
+    store = Store(directory)
+    seen: list[str] = []
+
+    store.change(
+        lambda survey: store.plan_put(survey, MYSQL, DATA),
+        lambda plan: seen.extend(file.path for file in plan.after.files),
+    )
+
+    assert seen == ["stream_routes/mysql.yaml"]
+    assert store.survey().objects[MYSQL].digest == digest_of(DATA)
+    store.change(lambda survey: store.plan_delete(survey, MYSQL), lambda plan: None)
+    assert content(directory) == {}
+    store.change(lambda survey: store.plan_file(survey, "a.yaml", b"services: []"), lambda plan: None)
+    assert content(directory) == {"a.yaml": "services: []"}
+
+
+def test_what_a_check_refuses_is_not_made(directory: Path) -> None:
+    store = Store(directory)
+
+    def refuse(plan: Plan) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        store.change(lambda survey: store.plan_put(survey, MYSQL, DATA), refuse)
+
+    assert content(directory) == {}
+    store.put(MYSQL, DATA)  # and the lock is free
+
+
+def test_after_a_write_of_our_own_only_that_file_is_read(directory: Path) -> None:
+    (directory / "mine.yaml").write_text(HAND_WRITTEN)
+    os.utime(directory / "mine.yaml", ns=(0, 0))
+    disk = CountingDisk()
+    store = Store(directory, disk=disk)
+    store.read()
+    disk.read_files.clear()
+
+    store.put(("upstreams", "db"), {})
+    written = store.read()
+
+    assert {file.path for file in written.files} == {"mine.yaml", "upstreams/db.yaml"}
+    assert set(disk.read_files) <= {f"{directory}/upstreams/db.yaml"}
+    assert written == Store(directory).read()
+
+
+class CountingDisk(LateDisk):
+    """Remembers which files were opened."""
+
+    def __init__(self) -> None:
+        self.read_files: list[str] = []
+
+    def read(self, path: str) -> bytes:
+        self.read_files.append(path)
+        return super().read(path)
+
+
 # Files that are not ours to write
 
 
@@ -319,7 +379,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(directory: Path) -> None:
 
 
 def test_a_directory_that_cannot_be_written_to_is_named(directory: Path) -> None:
-    with pytest.raises(StoreError, match=r"routes\.d: cannot be written to: Read-only file system"):
+    with pytest.raises(NotWritable, match=r"routes\.d: cannot be written to: Read-only file system"):
         Store(directory, disk=ReadOnlyDisk()).put(MYSQL, DATA)
     with pytest.raises(StoreError, match=r"gone: cannot be written to: No such file or directory"):
         Store(directory / "gone").put(MYSQL, DATA)

@@ -106,6 +106,17 @@ def test_files_that_a_writer_left_behind_are_named(tmp_path: Path) -> None:
     assert (state.entries, state.strays) == ((), (f"{tmp_path}/.a.yaml.streamgw-tmp",))
 
 
+def test_what_did_not_change_is_taken_over_from_the_tree_before(tmp_path: Path) -> None:
+    contents = {"a.yaml": b"a: 1", "b.yaml": b"b: 1"}
+    before = build_tree(tmp_path, contents)
+
+    after = build_tree(tmp_path, {**contents, "b.yaml": b"b: 2"}, before)
+
+    assert after.files[0] is before.files[0]
+    assert after == build_tree(tmp_path, {**contents, "b.yaml": b"b: 2"})
+    assert build_tree(tmp_path, {"b.yaml": b"b: 1"}, after) == build_tree(tmp_path, {"b.yaml": b"b: 1"})
+
+
 # Meanwhile
 
 
