@@ -32,7 +32,9 @@ KINDS: Final = ("routes", "config", "stream_route", "upstream", "service", "ssl"
     help="Write all of them into this directory, as KIND.schema.json.",
 )
 def schema(kind: str, output: Path | None) -> None:
-    """Print a JSON Schema, or write all of them for an editor. Plugins are those that are installed.
+    """Print the JSON Schema of a file, for editors.
+
+    With the options of every plugin that is installed.
 
     \b
     streamgw schema -o .schemas
