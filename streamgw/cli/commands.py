@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "top": "Show what the running gateway does, as it does it.",
     "route": "Add, list, change and remove routes.",
     "upstream": "Add, list and remove upstreams that several routes share.",
+    "plugins": "Say which plugins there are.",
     "ssl": "Add, list, renew, check and remove certificates.",
     "schema": "Print the JSON Schema of a file, for editors.",
     "completion": "Print the script that completes commands and ids.",

@@ -21,6 +21,7 @@ from streamgw.control.explain import (
     likely_transport,
     meet,
     show_datagrams,
+    show_plugins,
     show_tls,
 )
 from streamgw.core.model import Facts, Listener, Transport
@@ -96,6 +97,8 @@ def _show(meeting: Meeting) -> None:
         click.echo(f"no route matches: the {what} (no_route)")
     else:
         click.echo(f"route {winner.id} wins ({winner.source})")
+        if plugins := show_plugins(winner, facts):
+            click.echo(plugins)
         if facts.transport == "udp":
             click.echo(show_datagrams(winner))
     for line in show_tls(meeting.tls) if meeting.tls else ():

@@ -173,6 +173,23 @@ def accepts(listener: Listener, server: Address, transport: Transport = "tcp") -
     return listener.host == server.host
 
 
+def plugins_of(route: Route, facts: Facts) -> Iterator[tuple[str, bool]]:
+    """The plugins of a route in the order in which they run, and whether their filter (`_meta.filter`) lets them.
+
+    As far as that can be told from the facts: what a handshake or another plugin adds is not known here.
+    """
+    for hooks in route.hooks:
+        yield hooks.plugin, hooks.applies is None or hooks.applies(facts)
+
+
+def show_plugins(route: Route, facts: Facts) -> str:
+    """The same for a person; empty: it has none."""
+    shown = [
+        f"{name}{'' if applies else ' (not for this client)'}" for name, applies in plugins_of(route, facts)
+    ]
+    return f"plugins, in this order: {', '.join(shown)}" if shown else ""
+
+
 def as_data(meeting: Meeting) -> dict[str, object]:
     """The whole answer for programs."""
     facts, winner = meeting.facts, meeting.routing.winner
@@ -184,6 +201,10 @@ def as_data(meeting: Meeting) -> dict[str, object]:
         "transport": facts.transport,
         "listener": facts.listener or None,
         "winner": winner.id if winner else None,
+        "plugins": [
+            {"name": name, "applies": applies}
+            for name, applies in (plugins_of(winner, facts) if winner else ())
+        ],
         "udp": attrs.asdict(winner.udp) if winner and facts.transport == "udp" else None,
         "tls": tls_as_data(meeting.listener, facts, meeting.tls)
         if meeting.listener and meeting.tls

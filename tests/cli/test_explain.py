@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.cli.conftest import Desk
+from tests.cli.conftest import ROUTES, Desk
 from tests.support.certificates import CA_PEM, document, issue
 
 
@@ -29,6 +29,21 @@ def test_the_same_for_programs(desk: Desk) -> None:
     assert said["tls"] is None
     assert (said["listener"], said["winner"]) == ("tcp 127.0.0.1:9100", "redis")
     assert {route["id"]: route["wins"] for route in said["routes"]} == {"mysql": False, "redis": True}
+
+
+def test_the_plugins_that_would_run(desk: Desk) -> None:
+    filter_ = '_meta: {filter: [[remote_addr, "==", 192.0.2.1]]}'
+    plugins = f"limit-rate: {{rate: 1, {filter_}}}, ip-restriction: {{blacklist: ['::1']}}"
+    desk.hand_written.write_text(ROUTES.replace("id: mysql ", f"id: mysql\n    plugins: {{{plugins}}} "))
+
+    for client, more in (("192.0.2.1", ""), ("192.0.2.2", " (not for this client)")):
+        lines = desk.run("explain", "--server-port", "9101", "--remote-addr", client).stdout.splitlines()
+        assert lines[2] == f"plugins, in this order: ip-restriction, limit-rate{more}"
+        result = desk.run("explain", "--server-port", "9101", "--remote-addr", client, "--json")
+        assert json.loads(result.stdout)["plugins"] == [
+            {"name": "ip-restriction", "applies": True},
+            {"name": "limit-rate", "applies": not more},
+        ]
 
 
 def test_a_client_that_no_route_takes(desk: Desk) -> None:
