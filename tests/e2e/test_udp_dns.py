@@ -9,7 +9,7 @@ import pytest
 from tests.support.gateway import Gateway, stream_route
 from tests.support.ports import Ports
 from tests.support.servers import Server
-from tests.support.udp_servers import LONG_NAME, dig, dnsperf
+from tests.support.udp_servers import LONG_NAME, dig, dnsperf, unbound
 
 pytestmark = [pytest.mark.slow, pytest.mark.servers]
 
@@ -76,6 +76,30 @@ def test_two_name_servers_take_turns(
         said = [dig(port, "a.test", "+short").strip() for _ in range(6)]
 
     assert sorted(said) == ["192.0.2.1"] * 3 + ["192.0.2.2"] * 3
+
+
+def test_a_server_is_told_whose_question_it_is(gateway: Gateway, ports: Ports, tmp_path: Path) -> None:
+    """unbound wants a PROXY header in every datagram, and answers nothing without."""
+    port = ports.take_for_udp()
+    gateway.write_settings([], [f"127.0.0.1:{port}"])
+    with unbound(tmp_path, ports.take_for_udp(), "192.0.2.2", proxy_protocol=True) as server:
+        upstream = {
+            "nodes": {f"127.0.0.1:{server.port}": 1},
+            "proxy_protocol": "v2",
+            "proxy_protocol_datagrams": "each",
+        }
+        gateway.write_routes("dns.yaml", {"id": "dns", "upstream": upstream})
+
+        with gateway.running():
+            # From one port: the second question belongs to the session of the first.
+            own = f"127.0.0.5#{ports.take_for_udp()}"
+            for _ in range(2):
+                assert dig(port, "a.test", "+short", "+tries=1", "-b", own) == "192.0.2.2\n"
+            server.child.wait_until(
+                lambda: server.child.output().count("127.0.0.5 a.test. A IN") == 2,
+                what="two questions of 127.0.0.5",
+            )
+            assert gateway.status()["sessions"]["total"] == 1
 
 
 @pytest.mark.parametrize("rules", [ONE_ANSWER, {"idle_timeout": 5}], ids=["session per question", "lasting"])

@@ -46,13 +46,21 @@ def dnsmasq(directory: Path, port: int, address: str, *, prefix: Prefix = ()) ->
 
 
 @contextlib.contextmanager
-def unbound(directory: Path, port: int, address: str, *, prefix: Prefix = ()) -> Iterator[Server]:
-    """unbound that says `address` of `a.test`, and a long text of LONG_NAME, over UDP and TCP."""
+def unbound(
+    directory: Path, port: int, address: str, *, prefix: Prefix = (), proxy_protocol: bool = False
+) -> Iterator[Server]:
+    """unbound that says `address` of `a.test`, and a long text of LONG_NAME, over UDP and TCP.
+
+    Args:
+      proxy_protocol: every client has to announce itself by a PROXY header of v2, over UDP in each datagram. Questions are
+        logged with the client that they are said to come from.
+    """
     program = find_program("unbound", package="unbound")
     config = directory / "unbound.conf"
     texts = "\n".join(
         f"""  local-data: '{LONG_NAME}. 60 TXT "{number:02}{"x" * 98}"'""" for number in range(20)
     )
+    announced = f"  proxy-protocol-port: {port}\n  log-queries: yes" if proxy_protocol else ""
     config.write_text(f"""\
 server:
   interface: {LOOPBACK}@{port}
@@ -65,6 +73,7 @@ server:
   verbosity: 1
   num-threads: 1
   do-not-query-localhost: no
+{announced}
   local-zone: "test." static
   local-data: "a.test. 60 A {address}"
 {texts}
