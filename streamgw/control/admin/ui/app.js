@@ -53,7 +53,9 @@ byId("key-dialog").addEventListener("close", () => {
   byId("key-input").value = "";
   if (byId("key-dialog").returnValue === "save" && typed) keep(typed);
   keyIsWanted = false;
-  if (typed) wake();
+  if (!typed) return;
+  enter(); // what the view asked in vain, it asks again
+  wake();
 });
 byId("key-cancel").addEventListener("click", () => byId("key-dialog").close("cancel"));
 byId("key").addEventListener("click", () => showKeyDialog(""));
