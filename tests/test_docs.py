@@ -21,7 +21,7 @@ from streamgw.cli.commands import COMMANDS
 from streamgw.cli.failure import EXIT_CODES
 from streamgw.config.endpoints import AdminSpec
 from streamgw.config.listen import Entry
-from streamgw.config.schema import ServiceSpec, SSLSpec, StreamRouteSpec, UpstreamSpec
+from streamgw.config.schema import PluginMetadataSpec, ServiceSpec, SSLSpec, StreamRouteSpec, UpstreamSpec
 from streamgw.config.settings_schema import ConfigSpec, DeploymentSpec
 from streamgw.core import access_log
 from streamgw.core.errors import Fault, Reason
@@ -231,7 +231,7 @@ def test_every_field_of_an_object_is_documented(heading: str, kind: type[attrs.A
     text = (ROOT / "docs/configuration.md").read_text()
     section = text.partition(heading)[2].partition("\n### ")[0]
     cells = re.findall(r"^\| (`[^|]+) \|", section, re.MULTILINE)
-    common = {"id", "name", "desc", "labels", "create_time", "update_time"}
+    common = PluginMetadataSpec.common()
 
     documented = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
 

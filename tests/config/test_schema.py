@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from streamgw.config.schema import COLLECTIONS, ServiceSpec, Spec, SSLSpec, StreamRouteSpec, UpstreamSpec
+from streamgw.config.schema import (
+    COLLECTIONS,
+    PluginMetadataSpec,
+    ServiceSpec,
+    Spec,
+    SSLSpec,
+    StreamRouteSpec,
+    UpstreamSpec,
+)
 from streamgw.config.strict import Wrong, structure
 from streamgw.config.yaml_reader import pointer_of
 from streamgw.core.model import Match, Node, PortRange, Timeouts, Upstream
@@ -310,3 +318,12 @@ def test_private_keys_are_in_no_repr() -> None:
     assert "hush" not in repr(spec)
     tls = {"client_cert": "hush" * 50, "client_key": "hush" * 50}
     assert "hush" not in repr(structure({"nodes": {}, "tls": tls}, UpstreamSpec))
+
+
+def test_metadata_of_a_plugin_has_whatever_the_plugin_says() -> None:
+    spec = structure({"id": "syslog", "log_format": {"host": "$remote_addr"}}, PluginMetadataSpec)
+
+    assert spec.id == "syslog"
+    assert list(spec.warnings()) == []
+    assert "log_format" not in PluginMetadataSpec.common()
+    assert "desc" in PluginMetadataSpec.common()
