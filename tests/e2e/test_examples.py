@@ -10,6 +10,7 @@ import contextlib
 import getpass
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -133,12 +134,29 @@ def _syslog(scene: Scene) -> Iterator[object]:
         yield None
 
 
+@contextlib.contextmanager
+def _plugin(scene: Scene) -> Iterator[object]:
+    """A `pip` that installs beside the gateway without asking an index, and a `streamgw` that finds what it installed."""
+    site = scene.logs / "site"
+    # Built by what the development environment has, into a directory of this test.
+    aside = f"--no-index --no-deps --no-build-isolation --target {site} --root-user-action ignore"
+    pip = f"PIP_DISABLE_PIP_VERSION_CHECK=1 {sys.executable} -m pip"
+    (scene.logs / "pip").write_text(f'#!/bin/sh\nshift\n{pip} install {aside} "$@"\n')
+    (scene.logs / "pip").chmod(0o755)
+    plain = {**PLAIN, "PYTHONPATH": f"{PLAIN['PYTHONPATH']}:{site}"}
+    environment = " ".join(f"{name}={value}" for name, value in plain.items())
+    _put_in_path(scene.logs, "streamgw", f"env {environment} {' '.join(STREAMGW)}")
+    with _nginx(scene, "web.conf", 8080):
+        yield None
+
+
 SCENES: Mapping[str, Callable[[Scene], contextlib.AbstractContextManager[object]]] = {
     "balancing": _nodes,
     "dns": _dns,
     "from-apisix": _redis,
     "from-nginx-stream": _nodes,
     "mysql": _mysql,
+    "plugin": _plugin,
     "postgresql": _postgresql,
     "proxy-protocol": _proxy_protocol,
     "redis": _redis,
