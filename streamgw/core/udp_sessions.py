@@ -152,6 +152,7 @@ class Entry:
         return (
             self.responses is not None
             and self.queue is None
+            and self.asked + self.lost > 0
             and self.answers >= self.asked * self.responses
             and (self.detached or not self.requests)
         )

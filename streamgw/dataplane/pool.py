@@ -130,7 +130,15 @@ class UpstreamPool:
             entry = await self._entry_of(upstream)
         if upstream.pacing.max_conns or upstream.pacing.wait_for_node_s:
             return await self._paced(upstream, facts, self._now() if since is None else since)
-        return (Address(node.host, node.port) for node in entry.balancer.order(facts, entry.load))
+        return _in_order(entry, facts)
+
+    def candidates_at_once(self, upstream: Upstream, facts: Facts) -> Iterator[Address] | None:
+        """What `candidates` would return without waiting for anything; None: it may have to wait."""
+        entry = self._entries.get(upstream.key)
+        pacing = upstream.pacing
+        if entry is None or not entry.balancer.nodes or pacing.max_conns or pacing.wait_for_node_s:
+            return None
+        return _in_order(entry, facts) if _balances_alike(entry.upstream, upstream) else None
 
     async def pause(self, upstream: Upstream, seconds: float) -> None:
         """Wait about this long before all nodes are tried again; less if they change meanwhile.
@@ -313,6 +321,10 @@ def _hashed_by(upstream: Upstream) -> Callable[[Facts], str]:
         return template(facts) or facts.client.host
 
     return key
+
+
+def _in_order(entry: _Entry, facts: Facts) -> Iterator[Address]:
+    return (Address(node.host, node.port) for node in entry.balancer.order(facts, entry.load))
 
 
 def _balances_alike(one: Upstream, other: Upstream) -> bool:

@@ -11,9 +11,9 @@ from typing import Protocol
 import attrs
 import trio
 
-from streamgw.core.errors import Reason
+from streamgw.core.errors import Fault, Reason
 from streamgw.core.load import Lease
-from streamgw.core.model import Facts, Listener, Route, Upstream
+from streamgw.core.model import Facts, Listener, Outcome, Route, Upstream
 from streamgw.core.snapshot import Snapshot
 from streamgw.core.udp_sessions import Drop, Entry, ListenerSessions, Table
 from streamgw.dataplane.dialer import Trail
@@ -25,6 +25,7 @@ from streamgw.dataplane.session import Phase
 TELL_EVERY_S = 1.0
 """How often a listener's dropped datagrams are told of."""
 
+_GATEWAYS_FAULT = frozenset({Reason.BUG, Reason.EXHAUSTED})
 _TOLD_BY_OUTCOME = frozenset({Drop.QUEUE_FULL, Drop.UNOPENED, Drop.AMPLIFICATION, Drop.SEND_FAILED})
 
 
@@ -56,6 +57,8 @@ class UDPSession(Entry):
     repeats_preface: bool = False
     """And before each of those that follow."""
     upstream_side: UpstreamSide | None = None
+    failure: Exception | None = None
+    """Why it could not be opened, for its task."""
     opening: trio.CancelScope | None = None
     """While its task looks for a node."""
     task: trio.lowlevel.Task | None = None
@@ -65,6 +68,41 @@ class UDPSession(Entry):
     def meter(self) -> UDPSession:
         """What it has moved so far: it counts itself."""
         return self
+
+
+def outcome_of(session: UDPSession, fault: Fault | None, status: int) -> Outcome:
+    """How an ended session went. No fault: the reason says whose it is. The status is a plugin's, or 0."""
+    assert session.reason is not None, "it has ended"
+    if fault is None:
+        fault = Fault.GATEWAY if session.reason in _GATEWAYS_FAULT else Fault(session.side or Fault.NONE)
+    trail, route = session.trail, session.route
+    answered = session.answers > 0
+    return Outcome(
+        session_id=session.id,
+        facts=session.facts,
+        peer=session.origin.client,
+        reason=session.reason,
+        fault=fault,
+        phase=session.phase if session.reason is not Reason.CONNECT_FAILED or answered else "connect",
+        started_at=session.started_unix_s,
+        duration_s=trio.current_time() - session.started_at,
+        connect_s=None if session.connected_at is None else session.connected_at - trail.dialled_at,
+        bytes_up=session.bytes_up,
+        bytes_down=session.bytes_down,
+        route_id=route.id,
+        route_name=route.name,
+        service_id=route.service_id,
+        upstream=session.upstream.key if session.upstream is not None else "",
+        node=trail.node,
+        attempts=tuple(trail.attempts),
+        side=session.side or "",
+        detail=session.detail,
+        revision=session.snapshot.revision,
+        status=status,
+        datagrams_up=session.datagrams_up,
+        datagrams_down=session.datagrams_down,
+        datagrams_dropped=session.lost + session.withheld,
+    )
 
 
 class Owner(Protocol):
@@ -96,6 +134,8 @@ class Reception:
 
     def __init__(self, owner: Owner, listener: Listener, sock: socket.socket, nursery: trio.Nursery) -> None:  # noqa: TID251  a type; the socket is made in process/sockets.py
         self.listener = listener
+        self.name = listener.name
+        """It is put together anew each time that it is asked for, and sessions ask often."""
         self.nursery = nursery
         """Of its sessions."""
         self.sessions = ListenerSessions(listener.max_sessions)
@@ -120,15 +160,23 @@ class Reception:
         try:
             self.clients.keep()
         except OSError as error:
-            self._owner.on_trouble(
-                f"sessions of {self.listener.name} are cut off: {words_for(error.errno or 0)}"
-            )
+            self._owner.on_trouble(f"sessions of {self.name} are cut off: {words_for(error.errno or 0)}")
             self._owner.give_up(self)
 
     def close(self) -> None:
         """Its last session has ended, or nobody waits for it."""
         self.tell_of_drops(math.inf)
         self.clients.close()
+
+    def is_in_the_way_of(self, listener: Listener) -> bool:
+        """Whether the kernel would refuse to bind both."""
+        mine = self.listener
+        if listener.transport != "udp" or listener.port != mine.port:
+            return False
+        hosts = {mine.host, listener.host}
+        if len(hosts) == 1 or "::" in hosts:
+            return True
+        return "0.0.0.0" in hosts and not any(":" in host for host in hosts)  # noqa: S104  compared with, not bound to
 
     # What the pump asks
 
@@ -155,8 +203,8 @@ class Reception:
         if isinstance(session, Drop):
             self.sessions.drops[session] += 1
             return
-        self.table.accept(session, len(payload), now)
-        self.table.hold(session, bytes(payload))
+        if not self.take(session, payload, now):
+            self.table.drop(session, Drop.UNOPENED)
 
     def forward(self, session: UDPSession, payload: memoryview) -> None:
         """Hand an accepted datagram to the upstream's socket, behind a PROXY header where one is due.
@@ -222,4 +270,4 @@ class Reception:
         if untold and now - self._told_at >= TELL_EVERY_S:
             self._told_at = now
             self._told += untold
-            self._owner.on_drops(self.listener.name, untold)
+            self._owner.on_drops(self.name, untold)

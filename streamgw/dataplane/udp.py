@@ -44,15 +44,13 @@ from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.pump import Ending
 from streamgw.dataplane.pump.datagram import Datagrams, Origin, UpstreamSide
 from streamgw.dataplane.pump.end import words_for
-from streamgw.dataplane.reception import Reception, UDPSession
+from streamgw.dataplane.reception import Reception, UDPSession, outcome_of
 from streamgw.dataplane.session import Totals
 
 TICK_S = 0.25
 """How often sessions are looked at: what a timeout may be late by."""
 REST_S = 0.1
 """How long no session is begun after the process ran out of descriptors."""
-
-_GATEWAYS_FAULT = frozenset({Reason.BUG, Reason.EXHAUSTED})
 
 
 @attrs.define
@@ -132,7 +130,7 @@ class UDPSessions:
     def make_way(self, listener: Listener) -> None:
         """Give up what removed listeners still hold of an address that is wanted again. Their sessions end: `moved`."""
         for reception in self.receptions:
-            if reception.is_retired and _overlap(reception.listener, listener):
+            if reception.is_retired and reception.is_in_the_way_of(listener):
                 self.give_up(reception)
 
     def give_up(self, reception: Reception) -> None:
@@ -157,11 +155,10 @@ class UDPSessions:
     # The life of a session
 
     def begin(self, reception: Reception, origin: Origin, size: int, now: float) -> UDPSession | Drop:
-        """Match a client and hold a place for its session, whose task is started. Nothing is waited for."""
+        """Match a client, hold a place for its session and start its task. Nothing is waited for."""
         if now < self.rests_until:
             return Drop.EXHAUSTED
-        listener = reception.listener
-        facts = Facts("udp", listener.name, origin.client, origin.server)
+        facts = Facts("udp", reception.name, origin.client, origin.server)
         snapshot = self.get_snapshot()
         route = snapshot.router.match(facts)
         if route is None:
@@ -182,7 +179,7 @@ class UDPSessions:
             requests=rules.requests,
             amplification=rules.amplification,
             id=f"{self.id_prefix}u{next(self._numbers):x}",
-            listener=listener,
+            listener=reception.listener,
             reception=reception,
             origin=origin,
             facts=facts,
@@ -194,10 +191,11 @@ class UDPSessions:
         )
         self.table.add(session, now)
         self.live[session.id] = session
-        self.live_by_listener[listener.name] += 1
-        self.totals.accepted[listener.name] += 1
+        self.live_by_listener[reception.name] += 1
+        self.totals.accepted[reception.name] += 1
         reception.nursery.start_soon(self.run, session, name=session.id)
         self.datagrams.host.kick()
+        self._open_at_once(session, now)
         return session
 
     async def run(self, session: UDPSession) -> None:
@@ -220,30 +218,55 @@ class UDPSessions:
             self.on_bug(session, error)
         finally:
             self.table.end(session, ending.reason, ending.side, ending.detail)
-            self._leave(session, _outcome(session, fault, status))
+            self._leave(session, outcome_of(session, fault, status))
 
     async def _live(self, session: UDPSession) -> Ending:
-        with trio.CancelScope() as session.opening:
-            if session.route.hooks:
-                await self._ask_plugins(session)
-            upstream = session.upstream
-            if upstream is None:
-                raise NoUpstream(f"route {session.route.id} ({session.route.source}) names no upstream")
-            session.phase = "connect"
-            self.on_opened(session)
-            await self._open(session, upstream)
-        session.opening = None
+        if session.failure is not None:
+            raise session.failure
+        if session.queue is not None and session.reason is None:
+            with trio.CancelScope() as session.opening:
+                await self._prepare(session)
+            session.opening = None
         if session.reason is None:
 
             def abort_fn(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
                 session.task = None
                 return trio.lowlevel.Abort.SUCCEEDED
 
-            session.phase = "relay"
             session.task = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(abort_fn)
         assert session.reason is not None, "only its end wakes it"
         return Ending(session.reason, session.side, session.detail)
+
+    async def _prepare(self, session: UDPSession) -> None:
+        """Everything for which a session may have to wait."""
+        if session.route.hooks:
+            await self._ask_plugins(session)
+        upstream = session.upstream
+        if upstream is None:
+            raise NoUpstream(f"route {session.route.id} ({session.route.source}) names no upstream")
+        session.phase = "connect"
+        self.on_opened(session)
+        candidates = await self.pool.candidates(upstream, session.facts)
+        self._open(session, upstream, candidates, trio.current_time())
+
+    def _open_at_once(self, session: UDPSession, now: float) -> None:
+        """Open a session within the batch that began it, if it has to wait for nothing: most have not.
+
+        Its task, which has not run yet, raises whatever this raises.
+        """
+        upstream = session.upstream
+        if upstream is None or session.route.hooks:
+            return
+        candidates = self.pool.candidates_at_once(upstream, session.facts)
+        if candidates is None:
+            return
+        session.phase = "connect"
+        try:
+            self.on_opened(session)
+            self._open(session, upstream, candidates, now)
+        except Exception as error:  # noqa: BLE001  for the boundary in `run`
+            session.failure = error
 
     async def _ask_plugins(self, session: UDPSession) -> None:
         """Let the plugins of the route refuse, delay or redirect the client, and add to its facts.
@@ -260,7 +283,9 @@ class UDPSessions:
         if hooks.upstream_key:
             session.upstream = session.snapshot.upstreams[hooks.upstream_key]
 
-    async def _open(self, session: UDPSession, upstream: Upstream) -> None:
+    def _open(
+        self, session: UDPSession, upstream: Upstream, candidates: Iterator[Address], now: float
+    ) -> None:
         """Find a node, open a socket to it, and hand on what is queued.
 
         Raises:
@@ -269,11 +294,12 @@ class UDPSessions:
           Exhausted: no descriptor, memory or port left.
         """
         trail = session.trail
-        candidates = self._unrefused_first(await self.pool.candidates(upstream, session.facts), session)
+        if len(self.refusals):
+            candidates = self._unrefused_first(candidates, session, now)
         attempts = None if upstream.retries is None else 1 + upstream.retries
         failure: ConnectFailed | None = None
         for node in itertools.islice(candidates, attempts):
-            trail.node, trail.dialled_at = node, trio.current_time()
+            trail.node, trail.dialled_at = node, now
             try:
                 session.upstream_side = self.datagrams.connect(node)
             except ConnectFailed as error:
@@ -284,13 +310,13 @@ class UDPSessions:
                 raise
             else:
                 session.lease = self.pool.lease(upstream, node)
-                self._hand_on(session, upstream, session.upstream_side)
+                self._hand_on(session, upstream, session.upstream_side, now)
                 return
         if failure is not None:
             raise failure
         raise NoNode(f"upstream {upstream.key} has no node to send to: {self.pool.why_empty(upstream)}")
 
-    def _hand_on(self, session: UDPSession, upstream: Upstream, side: UpstreamSide) -> None:
+    def _hand_on(self, session: UDPSession, upstream: Upstream, side: UpstreamSide, now: float) -> None:
         """The socket is there: send what is queued, and from now on what comes."""
         if self._in_trouble:
             self._in_trouble = False
@@ -300,7 +326,8 @@ class UDPSessions:
             session.repeats_preface = upstream.proxy_protocol_on_each
         if session.route.udp.idle_s is None:
             session.idle_s = upstream.timeouts.idle_s
-        now = session.connected_at = trio.current_time()
+        session.phase = "relay"
+        session.connected_at = now
         side.watch(session, session.reception.clients, session.origin, session.reception)
         for payload in self.table.unqueue(session):
             session.reception.forward(session, memoryview(payload))
@@ -309,10 +336,11 @@ class UDPSessions:
         if session.reason is None:
             self.table.opened(session, None if session.preface else side.send, now)
 
-    def _unrefused_first(self, candidates: Iterator[Address], session: UDPSession) -> Iterator[Address]:
+    def _unrefused_first(
+        self, candidates: Iterator[Address], session: UDPSession, now: float
+    ) -> Iterator[Address]:
         """The same nodes; those that refused this client a moment ago come last."""
         later: list[Address] = []
-        now = trio.current_time()
         for node in candidates:
             if self.refusals.holds(session.client, node, now):
                 later.append(node)
@@ -364,10 +392,11 @@ class UDPSessions:
     def _leave(self, session: UDPSession, outcome: Outcome) -> None:
         if session.upstream_side is not None:
             session.upstream_side.close()
+            session.upstream_side = None
         if session.lease is not None:
             session.lease.close()
         del self.live[session.id]
-        self.live_by_listener[session.listener.name] -= 1
+        self.live_by_listener[session.reception.name] -= 1
         totals = self.totals
         totals.sessions += 1
         totals.bytes_up += session.bytes_up
@@ -378,52 +407,8 @@ class UDPSessions:
         self.on_outcome(outcome)
 
 
-def _outcome(session: UDPSession, fault: Fault | None, status: int) -> Outcome:
-    assert session.reason is not None, "it has ended"
-    if fault is None:
-        fault = Fault.GATEWAY if session.reason in _GATEWAYS_FAULT else Fault(session.side or Fault.NONE)
-    trail, route = session.trail, session.route
-    answered = session.answers > 0
-    return Outcome(
-        session_id=session.id,
-        facts=session.facts,
-        peer=session.origin.client,
-        reason=session.reason,
-        fault=fault,
-        phase=session.phase if session.reason is not Reason.CONNECT_FAILED or answered else "connect",
-        started_at=session.started_unix_s,
-        duration_s=trio.current_time() - session.started_at,
-        connect_s=None if session.connected_at is None else session.connected_at - trail.dialled_at,
-        bytes_up=session.bytes_up,
-        bytes_down=session.bytes_down,
-        route_id=route.id,
-        route_name=route.name,
-        service_id=route.service_id,
-        upstream=session.upstream.key if session.upstream is not None else "",
-        node=trail.node,
-        attempts=tuple(trail.attempts),
-        side=session.side or "",
-        detail=session.detail,
-        revision=session.snapshot.revision,
-        status=status,
-        datagrams_up=session.datagrams_up,
-        datagrams_down=session.datagrams_down,
-        datagrams_dropped=session.lost + session.withheld,
-    )
-
-
 def _lists(upstream: Upstream, node: Address) -> bool:
     """Whether an upstream has the node that a session was given. A name stands for any address."""
     return any(
         each.port == node.port and (each.is_looked_up or each.host == node.host) for each in upstream.nodes
     )
-
-
-def _overlap(one: Listener, other: Listener) -> bool:
-    """Whether the kernel would refuse to bind both."""
-    if one.transport != other.transport or one.port != other.port:
-        return False
-    hosts = {one.host, other.host}
-    if len(hosts) == 1 or "::" in hosts:
-        return True
-    return "0.0.0.0" in hosts and not any(":" in host for host in hosts)  # noqa: S104  compared with, not bound to

@@ -6,11 +6,11 @@ import pytest
 import trio
 import trio.testing
 
-from streamgw.core.model import Address
+from streamgw.core.model import Address, Listener
 from streamgw.core.udp_sessions import Drop
 from streamgw.core.wire.proxy_protocol import build_v2
 from tests.support.bridge import no_descriptor_left
-from tests.support.scenes import route, snapshot, upstream
+from tests.support.scenes import listener, route, snapshot, upstream
 from tests.support.udp_scenes import BIGGEST, Peer, exchange, to, udp_gateway, udp_listener
 
 
@@ -186,3 +186,27 @@ async def test_a_removed_listener_without_descriptors_cuts_its_sessions_off() ->
 
             assert (await gateway.outcome()).reason == "moved"
             assert gateway.troubles == [f"sessions of {name} are cut off: too many open files"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "overlap"),
+    [
+        (udp_listener(port=53), udp_listener(port=53), True),
+        (udp_listener(port=53), udp_listener(port=54), False),
+        (udp_listener(port=53), listener(53), False),
+        (udp_listener(port=53), udp_listener("127.0.0.2", 53), False),
+        (udp_listener(port=53), udp_listener("0.0.0.0", 53), True),
+        (udp_listener("::1", 53), udp_listener("0.0.0.0", 53), False),
+        (udp_listener("::1", 53), udp_listener("::", 53), True),
+        (udp_listener(port=53), udp_listener("::", 53, dual_stack=True), True),
+    ],
+)
+async def test_which_listeners_stand_in_each_other_s_way(
+    one: Listener, other: Listener, overlap: bool
+) -> None:
+    async with udp_gateway(snapshot()) as gateway:
+        gateway.listen(udp_listener())
+        await gateway.until(lambda: gateway.udp.receptions)
+        (reception,) = gateway.udp.receptions
+        reception.follow(one)
+        assert reception.is_in_the_way_of(other) is overlap

@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 
 import attrs
-import pytest
 import trio
 import trio.testing
 
 from streamgw.core.errors import Reason, Rejected
 from streamgw.core.hooks import Hooks, UseUpstream
-from streamgw.core.model import Address, DatagramRules, Listener, Timeouts
+from streamgw.core.model import Address, DatagramRules, Timeouts
 from streamgw.core.udp_sessions import Drop, UDPLimits
-from streamgw.dataplane.udp import _overlap
 from tests.support.bridge import no_descriptor_left, open_descriptors
-from tests.support.scenes import FakeNames, listener, route, snapshot, upstream
+from tests.support.scenes import FakeNames, route, snapshot, upstream
 from tests.support.udp_scenes import (
     Peer,
     UDPGateway,
@@ -506,20 +504,3 @@ async def test_sessions_cut_by_the_end_of_the_pump_say_drain() -> None:
             assert (await gateway.outcome()).reason == "drain"
             gateway.listeners.drain(trio.current_time())
         gateway.sockets.close_all()
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "overlap"),
-    [
-        (udp_listener(port=53), udp_listener(port=53), True),
-        (udp_listener(port=53), udp_listener(port=54), False),
-        (udp_listener(port=53), listener(53), False),
-        (udp_listener(port=53), udp_listener("127.0.0.2", 53), False),
-        (udp_listener(port=53), udp_listener("0.0.0.0", 53), True),
-        (udp_listener("::1", 53), udp_listener("0.0.0.0", 53), False),
-        (udp_listener("::1", 53), udp_listener("::", 53), True),
-        (udp_listener(port=53), udp_listener("::", 53, dual_stack=True), True),
-    ],
-)
-def test_which_listeners_stand_in_each_other_s_way(one: Listener, other: Listener, overlap: bool) -> None:
-    assert _overlap(one, other) is _overlap(other, one) is overlap
