@@ -110,6 +110,7 @@ class _Memory:
     """What `reach` said of each route."""
     reach: tuple[object, ...] = ()
     """What that depends on besides the route."""
+    router: Router | None = None
 
 
 @attrs.frozen
@@ -268,7 +269,7 @@ def _compile(
     resolution.raise_problems()
     routes = resolution.routes()
     resolution.raise_problems()  # a plugin's own code may refuse what its options allow
-    router = Router([route for _, route in routes])
+    router = resolution.router(routes)
     resolution.warn_of_shadows(router, routes)
     entries = tuple(credentials.entries())
     warnings = [warning for file in files for warning in file.warnings]
@@ -359,6 +360,12 @@ class _Resolution:
         ]
         found.sort(key=lambda pair: -pair[1].priority)
         return [(document, self._route(document, spec)) for document, spec in found]
+
+    def router(self, routes: Sequence[tuple[Document, Route]]) -> Router:
+        """Who chooses among them."""
+        router = Router([route for _, route in routes], self._before.router)
+        self.memory = attrs.evolve(self.memory, router=router)
+        return router
 
     def warn_of_shadows(self, router: Router, routes: Sequence[tuple[Document, Route]]) -> None:
         """Routes that an earlier one leaves nothing."""
@@ -460,11 +467,12 @@ class _Resolution:
             chosen.append(upstream)
         if not chosen:
             self.warnings.append((document, Fault((), "no upstream: every session that matches is closed")))
-        self.upstreams |= {each.key: each for each in chosen}
+        for each in chosen:
+            self.upstreams[each.key] = each
         hooks = tuple(self._hooks(fitting, document, service) for fitting in fittings)
         inputs: tuple[object, ...] = (document, upstream, *hooks)
         known = self._before.routes.get(document.key)
-        if known is None or not _are_the_same(known[0], inputs):
+        if known is None or known[0] != inputs:  # mostly the very same, which a tuple looks at first
             known = inputs, _build_route(document, spec, upstream, hooks)
         self.memory.routes[document.key] = known
         return known[1]
@@ -497,7 +505,7 @@ class _Resolution:
         if spec.upstream_id is not None:
             return self._upstream_by_id(spec.upstream_id)
         if owner not in self._upstreams and spec.upstream is not None:
-            self._upstreams[owner] = self._built(owner, spec.upstream, f"{owner[0]}/{owner[1]}/upstream")
+            self._upstreams[owner] = self._built(owner, spec.upstream, "{}/{}/upstream")
         return self._upstreams.get(owner)
 
     def _upstream_by_id(self, name: str) -> Upstream:
@@ -505,14 +513,14 @@ class _Resolution:
         if key not in self._upstreams:
             spec = self._by_key[key].spec
             assert isinstance(spec, UpstreamSpec), "the collection decides the class"
-            self._upstreams[key] = self._built(key, spec, "/".join(key))
+            self._upstreams[key] = self._built(key, spec, "{}/{}")
         return self._upstreams[key]
 
-    def _built(self, owner: Key, spec: UpstreamSpec, name: str) -> Upstream:
+    def _built(self, owner: Key, spec: UpstreamSpec, form: str) -> Upstream:
         document, tls = self._by_key[owner], self.credentials.of_upstream(owner)
         known = self._before.upstreams.get(owner)
         if known is None or known[0] is not document or known[1] != tls:
-            known = document, tls, spec.build(name, tls)
+            known = document, tls, spec.build(form.format(*owner), tls)
         self.memory.upstreams[owner] = known
         return known[2]
 
@@ -532,11 +540,6 @@ def _build_route(
         udp=spec.udp.build() if spec.udp is not None else DatagramRules(),
         hooks=hooks,
     )
-
-
-def _are_the_same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
-    """The very same, not equal ones: which would have to be compared field by field."""
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 def _references(document: Document) -> Iterator[tuple[str, Key]]:

@@ -31,7 +31,7 @@ import itertools
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import attrs
@@ -67,13 +67,22 @@ class Explanation:
 
 
 class Router:
-    """Chooses among routes that are already in their final order. Immutable."""
+    """Chooses among routes that are already in their final order. Immutable.
 
-    def __init__(self, routes: Sequence[Route]) -> None:
+    Args:
+      before: the router that this one replaces: what it knows of matches that are the very same is taken over.
+    """
+
+    def __init__(self, routes: Sequence[Route], before: Router | None = None) -> None:
         self.routes = tuple(routes)
-        ranked = [(rank, route.match) for rank, route in enumerate(self.routes)]
-        self._plain = _Index((rank, match) for rank, match in ranked if not match.server_names)
-        self._named = _Index((rank, match) for rank, match in ranked if match.server_names)
+        known = before._sides if before is not None else {}  # noqa: SLF001  of the same class
+        # By the identity of the match, which lives as long as the routes: its hash takes longer than all of this.
+        self._sides: Mapping[int, _Sides] = {
+            id(route.match): known.get(id(route.match)) or _sides(route.match) for route in self.routes
+        }
+        ranked = [(rank, route.match, self._sides[id(route.match)]) for rank, route in enumerate(self.routes)]
+        self._plain = _Index(each for each in ranked if not each[1].server_names)
+        self._named = _Index(each for each in ranked if each[1].server_names)
         patterns = {pattern for route in self.routes for pattern in route.match.server_names}
         self._patterns = SNIIndex((pattern, pattern) for pattern in patterns)
         self._protocols = frozenset(protocol for route in self.routes for protocol in route.match.alpn)
@@ -141,11 +150,15 @@ class Router:
     def _hider(self, rank: int, match: Match) -> int | None:
         index = self._named if match.server_names else self._plain
         # Only the same pattern can hide a named route: a longer one covers less, a shorter one is tried later.
-        keys, sides = _keys(match), _sides(match)
+        keys, sides = _keys(match), self._sides[id(match)]
         if _is_wide(sides):
             corner = next(itertools.product(*sides))
             found, *others = {index.first_covering(key, corner, below=rank) for key in keys}
-            if others or found == _NEVER or not _FieldSets(_sides(self.routes[found].match)).cover(sides):
+            if (
+                others
+                or found == _NEVER
+                or not _FieldSets(self._sides[id(self.routes[found].match)]).cover(sides)
+            ):
                 return None
             return found
         if len(keys) == 1 and all(len(blocks) == 1 for blocks in sides):
@@ -243,11 +256,11 @@ class _Index:
     100,000 tables.
     """
 
-    def __init__(self, entries: Iterable[tuple[int, Match]]) -> None:
+    def __init__(self, entries: Iterable[tuple[int, Match, _Sides]]) -> None:
         shapes: dict[tuple[int, int, int, int, int], _Shape] = {}
         wide: list[tuple[int, frozenset[str], _FieldSets]] = []
-        for rank, match in entries:
-            keys, sides = _keys(match), _sides(match)
+        for rank, match, sides in entries:
+            keys = _keys(match)
             if _is_wide(sides):
                 wide.append((rank, frozenset(keys), _FieldSets(sides)))
                 continue
@@ -426,13 +439,7 @@ def _merged(ranges: Sequence[PortRange]) -> list[tuple[int, int]]:
 def _network_blocks(networks: Sequence[Network]) -> Sequence[_Block]:
     if not networks:
         return (_ANY,)
-    return [_network_block(network) for network in networks]
-
-
-@functools.lru_cache(maxsize=65536)
-def _network_block(network: Network) -> _Block:
-    """Cached: asked twice of every route at each reload, and `ipaddress` makes an object for each of the two numbers."""
-    return network.version, int(network.netmask), int(network.network_address)
+    return [(net.version, int(net.netmask), int(net.network_address)) for net in networks]
 
 
 @functools.lru_cache(maxsize=4096)
