@@ -232,6 +232,40 @@ def test_a_listener_takes_only_so_many_sessions(scene: Scene) -> None:
     assert status["sessions"]["by_reason"]["evicted"] == 1
 
 
+def test_one_client_begins_only_so_many_sessions_at_once(scene: Scene) -> None:
+    limits = {"limits": {"udp_session_rate_per_client": 2}}
+    access_log = {"access_log": {"path": str(scene.gateway.access_log)}}
+    scene.gateway.write_settings([], [f"127.0.0.1:{scene.port}"], streamgw={**limits, **access_log})
+
+    with scene.gateway.running(), contextlib.ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(scene.client()).send("hello")
+        status = scene.gateway.wait_for_status(
+            lambda status: (
+                status["sessions"]["total"] + sum(status["listeners"][0]["dropped"].values()) == 10
+            ),
+            what="ten datagrams",
+        )
+
+    assert set(status["listeners"][0]["dropped"]) == {"client_rate"}
+    assert 2 <= status["sessions"]["total"] < 10
+
+
+def test_a_client_that_may_be_forged_gets_no_more_than_it_sent(scene: Scene) -> None:
+    scene.route_to(scene.alpha, amplification=1)
+
+    with scene.gateway.running(), scene.client() as client:
+        client.send("hello")
+        status = scene.gateway.wait_for_status(
+            lambda status: status["listeners"][0]["dropped"], what="an answer dropped"
+        )
+        client.sock.setblocking(False)
+
+        assert status["listeners"][0]["dropped"] == {"amplification": 1}
+        with pytest.raises(BlockingIOError):
+            client.answer()
+
+
 def test_a_listener_that_is_removed_leaves_its_sessions_alone(scene: Scene, ports: Ports) -> None:
     with scene.gateway.running(), scene.client() as client:
         assert client.ask("before") == "alpha before"
