@@ -89,7 +89,7 @@ class Reloader:
       wall_clock: for `applied_at`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  one parameter for each who is asked or told
         self,
         loader: Loads,
         listeners: Callable[[], Sequence[Listener]],

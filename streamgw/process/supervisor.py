@@ -1,4 +1,4 @@
-"""The gateway as a process: settings, signals, the status endpoint, and the worker in the same nursery.
+"""The gateway as a process: settings, signals, the HTTP servers, and the worker in the same nursery.
 
 ```
 trio.run
@@ -119,7 +119,9 @@ class Supervisor:
                 await nursery.start(self.worker.run)
                 self.worker.listen()
                 await self.servers.start(nursery)
-                self._warn(settings.warnings)
+                self.settings_status = attrs.evolve(
+                    self.settings_status, warnings=(*settings.warnings, *self.servers.missed)
+                )
                 await nursery.start(self._watch_settings)
                 if beside is not None:
                     nursery.start_soon(beside, self)
@@ -128,11 +130,6 @@ class Supervisor:
                 nursery.cancel_scope.cancel()
         finally:
             self.sockets.close_all()
-
-    def _warn(self, warnings: tuple[Problem, ...]) -> None:
-        self.settings_status = attrs.evolve(
-            self.settings_status, warnings=(*warnings, *self.servers.missed)
-        )
 
     def _announce(self, settings: Settings) -> None:
         # What is loaded by now stays. A full collection that had to look at it took 10 to 26 ms, at any odd moment.
@@ -171,9 +168,7 @@ class Supervisor:
 
     def _drain(self, why: str) -> None:
         timeout_s = self.worker.settings.drain_timeout_s
-        self._log.info(
-            "draining", signal=why, live_sessions=self.worker.live_sessions, deadline_s=timeout_s
-        )
+        self._log.info("draining", signal=why, live_sessions=self.worker.live_sessions, deadline_s=timeout_s)
         systemd.notify("STOPPING=1")
         self.worker.drain(trio.current_time() + timeout_s)
 
@@ -283,22 +278,24 @@ def _check_keys(settings: Settings, config: Path, filled_in: int) -> None:
         structlog.get_logger().warning("admin_keys_made", file=str(config), keys=filled_in)
     admin = settings.admin
     if admin is not None and admin.is_key_required and not all(key.key for key in admin.keys or (NO_KEY,)):
-        message = "missing valid Admin API token: a key is empty"
+        message = "missing valid Admin API token: there is no key, or an empty one"
         raise ConfigError((Problem(str(config), 0, 0, "deployment.admin.admin_key", message),))
 
 
 def _raise_descriptor_limit(settings: Settings) -> None:
-    """Use every descriptor that the system allows: the soft limit is often 1024, a session needs two."""
+    """Use every descriptor that the system allows: the soft limit is often 1024, a session needs two, over UDP one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     wanted = 2 * settings.limits.max_sessions
+    if any(listener.transport == "udp" for listener in settings.listeners):
+        wanted += settings.limits.max_udp_sessions
     if hard != resource.RLIM_INFINITY and wanted > hard:
         structlog.get_logger().warning(
             "few_descriptors",
             limit=hard,
             wanted=wanted,
-            hint="raise LimitNOFILE (ulimit -Hn) or lower streamgw.limits.max_sessions",
+            hint="raise LimitNOFILE (ulimit -Hn) or lower streamgw.limits.max_sessions and max_udp_sessions",
         )
 
 

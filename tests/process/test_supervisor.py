@@ -7,10 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support.child import wait_until
 from tests.support.gateway import PLAIN, STREAMGW, Gateway, stream_route
@@ -240,3 +243,130 @@ def test_a_service_manager_is_told_and_its_sockets_are_used(
         finally:
             child.kill()
             child.wait()
+
+
+# The HTTP side
+
+ADMIN = {"admin_key": [{"name": "admin", "key": "", "role": "admin"}]}
+
+
+def admin_status(port: int, key: str) -> int:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/apisix/admin/stream_routes", headers={"X-API-KEY": key}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as refused:
+        refused.close()
+        return refused.code
+
+
+def key_in(gateway: Gateway) -> str:
+    keys = yaml.safe_load(gateway.config.read_text())["deployment"]["admin"]["admin_key"]
+    return str(keys[0]["key"])
+
+
+def test_an_empty_admin_key_is_made_at_the_start_and_keys_change_live(gateway: Gateway, ports: Ports) -> None:
+    port = ports.take()
+    admin = {**ADMIN, "admin_listen": {"port": port}}
+    gateway.write_settings([ports.take()], deployment={"admin": admin})
+    with gateway.running() as child:
+        made = key_in(gateway)
+        assert len(made) == 32
+        assert admin_status(port, made) == 200
+        assert admin_status(port, "wrong") == 401
+        log = (gateway.directory / "streamgw.log").read_text()
+        assert "admin_keys_made" in log
+        assert made not in log
+
+        given = {**admin, "admin_key": [{"name": "admin", "key": "mine", "role": "admin"}]}
+        gateway.write_settings([ports.take()], deployment={"admin": given})
+        child.wait_until(lambda: admin_status(port, "mine") == 200, what="the new key works")
+        assert admin_status(port, made) == 401
+
+        gateway.write_settings([ports.take()], deployment={"admin": admin})
+        child.wait_until(lambda: key_in(gateway) not in {"", "mine"}, what="the empty key is filled in")
+        child.wait_until(lambda: admin_status(port, key_in(gateway)) == 200, what="it works")
+
+
+@pytest.mark.parametrize(
+    ("admin", "said"),
+    [
+        (
+            {"admin_key_required": False, "admin_listen": {"ip": "0.0.0.0"}, "allow_admin": []},
+            "deployment.admin.admin_key_required: missing valid Admin API token: ",
+        ),
+        (
+            {"admin_key": [{"name": "a", "key": "${{NOTHING:=}}", "role": "admin"}]},
+            "deployment.admin.admin_key[0].key: expected text",
+        ),
+        (
+            {"admin_key": []},
+            "deployment.admin.admin_key: missing valid Admin API token: there is no key, or an empty one",
+        ),
+        ({"https_admin": True}, "deployment.admin.https_admin: missing ssl cert for https admin"),
+        (
+            {
+                **ADMIN,
+                "https_admin": True,
+                "admin_api_mtls": {"admin_ssl_cert": "no.pem", "admin_ssl_cert_key": "no.pem"},
+            },
+            "deployment.admin.admin_api_mtls: not good: ",
+        ),
+    ],
+)
+def test_an_admin_api_that_would_be_open_or_broken_exits_78(
+    gateway: Gateway, ports: Ports, admin: dict[str, object], said: str
+) -> None:
+    gateway.write_settings(
+        [ports.take()], deployment={"admin": {"admin_listen": {"port": ports.take()}} | admin}
+    )
+
+    done = start_and_fail(gateway)
+
+    assert done.returncode == 78
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_new_place_for_the_admin_api_needs_a_restart_and_a_new_allow_list_does_not(
+    gateway: Gateway, ports: Ports
+) -> None:
+    port, elsewhere, listener = ports.take(), ports.take(), ports.take()
+    admin = {"admin_key": [{"name": "admin", "key": "mine", "role": "admin"}]}
+    gateway.write_settings([listener], deployment={"admin": {**admin, "admin_listen": {"port": port}}})
+    with gateway.running() as child:
+        changed = {**admin, "admin_listen": {"port": elsewhere}, "allow_admin": ["192.0.2.0/24"]}
+        gateway.write_settings([listener], deployment={"admin": changed})
+
+        status = gateway.wait_for_status(lambda s: s["settings"]["reloads"] == 1, what="applied")
+
+        assert [w["pointer"] for w in status["settings"]["warnings"]] == ["deployment.admin"]
+        child.wait_until(lambda: admin_status(port, "mine") == 403, what="the allow list counts")
+        assert not reachable(elsewhere)
+
+
+def test_a_reload_asked_for_over_http_looks_at_both(gateway: Gateway, ports: Ports, echo: int) -> None:
+    first, second = ports.take(), ports.take()
+    gateway.write_settings([first], streamgw={"reload": {"relook_s": 3600}})
+    gateway.write_routes("echo.yaml", stream_route("echo", echo))
+    with gateway.running() as child:
+        gateway.write_settings([second], streamgw={"reload": {"relook_s": 3600}})
+        request = urllib.request.Request(f"http://127.0.0.1:{gateway.control_port}/v1/reload", method="POST")
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            assert answer.status == 202
+
+        child.wait_until(lambda: reachable(second), what="the new listener")
+
+
+def test_a_slow_reader_of_metrics_does_not_keep_it_from_ending(gateway: Gateway, ports: Ports) -> None:
+    gateway.write_settings([ports.take()])
+    with gateway.running() as child, socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        slow.connect(("127.0.0.1", gateway.metrics_port))
+        slow.sendall(b"GET /apisix/prometheus/metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 400)
+
+        child.send_signal(signal.SIGINT)
+
+        assert child.wait() == 0

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 HEAD_LIMIT_BYTES = 16 << 10
-"""Request line and headers; more is answered 431."""
+"""Request line and headers; more is answered 431, unless it all came in one piece (64 KiB at most)."""
 IDLE_TIMEOUT_S = 5.0
 """A connection without a complete request head for this long is closed."""
 HANDSHAKE_TIMEOUT_S = 10.0

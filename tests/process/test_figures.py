@@ -1,0 +1,96 @@
+"""The numbers behind the metrics, taken from a worker that serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import trio
+
+from streamgw.config.settings import LimitSettings
+from streamgw.control.reloader import ReloadStatus
+from streamgw.core.model import Listener
+from streamgw.process.figures import BATCH, batches, take_figures
+from tests.support.worker import ANY, Scene, says, worker_on
+
+
+async def one_session(scene: Scene) -> None:
+    async with await scene.connect() as client:
+        await says(client)
+    await scene.until(lambda: not scene.worker.sessions.live)
+
+
+async def test_what_ended_and_what_lives_is_counted_once(tmp_path: Path) -> None:
+    async with worker_on(tmp_path) as scene:
+        await one_session(scene)
+        async with await scene.connect() as client:
+            await says(client)
+
+            figures = await take_figures(scene.worker, ReloadStatus())
+
+    (listener,) = figures.listeners
+    assert (listener.accepted, listener.active) == (2, 1)
+    assert listener.bytes_up == 3
+    assert listener.bytes_down == figures.ended[0].bytes_down > 3
+    (ended,) = figures.ended
+    assert (ended.reason, ended.status, ended.sessions, ended.bytes_up) == ("closed", 200, 1, 3)
+    assert ended.node == f"127.0.0.1:{scene.upstream_ports[0]}"
+    assert sum(figures.connect.counts) == sum(figures.duration.counts) == 1
+    assert figures.objects == {"stream_routes": 1}
+    assert figures.bugs == 0
+
+
+async def test_reloads_are_counted_by_what_they_read(tmp_path: Path) -> None:
+    async with worker_on(tmp_path) as scene:
+        (scene.routes / "echo.yaml").write_text("stream_routes: 7")
+        await scene.until(lambda: scene.worker.reloader.status.rejected == 1)
+
+        figures = await take_figures(scene.worker, ReloadStatus(reloads=2))
+
+    routes, settings = figures.reloads
+    assert (routes.what, routes.applied, routes.rejected, routes.is_rejected) == ("routes", 1, 1, True)
+    assert routes.applied_at > 1_700_000_000
+    assert (settings.what, settings.applied, settings.applied_at) == ("settings", 3, 0.0)
+
+
+async def test_a_listener_that_stops_accepting_is_noticed(tmp_path: Path) -> None:
+    limits = LimitSettings(max_sessions=1)
+    async with worker_on(tmp_path, limits=limits) as scene:
+        for _ in range(2):
+            await one_session(scene)
+
+        (listener,) = (await take_figures(scene.worker, ReloadStatus())).listeners
+
+    assert listener.pauses == 2
+
+
+async def test_dropped_datagrams_are_told_by_listener_and_reason(tmp_path: Path) -> None:
+    listeners = (ANY, Listener("udp", "127.0.0.1", 0))
+    async with worker_on(tmp_path, listeners=listeners) as scene:
+        (udp,) = [each for each in scene.worker.sockets.bound() if each.transport == "udp"]
+        (scene.routes / "echo.yaml").write_text("")
+        await scene.until(lambda: not scene.worker.reloader.current.router.routes)
+        with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as client:
+            await client.sendto(b"?", ("127.0.0.1", udp.port))
+            drops = {}
+            while not drops:
+                await trio.sleep(0.01)
+                drops = dict((await take_figures(scene.worker, ReloadStatus())).drops)
+
+    assert drops == {(udp.name, "no_route"): 1}
+
+
+async def test_many_sessions_are_looked_at_in_turns(tmp_path: Path) -> None:
+    async with worker_on(tmp_path) as scene, await scene.connect() as client:
+        await says(client)
+        (session,) = scene.worker.sessions.live.values()
+        live = scene.worker.sessions.live
+        for number in range(2 * BATCH):
+            live[f"copy {number}"] = attrs.evolve(session, id=f"copy {number}")
+        try:
+            sizes = [len(batch) for batch in batches(scene.worker)]
+        finally:
+            for number in range(2 * BATCH):
+                del live[f"copy {number}"]
+
+    assert sizes == [BATCH, BATCH, 1]

@@ -1,0 +1,79 @@
+"""Sessions and reloads as the HTTP side shows them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import attrs
+import trio
+
+from streamgw.control.reloader import ReloadStatus
+from streamgw.core.errors import Problem
+from streamgw.core.model import Revision
+from streamgw.process.rows import MAX_PROBLEMS, reload_event, session_row
+from tests.support.worker import says, worker_on
+
+
+async def test_a_live_session_is_a_row(tmp_path: Path) -> None:
+    async with worker_on(tmp_path) as scene, await scene.connect() as client:
+        await says(client)
+        (session,) = scene.worker.sessions.live.values()
+
+        row = session_row(session, trio.current_time())
+
+        local = client.socket.getsockname()
+        assert (row.transport, row.phase, row.route, row.upstream) == (
+            "tcp",
+            "relay",
+            "echo",
+            "stream_routes/echo/upstream",
+        )
+        assert row.client == row.peer == f"127.0.0.1:{local[1]}"
+        assert row.server == f"127.0.0.1:{scene.ports[0]}"
+        assert row.node == f"127.0.0.1:{scene.upstream_ports[0]}"
+        assert row.bytes_up == 3
+        assert row.age_s >= 0
+        assert row.revision == scene.worker.reloader.current.revision
+
+
+async def test_the_feed_tells_of_a_session_from_its_route_to_its_end(tmp_path: Path) -> None:
+    async with worker_on(tmp_path) as scene:
+        feed = scene.worker.hub.subscribe(["session_opened", "session_closed"], {"route": "echo"})
+        async with await scene.connect() as client:
+            await says(client)
+        with trio.fail_after(5):
+            opened, closed = await feed.receive(), await feed.receive()
+
+    assert [opened.kind, closed.kind] == ["session_opened", "session_closed"]
+    assert opened.data["phase"] == "connect"
+    assert closed.data["phase"] == "relay"
+    assert opened.data["id"] == closed.data["id"]
+    assert opened.data["upstream"] == closed.data["upstream"] == "stream_routes/echo/upstream"
+    further = {"reason", "fault", "side", "detail", "duration_s", "connect_s"}
+    assert closed.data.keys() == opened.data.keys() | further
+    assert closed.data["reason"] == "closed"
+    json.dumps([attrs.asdict(opened), attrs.asdict(closed)])
+
+
+async def test_the_feed_tells_of_reloads_applied_and_rejected(tmp_path: Path) -> None:
+    async with worker_on(tmp_path) as scene:
+        feed = scene.worker.hub.subscribe(["reload"], {})
+        with trio.fail_after(10):
+            scene.write_route(scene.upstream_ports[1])
+            applied = await feed.receive()
+            (scene.routes / "echo.yaml").write_text("stream_routes: 7")
+            rejected = await feed.receive()
+
+    assert (applied.data["what"], applied.data["state"], applied.data["routes"]) == ("routes", "applied", 1)
+    assert rejected.data["state"] == "rejected"
+    assert rejected.data["revision"] == applied.data["revision"], "of what runs"
+    (problem,) = rejected.data["problems"]
+    assert "echo.yaml:1:16 stream_routes: " in problem
+
+
+def test_a_flood_of_problems_is_no_event() -> None:
+    problems = tuple(Problem("a", line, 0, "", "x") for line in range(1000))
+    status = ReloadStatus(state="rejected", revision=Revision("r"), problems=problems)
+
+    assert len(reload_event("routes", status, 0)["problems"]) == MAX_PROBLEMS
