@@ -334,7 +334,7 @@ class LimitSettings:
     """Of one client address, whatever its ports."""
     udp_session_rate_per_client: Seconds = 0.0
     """New sessions per second of one client address; as many may come at once."""
-    udp_queue_datagrams: Annotated[int, integer(1, 1024)] = 16
+    udp_queue_datagrams: Annotated[int, integer(1, 1024)] = 64
     """Held per session while its upstream socket is being opened."""
 
 

@@ -46,11 +46,13 @@ class Group(Generic[M]):
 
     def __init__(self) -> None:
         self.members: dict[M, None] = {}
-        self._oldest: list[tuple[float, weakref.ref[M]]] = []
+        self._oldest: list[tuple[float, weakref.ref[M]]] | None = None
         """The oldest last. Weak: it is looked at when a limit is met, and must not keep ended sessions until then."""
 
     def least_active(self) -> M | None:
         """Who has been silent longest; None: there is nobody."""
+        if self._oldest is None:
+            self._oldest = []
         oldest = self._oldest
         for _ in range(2):
             while oldest:

@@ -71,7 +71,9 @@ class UDPLimits:
     """Of one client address, whatever its ports and the listeners it talks to."""
     session_rate_per_client: float = 0.0
     """New sessions per second; as many, and at least one, may come at once. 0: no limit."""
-    queue_datagrams: int = 16
+    queue_datagrams: int = 64
+    """Held per session while its upstream's socket is being opened. Two turns of the pump, so that a client that begins
+    with a burst loses nothing."""
 
 
 class ListenerSessions:
@@ -309,16 +311,17 @@ class Table:
 
     def part_from_node(self, entry: Entry) -> None:
         """Its node is gone: the client's next datagram begins another session."""
-        entry.stale = True
-        self._refresh(entry)
+        if entry.reason is None:
+            entry.stale = True
+            self._refresh(entry)
 
     def end(self, entry: Entry, reason: Reason, side: Side | None = None, detail: str = "") -> None:
         """Forget a session. Does nothing to one that has ended."""
         if entry.reason is not None:
             return
         entry.reason, entry.side, entry.detail = reason, side, detail
+        entry.send, entry.plain = None, False
         self._detach(entry)
-        self._refresh(entry)
         for scope in entry.scopes:
             scope.discard(entry)
         client = self._clients[entry.client]
@@ -326,8 +329,9 @@ class Table:
             del self._clients[entry.client]
             if self.limits.session_rate_per_client:
                 self._rest(entry.client, client)
-        for payload in self.unqueue(entry):
-            self.lose(entry, len(payload), Drop.UNOPENED)
+        if entry.queue:
+            for payload in self.unqueue(entry):
+                self.lose(entry, len(payload), Drop.UNOPENED)
         self._on_end(entry)
 
     def sweep(self, clock: Callable[[], float]) -> Iterator[None]:
@@ -370,14 +374,10 @@ class Table:
 
     def _refresh(self, entry: Entry) -> None:
         """Decide anew whether the pump may take its fast path, each way."""
-        lives = entry.reason is None
-        may_send = lives and entry.assured and entry.queue is None and not (entry.requests or entry.stale)
+        may_send = entry.assured and entry.queue is None and not (entry.requests or entry.stale)
         entry.send = entry.sender if may_send else None
         entry.plain = (
-            lives
-            and entry.answers > 0
-            and entry.responses is None
-            and (entry.assured or not entry.amplification)
+            entry.answers > 0 and entry.responses is None and (entry.assured or not entry.amplification)
         )
 
     def _takes_token(self, host: str, now: float) -> bool:

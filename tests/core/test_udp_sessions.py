@@ -434,6 +434,16 @@ def test_it_stays_while_it_is_being_opened() -> None:
     assert entry.detached
 
 
+def test_who_has_ended_has_no_node_to_part_from() -> None:
+    scene = Scene()
+    entry = scene.serve(scene.begin())
+    scene.table.end(entry, Reason.KILLED)
+
+    scene.table.part_from_node(entry)
+
+    assert not entry.stale
+
+
 def test_one_that_is_done_before_the_client_comes_again_just_closed() -> None:
     scene = Scene()
     entry = scene.begin(responses=1)

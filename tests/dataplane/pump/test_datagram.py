@@ -8,7 +8,6 @@ import select
 import socket
 from typing import cast
 
-import attrs
 import pytest
 import trio
 import trio.testing
@@ -145,7 +144,6 @@ def test_bursts_keep_their_boundaries_and_their_order(up: list[int], down: list[
     async def scene() -> None:
         with Peer() as node, Peer() as client:
             async with udp_gateway(to(node)) as gateway:
-                gateway.udp.table.limits = attrs.evolve(gateway.udp.table.limits, queue_datagrams=64)
                 (at,) = gateway.listen(udp_listener())
                 await trio.testing.wait_all_tasks_blocked()
                 said = [bytes([number]) * size for number, size in enumerate(up)]
