@@ -26,6 +26,7 @@ from streamgw.config.settings_schema import ConfigSpec, DeploymentSpec
 from streamgw.core import access_log
 from streamgw.core.errors import Fault, Reason
 from streamgw.core.model import Address, Attempt, ClientCertificate, Facts, Outcome
+from streamgw.core.udp_sessions import Drop
 from tests.support.child import run
 from tests.support.namespace import private_network
 from tests.support.page import Reader, Step, is_like, steps_of
@@ -194,6 +195,14 @@ def test_the_reasons_are_those_of_the_code(page: str) -> None:
     reasons = [reason for reason, fault in rows if fault in faults]
 
     assert sorted(reasons) == sorted(map(str, Reason))
+
+
+@pytest.mark.parametrize("page", ["docs/udp.md", "docs/life-of-a-udp-session.md"])
+def test_the_reasons_for_dropped_datagrams_are_those_of_the_code(page: str) -> None:
+    table = (ROOT / page).read_text().partition("## Dropped datagrams")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE)
+
+    assert sorted(name for cell in cells for name in re.findall(r"`(\w+)`", cell)) == sorted(Drop)
 
 
 def test_the_index_of_decisions_lists_every_page() -> None:
