@@ -343,7 +343,8 @@ def test_the_shipped_file_is_right() -> None:
     settings = load_settings(SHIPPED, environ={})
 
     assert settings.warnings == ()
-    assert [listener.name for listener in settings.listeners] == ["tcp *:9100", "tcp 127.0.0.1:9101"]
+    names = [listener.name for listener in settings.listeners]
+    assert names == ["tcp *:9100", "tcp 127.0.0.1:9101", "udp *:9200", "udp 127.0.0.1:9211"]
 
 
 def test_the_shipped_file_stays_right_with_every_example_switched_on(config: Path) -> None:
