@@ -28,7 +28,8 @@ from typing import TypeAlias
 
 import attrs
 
-from streamgw.core.model import UNIX_HOST, Facts, Network
+from streamgw.core.model import Facts, Network
+from streamgw.core.networks import NetworkSet
 
 MAX_DEPTH = 16
 """Groups within groups."""
@@ -203,18 +204,17 @@ def _has(_: object) -> _Test:
 
 
 def _ipmatch(value: object) -> _Test:
-    networks = tuple(map(_network, value if isinstance(value, list) else [value]))
-    if not networks:
+    entries = value if isinstance(value, list) else [value]
+    if not entries:
         raise ExpressionError("invalid ip address")
+    networks = NetworkSet(map(_network, entries))
 
     def test(found: str | None) -> bool:
-        if found is None or found == UNIX_HOST:
-            return False
         try:
-            address = ipaddress.ip_address(found)
+            address = ipaddress.ip_address(found or "")
         except ValueError:
             return False
-        return any(address in network for network in networks)
+        return networks.holds(address.version, int(address))
 
     return test
 

@@ -25,8 +25,6 @@ the helpers at the end, and each is tested against another.
 
 from __future__ import annotations
 
-import functools
-import ipaddress
 import itertools
 import math
 import sys
@@ -36,7 +34,8 @@ from typing import TypeAlias
 
 import attrs
 
-from streamgw.core.model import UNIX_HOST, Facts, Match, Network, PortRange, PrereadPlan, Route
+from streamgw.core.model import Facts, Match, Network, PortRange, PrereadPlan, Route
+from streamgw.core.networks import parse_host
 from streamgw.core.sni import SNIIndex, matches_name
 
 _NEVER = sys.maxsize
@@ -209,7 +208,7 @@ def why_not(route: Route, facts: Facts) -> str | None:
 
 
 def _is_in(host: str, networks: Iterable[Network]) -> bool:
-    family, number = _parse_host(host)
+    family, number = parse_host(host)
     return any(
         network.version == family and number & int(network.netmask) == int(network.network_address)
         for network in networks
@@ -290,8 +289,8 @@ class _Index:
     def first(self, key: str, facts: Facts) -> int:
         """The lowest rank that matches, or _NEVER."""
         port = facts.server.port
-        server_family, server = _parse_host(facts.server.host) if self._asks_server else (0, 0)
-        client_family, client = _parse_host(facts.client.host) if self._asks_client else (0, 0)
+        server_family, server = parse_host(facts.server.host) if self._asks_server else (0, 0)
+        client_family, client = parse_host(facts.client.host) if self._asks_client else (0, 0)
         best = _NEVER
         for shape in self._by_families[server_family, client_family]:
             if shape.lowest >= best:
@@ -440,17 +439,3 @@ def _network_blocks(networks: Sequence[Network]) -> Sequence[_Block]:
     if not networks:
         return (_ANY,)
     return [(net.version, int(net.netmask), int(net.network_address)) for net in networks]
-
-
-@functools.lru_cache(maxsize=4096)
-def _parse_host(host: str) -> tuple[int, int]:
-    """(4 or 6, the address as a number) of a literal; (0, 0) of a Unix peer, which no network holds.
-
-    Cached, because one gateway has few addresses of its own; by hand for IPv4, because a client is often a new one and
-    `ipaddress` takes three times as long.
-    """
-    if host == UNIX_HOST:
-        return 0, 0
-    if ":" in host:
-        return 6, int(ipaddress.IPv6Address(host))
-    return 4, int.from_bytes(bytes(map(int, host.split("."))), "big")

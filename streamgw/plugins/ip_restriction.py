@@ -6,7 +6,6 @@ Source:
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
@@ -14,7 +13,8 @@ import attrs
 
 from streamgw.core.errors import Rejected
 from streamgw.core.hooks import Hooks, Plugin, PluginContext
-from streamgw.core.model import UNIX_HOST, Facts, Network
+from streamgw.core.model import Facts, Network
+from streamgw.core.networks import NetworkSet
 from streamgw.plugins.options import Fault, Schema, address_of, integer, text, too_few
 
 Address = Annotated[Network, address_of("ip address")]
@@ -49,23 +49,15 @@ class IPRestriction:
 
 
 def build(options: IPRestriction, _: PluginContext) -> Hooks:
-    """Refuse by the client's address, before any handshake."""
-    networks = options.whitelist or options.blacklist or ()
+    """Refuse by the client's address, before any handshake. A peer on a Unix socket is in no list."""
+    networks = NetworkSet(options.whitelist or options.blacklist or ())
     is_allowed = options.whitelist is not None
 
     def on_accept(facts: Facts, _: float) -> None:
-        if _is_in(facts.client.host, networks) is not is_allowed:
+        if (facts.client.host in networks) is not is_allowed:
             raise Rejected(options.message, status=options.response_code)
 
     return Hooks(on_accept=on_accept)
-
-
-def _is_in(host: str, networks: tuple[Network, ...]) -> bool:
-    """Whether it is an address of one of these. A peer on a Unix socket has none: a blacklist lets it in, a whitelist not."""
-    if host == UNIX_HOST:
-        return False
-    address = ipaddress.ip_address(host)
-    return any(address in network for network in networks)
 
 
 PLUGIN = Plugin(name="ip-restriction", priority=3000, options=IPRestriction, build=build)

@@ -10,14 +10,14 @@ Source:
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
 from typing import ClassVar
 
 import attrs
 
 from streamgw.core.hooks import Decision, Hooks, Plugin, PluginContext
-from streamgw.core.model import UNIX_HOST, Facts
+from streamgw.core.model import Facts
+from streamgw.core.networks import NetworkSet
 from streamgw.plugins.options import Fault, Net, Schema, too_few
 
 
@@ -37,12 +37,10 @@ class RealIP:
 
 def build(options: RealIP, _: PluginContext) -> Hooks:
     """Take the client from the header, where the listener has read one and nobody has believed it yet."""
+    trusted = NetworkSet(options.trusted_addresses)
 
     def on_accept(facts: Facts, _: float) -> Decision:
-        if facts.claimed is None or facts.client.host == UNIX_HOST:
-            return None
-        peer = ipaddress.ip_address(facts.client.host)
-        if not any(peer in network for network in options.trusted_addresses):
+        if facts.claimed is None or facts.client.host not in trusted:
             return None
         return attrs.evolve(facts, client=facts.claimed, peer=facts.client, claimed=None)
 

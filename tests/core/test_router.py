@@ -20,6 +20,7 @@ from streamgw.core.model import (
     Route,
     Source,
 )
+from streamgw.core.networks import parse_host
 from streamgw.core.router import Router, why_not
 
 LINES = itertools.count(1)
@@ -28,7 +29,7 @@ LINES = itertools.count(1)
 @pytest.fixture(autouse=True)
 def nothing_remembered() -> None:
     """Addresses parsed for another test must not be the reason why this one passes."""
-    router_module._parse_host.cache_clear()
+    parse_host.cache_clear()
 
 
 def route(
