@@ -18,39 +18,34 @@ import itertools
 import math
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import attrs
 import trio
 
 from streamgw.core.errors import (
-    ConnectFailed,
-    Exhausted,
     Fault,
-    NoNode,
     NoUpstream,
     Reason,
     Rejected,
     SessionError,
 )
-from streamgw.core.model import Address, Attempt, Facts, Listener, Outcome, Upstream
+from streamgw.core.model import Address, Facts, Listener, Node, Outcome, Upstream
 from streamgw.core.snapshot import Snapshot
-from streamgw.core.udp_room import Refusals
 from streamgw.core.udp_sessions import Drop, Entry, Table, UDPLimits
-from streamgw.core.wire.proxy_protocol import build_v2
 from streamgw.dataplane.hooks import Backgrounds, HookRun, shows_datagram
 from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.pump import Ending
-from streamgw.dataplane.pump.datagram import Datagrams, Origin, UpstreamSide
-from streamgw.dataplane.pump.end import words_for
+from streamgw.dataplane.pump.datagram import Datagrams, Origin
 from streamgw.dataplane.reception import Reception, UDPSession, outcome_of
 from streamgw.dataplane.session import Totals
+from streamgw.dataplane.udp_dialer import UDPDialer
+
+_ANY = "*"
 
 TICK_S = 0.25
 """How often sessions are looked at: what a timeout may be late by."""
-REST_S = 0.1
-"""How long no session is begun after the process ran out of descriptors."""
 
 
 @attrs.define
@@ -81,14 +76,13 @@ class UDPSessions:
     receptions: list[Reception] = attrs.Factory(list)
     """Every listener with a socket, those included that only serve the sessions they have left."""
     table: Table = attrs.field(init=False)
-    refusals: Refusals = attrs.Factory(Refusals)
-    rests_until: float = -math.inf
-    _in_trouble: bool = False
+    dialer: UDPDialer = attrs.field(init=False)
     _numbers: itertools.count[int] = attrs.Factory(lambda: itertools.count(1))
     _something_to_watch: trio.Event = attrs.Factory(trio.Event)
 
     def __attrs_post_init__(self) -> None:
         self.table = Table(UDPLimits(), self._on_end)
+        self.dialer = UDPDialer(self.datagrams, self.pool, self.table, self.on_trouble)
 
     async def sweep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Keep time for the sessions, and tell of dropped datagrams. Ends only by cancellation."""
@@ -119,12 +113,24 @@ class UDPSessions:
             self.table.end(session, Reason.KILLED)
         return session is not None
 
+    def leave_node(self, upstream: str, node: Address) -> None:
+        """End the sessions that an upstream (its key) has at a node, with reason `node_down`."""
+        for session in tuple(self.live.values()):
+            there = session.upstream
+            if session.trail.node == node and there is not None and there.key == upstream:
+                self.table.end(session, Reason.NODE_DOWN)
+
     def sync(self, upstreams: Mapping[str, Upstream]) -> None:
         """Follow a new snapshot: who talks to a node that is no longer listed moves with his next datagram."""
+        places: dict[str, frozenset[tuple[str, int]]] = {}
         for session in self.live.values():
             node, before = session.trail.node, session.upstream
             today = upstreams.get(before.key) if before is not None else None
-            if node is not None and today is not None and today is not before and not _lists(today, node):
+            if node is None or today is None or today is before:
+                continue
+            if today.key not in places:
+                places[today.key] = _places(today)
+            if not places[today.key] & {(node.host, node.port), (_ANY, node.port)}:
                 self.table.part_from_node(session)
 
     def make_way(self, listener: Listener) -> None:
@@ -156,7 +162,7 @@ class UDPSessions:
 
     def begin(self, reception: Reception, origin: Origin, size: int, now: float) -> UDPSession | Drop:
         """Match a client, hold a place for its session and start its task. Nothing is waited for."""
-        if now < self.rests_until:
+        if now < self.dialer.rests_until:
             return Drop.EXHAUSTED
         facts = Facts("udp", reception.name, origin.client, origin.server)
         snapshot = self.get_snapshot()
@@ -217,7 +223,10 @@ class UDPSessions:
             ending = Ending(Reason.BUG, detail=f"{type(error).__name__}: {error}")
             self.on_bug(session, error)
         finally:
-            self.table.end(session, ending.reason, ending.side, ending.detail)
+            if session.reason is None:
+                self.table.end(session, ending.reason, ending.side, ending.detail)
+            else:
+                fault = None  # it had ended before that was raised
             self._leave(session, outcome_of(session, fault, status))
 
     async def _live(self, session: UDPSession) -> Ending:
@@ -248,7 +257,7 @@ class UDPSessions:
         session.phase = "connect"
         self.on_opened(session)
         candidates = await self.pool.candidates(upstream, session.facts)
-        self._open(session, upstream, candidates, trio.current_time())
+        self.dialer.open(session, upstream, candidates, trio.current_time())
 
     def _open_at_once(self, session: UDPSession, now: float) -> None:
         """Open a session within the batch that began it, if it has to wait for nothing: most have not.
@@ -264,7 +273,7 @@ class UDPSessions:
         session.phase = "connect"
         try:
             self.on_opened(session)
-            self._open(session, upstream, candidates, now)
+            self.dialer.open(session, upstream, candidates, now)
         except Exception as error:  # noqa: BLE001  for the boundary in `run`
             session.failure = error
 
@@ -283,99 +292,13 @@ class UDPSessions:
         if hooks.upstream_key:
             session.upstream = session.snapshot.upstreams[hooks.upstream_key]
 
-    def _open(
-        self, session: UDPSession, upstream: Upstream, candidates: Iterator[Address], now: float
-    ) -> None:
-        """Find a node, open a socket to it, and hand on what is queued.
-
-        Raises:
-          NoNode: there was no candidate.
-          ConnectFailed: there is no way to any of those allowed.
-          Exhausted: no descriptor, memory or port left.
-        """
-        trail = session.trail
-        if len(self.refusals):
-            candidates = self._unrefused_first(candidates, session, now)
-        attempts = None if upstream.retries is None else 1 + upstream.retries
-        failure: ConnectFailed | None = None
-        for node in itertools.islice(candidates, attempts):
-            trail.node, trail.dialled_at = node, now
-            try:
-                session.upstream_side = self.datagrams.connect(node)
-            except ConnectFailed as error:
-                failure = error
-                self._note_failure(session, upstream, error)
-            except Exhausted as error:
-                self._rest(error)
-                raise
-            else:
-                session.lease = self.pool.lease(upstream, node)
-                self._hand_on(session, upstream, session.upstream_side, now)
-                return
-        if failure is not None:
-            raise failure
-        raise NoNode(f"upstream {upstream.key} has no node to send to: {self.pool.why_empty(upstream)}")
-
-    def _hand_on(self, session: UDPSession, upstream: Upstream, side: UpstreamSide, now: float) -> None:
-        """The socket is there: send what is queued, and from now on what comes."""
-        if self._in_trouble:
-            self._in_trouble = False
-            self.on_trouble("beginning UDP sessions again")
-        if upstream.proxy_protocol == "v2":
-            session.preface = build_v2(session.facts.client, session.facts.server, transport="udp")
-            session.repeats_preface = upstream.proxy_protocol_on_each
-        if session.route.udp.idle_s is None:
-            session.idle_s = upstream.timeouts.idle_s
-        session.phase = "relay"
-        session.connected_at = now
-        side.watch(session, session.reception.clients, session.origin, session.reception)
-        for payload in self.table.unqueue(session):
-            session.reception.forward(session, memoryview(payload))
-            if session.reason is not None:
-                self.table.drop(session, Drop.UNOPENED)
-        if session.reason is None:
-            self.table.opened(session, None if session.preface else side.send, now)
-
-    def _unrefused_first(
-        self, candidates: Iterator[Address], session: UDPSession, now: float
-    ) -> Iterator[Address]:
-        """The same nodes; those that refused this client a moment ago come last."""
-        later: list[Address] = []
-        for node in candidates:
-            if self.refusals.holds(session.client, node, now):
-                later.append(node)
-            else:
-                yield node
-        yield from later
-
     def refuse(self, session: UDPSession, error: OSError) -> None:
-        """The session's node does not take datagrams: an ICMP error came back, or there is no way to it any more."""
-        node, upstream = session.trail.node, session.upstream
-        assert node is not None, "it was sent to"
-        assert upstream is not None, "likewise"
-        failure = ConnectFailed(words_for(error.errno or 0))
-        self.refusals.add(session.client, node, trio.current_time())
-        self._note_failure(session, upstream, failure)
-        self.table.end(session, failure.reason, "upstream", str(failure))
+        """See `Owner.refuse`."""
+        self.dialer.refused(session, error)
 
     def answered(self, session: UDPSession) -> None:
         """See `Owner.answered`."""
-        node, upstream = session.trail.node, session.upstream
-        assert node is not None, "it answers"
-        assert upstream is not None, "likewise"
-        self.pool.answered(upstream, node, trio.current_time() - session.trail.dialled_at)
-
-    def _note_failure(self, session: UDPSession, upstream: Upstream, error: ConnectFailed) -> None:
-        trail = session.trail
-        assert trail.node is not None, "it was tried"
-        trail.note(Attempt(trail.node, trio.current_time() - trail.dialled_at, str(error)))
-        self.pool.failed(upstream, trail.node, error)
-
-    def _rest(self, error: Exhausted) -> None:
-        self.rests_until = trio.current_time() + REST_S
-        if not self._in_trouble:
-            self._in_trouble = True
-            self.on_trouble(f"no UDP session can begin: {error}")
+        self.dialer.answered(session)
 
     def _on_end(self, entry: Entry) -> None:
         """The table has forgotten a session: let its task do so too. Its descriptor need not wait for that."""
@@ -407,8 +330,10 @@ class UDPSessions:
         self.on_outcome(outcome)
 
 
-def _lists(upstream: Upstream, node: Address) -> bool:
-    """Whether an upstream has the node that a session was given. A name stands for any address."""
-    return any(
-        each.port == node.port and (each.is_looked_up or each.host == node.host) for each in upstream.nodes
-    )
+def _places(upstream: Upstream) -> frozenset[tuple[str, int]]:
+    """The host and port of each node. Behind a name there may be any address: those of a session's time, or of now."""
+    return frozenset((_ANY if _is_name(node.host) else node.host, node.port) for node in upstream.nodes)
+
+
+def _is_name(host: str) -> bool:
+    return Node(host, 0).is_looked_up

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 import trio
 import trio.testing
@@ -9,6 +11,7 @@ import trio.testing
 from streamgw.core.model import Address, Listener
 from streamgw.core.udp_sessions import Drop
 from streamgw.core.wire.proxy_protocol import build_v2
+from streamgw.dataplane.pump.datagram import UpstreamSide
 from tests.support.bridge import no_descriptor_left
 from tests.support.scenes import listener, route, snapshot, upstream
 from tests.support.udp_scenes import BIGGEST, Peer, exchange, to, udp_gateway, udp_listener
@@ -124,6 +127,26 @@ async def test_a_datagram_that_the_header_makes_too_long_leaves_it_to_the_next()
             assert gateway.drops() == {Drop.SEND_FAILED: 1}
             (session,) = gateway.udp.live.values()
             assert (session.datagrams_up, session.lost) == (1, 1)
+
+
+async def test_where_the_first_datagram_finds_no_way_it_is_lost_and_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_way(*_: object) -> None:
+        raise OSError(errno.ENETUNREACH, "")
+
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await exchange(client, node, at)  # the pool knows the upstream now
+            gateway.udp.kill(next(iter(gateway.udp.live)))
+            monkeypatch.setattr(UpstreamSide, "send", no_way)
+            await client.say(b"?", at)
+            outcome = await gateway.outcome(2)
+
+            assert (outcome.reason, outcome.detail) == ("connect_failed", "network is unreachable")
+            assert (outcome.datagrams_up, outcome.datagrams_dropped) == (0, 1)
+            assert gateway.drops() == {Drop.UNOPENED: 1}
 
 
 # Removal
