@@ -113,7 +113,7 @@ def test_the_explanation_is_the_gateways_own(scene: Scene) -> None:
 
         scene.page.get_by_label("Client's address").fill("not an address")
         scene.page.get_by_role("button", name="Explain").click()
-        expect(scene.page.locator(".answer")).to_contain_text("not an address")
+        expect(scene.page.locator(".answer .warn")).to_contain_text("address")
 
 
 def test_certificates_are_shown_with_their_end(scene: Scene) -> None:

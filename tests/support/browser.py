@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
@@ -15,9 +16,9 @@ TIMEOUT_MS = 15_000
 
 
 @contextlib.contextmanager
-def chromium() -> Iterator[Browser]:
-    """Start it without a window; it ends with the block."""
-    program = find_program("chromium", package="chromium")
+def chromium(program: Path | None = None) -> Iterator[Browser]:
+    """Start it without a window; it ends with the block. Another `program` is a script that starts it its own way."""
+    program = program or Path(find_program("chromium", package="chromium"))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=list(_ARGUMENTS))
         try:

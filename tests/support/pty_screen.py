@@ -6,11 +6,13 @@ import contextlib
 import os
 import pty
 import re
+import subprocess
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from tests.support.child import wait_until
+from tests.support.child import find_program, wait_until
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|[()][A-Z0-9]|[=>78])")
 
@@ -45,7 +47,13 @@ class PtyScreen:
 
     def text(self) -> str:
         """What stands on the screen: the latest frame, without colours."""
-        return _ESCAPES.sub("", self.raw.rpartition("\x1b[H")[2])
+        return _ESCAPES.sub("", self.frame)
+
+    @property
+    def frame(self) -> str:
+        """As `text`, with colours. The latest that is complete, when another one is being drawn."""
+        *_, before, latest = ["", *self.raw.split("\x1b[H")]
+        return latest if latest.count("\n") >= before.count("\n") else before
 
     def wait_for(self, *words: str) -> str:
         """Blocks until all of them stand on the screen."""
@@ -89,3 +97,21 @@ def pty_screen(width: int = 120, height: int = 32) -> Iterator[PtyScreen]:
             reading.result(10)
             if screen._master >= 0:
                 os.close(master)
+
+
+@contextlib.contextmanager
+def program_on(
+    screen: PtyScreen, command: Sequence[str], *, environ: Mapping[str, str], cwd: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that the terminal controls: who presses Ctrl-C there means it. Killed with the block at the latest.
+
+    `environ` is all that it gets.
+    """
+    controlled = [find_program("setsid", package="util-linux"), "--ctty", *command]
+    streams = {"stdin": screen.slave, "stdout": screen.slave, "stderr": screen.slave}
+    process = subprocess.Popen(controlled, env=dict(environ), cwd=cwd, **streams)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()

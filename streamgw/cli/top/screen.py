@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import attrs
 from rich.console import Group as Lines
@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from streamgw.cli.output import shown_duration, shown_size
-from streamgw.cli.top.model import Group, Model, Session, plain
+from streamgw.cli.top.model import Close, Group, Model, Session, plain
 from streamgw.cli.top.view import View
 from streamgw.core.errors import Problem
 
@@ -21,27 +21,44 @@ _PROBLEMS: Final = 3
 _HELP: Final = "s sort  r reverse  / filter  ↑↓ choose  k kill  p pause  q quit"
 _NUMBERS: Final = {"AGE": 6, "UP": 9, "DOWN": 9, "RATE": 11, "SESSIONS": 8, "FAILED": 6, "LASTED": 6}
 """With their least width: half a figure is a wrong one."""
+_WORDS: Final = {"CLOSED": 8, "REASON": 15, "FAULT": 8}
+"""The same of words from a short list."""
+
+
+_Item = TypeVar("_Item")
 
 
 @attrs.frozen
-class _Column:
+class _Column(Generic[_Item]):
     title: str
-    sort: str
-    text: Callable[[Session, float], str]
+    text: Callable[[_Item, float], str]
+    sort: str = ""
     least_width: int = 0
     """Of the screen: on a narrower one other columns need the room."""
 
 
-_SESSION: Final = (
-    _Column("CLIENT", "client", lambda row, _: row.client),
-    _Column("LISTENER", "", lambda row, _: row.listener, 100),
-    _Column("ROUTE", "route", lambda row, _: row.route or f"{row.phase}…"),
-    _Column("NODE", "node", lambda row, _: row.node or (f"{row.phase}…" if row.route else ""), 80),
-    _Column("NAME", "", lambda row, _: f"{row.server_name} {row.tls}".strip(), 120),
-    _Column("AGE", "age", lambda row, now: shown_duration(row.age_s(now))),
-    _Column("UP", "up", lambda row, _: shown_size(row.bytes_up), 70),
-    _Column("DOWN", "down", lambda row, _: shown_size(row.bytes_down), 70),
-    _Column("RATE", "rate", lambda row, _: f"{shown_size(row.rate)}/s" if row.rate else "-"),
+_SESSION: Final[tuple[_Column[Session], ...]] = (
+    _Column("CLIENT", lambda row, _: row.client, "client"),
+    _Column("LISTENER", lambda row, _: row.listener, "", 100),
+    _Column("ROUTE", lambda row, _: row.route or f"{row.phase}…", "route"),
+    _Column("NODE", lambda row, _: row.node or (f"{row.phase}…" if row.route else ""), "node", 80),
+    _Column("NAME", lambda row, _: f"{row.server_name} {row.tls}".strip(), "", 120),
+    _Column("AGE", lambda row, now: shown_duration(row.age_s(now)), "age"),
+    _Column("UP", lambda row, _: shown_size(row.bytes_up), "up", 70),
+    _Column("DOWN", lambda row, _: shown_size(row.bytes_down), "down", 70),
+    _Column("RATE", lambda row, _: f"{shown_size(row.rate)}/s" if row.rate else "-", "rate"),
+)
+_CLOSE: Final[tuple[_Column[Close], ...]] = (
+    _Column("CLOSED", lambda close, _: _clock(close.at)),
+    _Column("REASON", lambda close, _: close.reason),
+    _Column("FAULT", lambda close, _: close.fault),
+    _Column("CLIENT", lambda close, _: close.client),
+    _Column("ROUTE", lambda close, _: close.route, "", 80),
+    _Column("NODE", lambda close, _: close.node, "", 100),
+    _Column("LASTED", lambda close, _: _lasted(close.duration_s), "", 80),
+    _Column("UP", lambda close, _: shown_size(close.bytes_up), "", 140),
+    _Column("DOWN", lambda close, _: shown_size(close.bytes_down), "", 140),
+    _Column("DETAIL", lambda close, _: close.detail),
 )
 
 
@@ -61,7 +78,7 @@ def draw(
     if groups:
         parts += [Text(""), _groups(model, groups)]
     if closes:
-        parts += [Text(""), _closes(model, closes)]
+        parts += [Text(""), _closes(model, closes, width, now)]
     return Lines(*parts, _foot(view)) if keys else Lines(*parts)
 
 
@@ -165,18 +182,27 @@ def _group(title: str, groups: Sequence[Group], room: int) -> Table:
     return table
 
 
-def _closes(model: Model, room: int) -> Table | Text:
+def _closes(model: Model, room: int, width: int, now: float) -> Table | Text:
     if not model.closes:
         return Text("no session has ended since this was started", style="dim")
-    table = _table(["CLOSED", "REASON", "FAULT", "CLIENT", "ROUTE", "NODE", "LASTED", "UP", "DOWN", "DETAIL"])
+    columns = [column for column in _CLOSE if width >= column.least_width]
+    table = _table([column.title for column in columns])
     for close in list(model.closes)[:room]:
-        style = _FAULTS.get(close.fault, "")
-        clock = f"{datetime.fromtimestamp(close.at):%H:%M:%S}"  # noqa: DTZ006  # the wall clock of whoever looks
-        cells = (close.client, close.route, close.node, _lasted(close.duration_s))
-        sizes = (shown_size(close.bytes_up), shown_size(close.bytes_down))
-        marked = (Text(close.reason, style=style), Text(close.fault, style=style))
-        table.add_row(Text(clock), *marked, *map(Text, (*cells, *sizes, close.detail)))
+        cells = (Text(column.text(close, now)) for column in columns)
+        table.add_row(
+            *(_marked(cell, column.title, close) for cell, column in zip(cells, columns, strict=True))
+        )
     return table
+
+
+def _marked(cell: Text, title: str, close: Close) -> Text:
+    if title in {"REASON", "FAULT"}:
+        cell.stylize(_FAULTS.get(close.fault, ""))
+    return cell
+
+
+def _clock(unix: float) -> str:
+    return f"{datetime.fromtimestamp(unix):%H:%M:%S}"  # noqa: DTZ006  # the wall clock of whoever looks
 
 
 def _lasted(seconds: float) -> str:
@@ -187,8 +213,8 @@ def _table(headings: Sequence[str]) -> Table:
     columns = [
         Column(
             heading,
-            justify="right" if (least := _NUMBERS.get(heading.rstrip("↑↓"))) else "left",
-            min_width=least,
+            justify="right" if heading.rstrip("↑↓") in _NUMBERS else "left",
+            min_width=_NUMBERS.get(heading.rstrip("↑↓"), _WORDS.get(heading)),
             no_wrap=True,
             overflow="ellipsis",
         )

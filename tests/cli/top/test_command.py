@@ -22,10 +22,9 @@ from streamgw.cli.top.command import Top, admin_of
 from streamgw.cli.top.terminal import Terminal
 from streamgw.config.settings import load_settings
 from tests.cli.conftest import Desk
-from tests.support.child import find_program
 from tests.support.fake_gateway_process import FakeGateway, fake_gateway
 from tests.support.gateway import PLAIN, STREAMGW
-from tests.support.pty_screen import PtyScreen, pty_screen
+from tests.support.pty_screen import PtyScreen, program_on, pty_screen
 
 LISTEN = "apisix: {stream_proxy: {tcp: [9100]}}\n"
 
@@ -151,18 +150,10 @@ def test_a_gateway_that_goes_away_between_frames_ends_it(
 @contextmanager
 def running_top(fake: FakeGateway, *options: str) -> Iterator[tuple[PtyScreen, subprocess.Popen[bytes]]]:
     """In a process of its own, as a person starts it."""
-    with pty_screen() as screen:
-        # The terminal has to be the one that controls it: who presses Ctrl-C there means this process.
-        controlled = [find_program("setsid", package="util-linux"), "--ctty"]
-        command = [*controlled, *STREAMGW, "top", "--admin", fake.url, "-d", "0.3", *options]
-        environ = {**os.environ, **PLAIN, "TERM": "xterm-256color"}
-        streams = {"stdin": screen.slave, "stdout": screen.slave, "stderr": screen.slave}
-        process = subprocess.Popen(command, env=environ, **streams)
-        try:
-            yield screen, process
-        finally:
-            process.kill()
-            process.wait()
+    environ = {**os.environ, **PLAIN, "TERM": "xterm-256color"}
+    command = [*STREAMGW, "top", "--admin", fake.url, "-d", "0.3", *options]
+    with pty_screen() as screen, program_on(screen, command, environ=environ) as process:
+        yield screen, process
 
 
 def end_of(process: subprocess.Popen[bytes], screen: PtyScreen) -> int:

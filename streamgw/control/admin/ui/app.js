@@ -154,6 +154,9 @@ function schedule() {
   }, DRAW_MS);
 }
 
+/** Draw now: somebody has pressed something. */
+const redraw = () => requestAnimationFrame(draw);
+
 function draw() {
   showGateway();
   showLink();
@@ -229,7 +232,7 @@ const failed = (error) => {
 
 // ---- views
 
-const context = { model, now, ask, kill, toast, failed, schedule, wake };
+const context = { model, now, ask, kill, toast, failed, redraw, wake };
 const VIEWS = new Map([
   ["overview", ["Overview", makeOverview(context)]],
   ["sessions", ["Sessions", makeSessions(context)]],

@@ -30,7 +30,7 @@ export function duration(seconds) {
 }
 
 /** For a column: whole seconds, no jumping about. */
-export const age = (seconds) => duration(Math.max(1, Math.floor(seconds)));
+export const age = (seconds) => (seconds < 60 ? `${Math.floor(Math.max(0, seconds))} s` : duration(seconds));
 
 export const clock = (unix) => new Date(unix * 1000).toLocaleTimeString("en-GB");
 

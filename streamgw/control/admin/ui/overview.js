@@ -2,17 +2,18 @@
 
 import { h, say, sparkline, Table } from "./dom.js";
 import { count, perSecond, rate, size } from "./format.js";
-import { LIMITS, withField } from "./model.js";
+import { withField } from "./model.js";
 import { closesTable } from "./sessions.js";
 
 const LATEST = 8;
+const LEAST_POINTS = 30; // fewer than these do not fill the picture
 const FAULTS = {
   closed: "none", idle_timeout: "none", max_duration: "none", drain: "none", killed: "none", evicted: "none", moved: "none",
   no_route: "client", bad_preface: "client", preread_timeout: "client", preread_limit: "client", rejected: "client",
   no_node: "upstream", connect_failed: "upstream", no_upstream: "operator", exhausted: "gateway", bug: "gateway",
 };
 
-export function makeOverview({ model, now }) {
+export function makeOverview({ model, redraw }) {
   const tiles = [
     tile("Sessions", () => count(model.latest.active), () => `${count(model.status.sessions.total)} in all`, (point) => point.active),
     tile("New per second", () => perSecond(model.latest.opened), () => (model.points.length ? `at most ${perSecond(Math.max(...model.points.map(({ opened }) => opened)))}` : ""), (point) => point.opened),
@@ -44,7 +45,7 @@ export function makeOverview({ model, now }) {
       { id: "rate", title: "Rate", numeric: true, by: ({ rate: each }) => each, text: ({ rate: each }) => rate(each) },
       { id: "failures", title: "Failed", numeric: true, by: ({ failures }) => failures, text: ({ failures }) => (failures ? count(failures) : "–") },
     ],
-    onsort: () => {},
+    onsort: () => redraw(),
   });
   const closes = closesTable("Latest closes");
   const reasons = h("div", { class: "reasons" });
@@ -81,7 +82,7 @@ export function makeOverview({ model, now }) {
       say(under, below());
       if (drawn === model.points.at(-1)) return;
       drawn = model.points.at(-1);
-      picture.replaceChildren(sparkline(model.points.map(of), LIMITS.points));
+      picture.replaceChildren(sparkline(model.points.map(of), Math.max(LEAST_POINTS, model.points.length)));
     };
     return { element: h("section", { class: "tile", "aria-label": title }, h("h2", {}, title), number, under, picture), render };
   }

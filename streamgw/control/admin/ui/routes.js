@@ -6,10 +6,10 @@ import { has, withField } from "./model.js";
 
 const STEP = 200;
 
-export function makeRoutes({ model, ask, schedule, failed }) {
+export function makeRoutes({ model, ask, redraw, failed }) {
   const filter = h("input", { type: "search", class: "filter", "aria-label": "Filter routes", placeholder: "id, address, name, node, file…", autocomplete: "off", spellcheck: "false" });
   const note = h("p", { class: "note", role: "status" });
-  const more = h("button", { type: "button", class: "quiet", onclick: () => { limit += STEP; schedule(); } }, "Show more");
+  const more = h("button", { type: "button", class: "quiet", onclick: () => { limit += STEP; redraw(); } }, "Show more");
   let routes = [];
   let revision = null;
   let limit = STEP;
@@ -40,7 +40,7 @@ export function makeRoutes({ model, ask, schedule, failed }) {
 
   filter.oninput = () => {
     limit = STEP;
-    schedule();
+    redraw();
   };
 
   async function load() {
@@ -50,7 +50,7 @@ export function makeRoutes({ model, ask, schedule, failed }) {
     try {
       routes = await fetchRoutes(ask);
       revision = wanted;
-      schedule();
+      redraw();
     } catch (error) {
       failed(error);
     } finally {

@@ -14,11 +14,11 @@ const upstreamName = (key) => key.replace(/^upstreams\//, "").replace(/\/upstrea
 
 const isTLS = (row) => row.tls || row.server_name;
 
-export function makeSessions({ model, now, kill, schedule, wake }) {
+export function makeSessions({ model, now, kill, redraw, wake }) {
   const filter = filterBox("sessions", "Filter sessions", 'route:mysql  client:10.0.0.0/8  node:…  or any text');
   const pause = h("button", { type: "button", class: "quiet", "aria-pressed": "false", onclick: toggle }, "Pause");
   const note = h("p", { class: "note", role: "status" });
-  const more = h("button", { type: "button", class: "quiet", onclick: () => { limit += STEP; schedule(); } }, "Show more");
+  const more = h("button", { type: "button", class: "quiet", onclick: () => { limit += STEP; redraw(); } }, "Show more");
   let limit = STEP;
   let frozen = null;
 
@@ -27,7 +27,7 @@ export function makeSessions({ model, now, kill, schedule, wake }) {
     empty: "No session. They appear here the moment a client connects.",
     key: (session) => session.id,
     sort: { id: "age", down: false },
-    onsort: schedule,
+    onsort: redraw,
     columns: [
       { id: "client", title: "Client", mono: true, by: ({ row }) => row.client, text: ({ row }) => row.client, node: ({ row }) => details(row, row.client) },
       { id: "listener", title: "Listener", by: ({ row }) => row.listener, text: ({ row }) => row.listener, node: ({ row }) => narrow("sessions", "listener", row.listener) },
@@ -55,14 +55,14 @@ export function makeSessions({ model, now, kill, schedule, wake }) {
     frozen = frozen ? null : [...model.sessions.values()];
     pause.setAttribute("aria-pressed", String(frozen !== null));
     say(pause, frozen ? "Resume" : "Pause");
-    schedule();
+    redraw();
   }
 
   filter.oninput = () => {
     limit = STEP;
     model.setFilter(filter.value);
     wake();
-    schedule();
+    redraw();
   };
 
   const element = h("section", { "aria-labelledby": "sessions-h" },
@@ -97,7 +97,7 @@ export function makeSessions({ model, now, kill, schedule, wake }) {
   }
 }
 
-export function makeCloses({ model, schedule }) {
+export function makeCloses({ model, redraw }) {
   const filter = filterBox("closes", "Filter closed sessions", "reason, fault, route, client, node, or any text");
   const note = h("p", { class: "note" });
   const pause = h("button", { type: "button", class: "quiet", "aria-pressed": "false", onclick: toggle }, "Pause");
@@ -108,9 +108,9 @@ export function makeCloses({ model, schedule }) {
     frozen = frozen ? null : [...model.closes];
     pause.setAttribute("aria-pressed", String(frozen !== null));
     say(pause, frozen ? "Resume" : "Pause");
-    schedule();
+    redraw();
   }
-  filter.oninput = schedule;
+  filter.oninput = redraw;
 
   return {
     element: h("section", { "aria-labelledby": "closes-h" },

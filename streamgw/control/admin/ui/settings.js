@@ -73,7 +73,7 @@ export function makeConfiguration({ model, ask, toast, failed, wake }) {
   }
 }
 
-export function makeCertificates({ model, ask, schedule, failed }) {
+export function makeCertificates({ model, ask, redraw, failed }) {
   const note = h("p", { class: "note" }, "The one that ends first stands first.");
   let list = [];
   let revision = null;
@@ -101,7 +101,7 @@ export function makeCertificates({ model, ask, schedule, failed }) {
     try {
       list = await fetchCertificates(ask, model.status);
       revision = wanted;
-      schedule();
+      redraw();
     } catch (error) {
       revision = wanted; // said once, not with every look
       failed(error);
