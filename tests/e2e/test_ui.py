@@ -108,6 +108,17 @@ def test_the_overview_says_how_much_and_where(page: Page, fake: FakeGateway) -> 
     expect(page.get_by_role("region", name="How sessions ended")).to_contain_text("no_route")
 
 
+def test_the_health_of_nodes_is_known_at_once_and_follows_the_feed(page: Page, fake: FakeGateway) -> None:
+    fake.do("set_health", **{"127.0.0.1:3306": "unhealthy"})
+    visit(page, fake)
+    node = page.get_by_role("region", name="Nodes in use").locator("tbody tr")
+    expect(node).to_contain_text("unhealthy")
+
+    fake.do("tell", {"kind": "health", "upstream": "db", "node": "127.0.0.1:3306", "status": "healthy"})
+
+    expect(node.locator("td").nth(1)).to_have_text("healthy")
+
+
 def test_a_pause_holds_the_list_still(page: Page, fake: FakeGateway) -> None:
     fake.do("open", 2)
     visit(page, fake, "sessions")

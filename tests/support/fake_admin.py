@@ -79,6 +79,7 @@ class FakeAdmin:
             "services": [],
             "ssls": [],
         }
+        self.health: list[Row] = []
         self.status: Row = _status()
         self.explanation: Row | None = None
         self.asked: list[tuple[str, dict[str, str]]] = []
@@ -148,6 +149,12 @@ class FakeAdmin:
             name: {row["id"]: "0" for row in rows} for name, rows in self.objects.items()
         }
         self.status["config"]["revision"] = f"{abs(hash(json.dumps(self.objects, default=str))):016x}"
+
+    def set_health(self, **nodes: str) -> None:
+        """`{"127.0.0.1:80": "unhealthy"}`"""
+        split = [(node.rpartition(":"), status) for node, status in nodes.items()]
+        shown = [{"ip": ip, "port": int(port), "status": status} for (ip, _, port), status in split]
+        self.health = [{"name": "/apisix/upstreams/db", "type": "tcp", "nodes": shown}]
 
     def set_status(self, **fields: object) -> None:
         """Fields of the status."""
@@ -267,6 +274,8 @@ class FakeAdmin:
 
     async def _dump(self, request: Request) -> Response:
         kind = request.path_params["kind"]
+        if kind == "healthcheck":
+            return JSONResponse(self.health or {})
         rows = enumerate(self.objects[kind])
         shown = [
             {"key": f"/apisix/{kind}/{row['id']}", "value": row, **_place(number)} for number, row in rows

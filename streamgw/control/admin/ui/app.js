@@ -96,6 +96,7 @@ async function loop() {
     const status = await ask("streamgw/v1/status");
     if (model.takeStatus(status, now())) toast("The gateway was restarted.");
     if (current.wantsSessions) await pollSessions();
+    await current.poll?.();
     failures = 0;
     trouble = "";
     feed.open();

@@ -114,6 +114,12 @@ export class Model {
     return event?.kind;
   }
 
+  /** The answer of /healthcheck, in APISIX's shape: a list of checkers with their nodes, or `{}` for none. */
+  takeHealth(checkers) {
+    if (!Array.isArray(checkers)) return;
+    this.health = new Map(checkers.flatMap(({ nodes }) => nodes ?? []).slice(0, LIMITS.nodes).map(({ ip, port, status }) => [`${ip.includes(":") ? `[${ip}]` : ip}:${port}`, status]));
+  }
+
   #opened(row, now) {
     this.#asked?.opened.add(row.id);
     if (!this.#passes(row) || this.sessions.has(row.id)) return;

@@ -7,13 +7,14 @@ import { closesTable } from "./sessions.js";
 
 const LATEST = 8;
 const LEAST_POINTS = 30; // fewer than these do not fill the picture
+const HEALTH_S = 10; // changes come with the feed
 const FAULTS = {
   closed: "none", idle_timeout: "none", max_duration: "none", drain: "none", killed: "none", evicted: "none", moved: "none",
   no_route: "client", bad_preface: "client", preread_timeout: "client", preread_limit: "client", rejected: "client",
   no_node: "upstream", connect_failed: "upstream", no_upstream: "operator", exhausted: "gateway", bug: "gateway",
 };
 
-export function makeOverview({ model, redraw }) {
+export function makeOverview({ model, redraw, ask, now }) {
   const tiles = [
     tile("Sessions", () => count(model.latest.active), () => `${count(model.status.sessions.total)} in all`, (point) => point.active),
     tile("New per second", () => perSecond(model.latest.opened), () => (model.points.length ? `at most ${perSecond(Math.max(...model.points.map(({ opened }) => opened)))}` : ""), (point) => point.opened),
@@ -40,13 +41,14 @@ export function makeOverview({ model, redraw }) {
     sort: { id: "sessions", down: true },
     columns: [
       { id: "node", title: "Node", mono: true, text: ({ node }) => node, node: ({ node }) => link("node", node) },
-      { id: "status", title: "Health", text: ({ status }) => status || "–" },
+      { id: "status", title: "Health", text: ({ status }) => status || "–", node: ({ status }) => h("span", { class: status.includes("unhealthy") ? "bad" : status ? "good" : "faint" }, status || "–") },
       { id: "sessions", title: "Sessions", numeric: true, by: ({ sessions }) => sessions, text: ({ sessions }) => count(sessions) },
       { id: "rate", title: "Rate", numeric: true, by: ({ rate: each }) => each, text: ({ rate: each }) => rate(each) },
       { id: "failures", title: "Failed", numeric: true, by: ({ failures }) => failures, text: ({ failures }) => (failures ? count(failures) : "–") },
     ],
     onsort: () => redraw(),
   });
+  let healthAt = -HEALTH_S;
   const closes = closesTable("Latest closes");
   const reasons = h("div", { class: "reasons" });
   const panel = (id, title, content, more = null) =>
@@ -62,6 +64,11 @@ export function makeOverview({ model, redraw }) {
       panel("o-closes", "Latest closes", closes.element, h("a", { href: "#closes" }, "All"))),
     wantsSessions: true,
     enter: () => model.setFilter(""),
+    async poll() {
+      if (now() - healthAt < HEALTH_S) return;
+      healthAt = now();
+      model.takeHealth(await ask("streamgw/v1/healthcheck"));
+    },
     render() {
       if (model.status === null) return;
       for (const each of tiles) each.render();
