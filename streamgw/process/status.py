@@ -62,13 +62,15 @@ class StatusBoard:
         dropped: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for reception in worker.udp.receptions:
             dropped[reception.listener.name].update(reception.sessions.drops)
+            # By the kernel, before anybody could look: no reason of the table's.
+            dropped[reception.listener.name]["receive_buffer"] += reception.clients.overflowed
         return [
             {
                 "name": name,
                 "state": state,
                 "sessions": sessions[name],
                 "accepted": worker.sessions.totals.accepted[name],
-                "dropped": {str(reason): count for reason, count in sorted(dropped[name].items())},
+                "dropped": {str(reason): count for reason, count in sorted(dropped[name].items()) if count},
             }
             for name, state in worker.listeners.states().items()
         ]

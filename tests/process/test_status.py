@@ -119,3 +119,18 @@ async def test_certificates_are_told_the_one_that_ends_first_at_the_top(tmp_path
     assert soon["file"].endswith("ssls.yaml")
     assert not soon["requires_client_certificate"]
     json.dumps([soon, late])
+
+
+async def test_what_the_kernel_dropped_is_told(tmp_path: Path) -> None:
+    async with worker_on(tmp_path, listeners=(ANY, Listener("udp", "127.0.0.1", 0))) as scene:
+        with datagram_socket() as origin, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            await origin.bind(("127.0.0.1", 0))
+            await edited(scene, origin.getsockname()[1])
+            await scene.until(lambda: bool(scene.worker.udp.receptions))
+            for _ in range(20_000):  # nobody reads before the next await
+                client.sendto(b"hello", ("127.0.0.1", scene.ports[1]))
+
+            dropped = StatusBoard(scene.worker, ReloadStatus).listeners()[1]["dropped"]
+
+    assert dropped.keys() == {"receive_buffer"}
+    assert 0 < dropped["receive_buffer"] < 20_000
