@@ -52,6 +52,8 @@ class Reason(enum.StrEnum):
     """Cut at the drain deadline."""
     KILLED = "killed"
     """Ended by an operator."""
+    NODE_DOWN = "node_down"
+    """The session's node was found down, and its upstream says that sessions shall not outlast that."""
     REJECTED = "rejected"
     """A plugin refused the client; `detail` names it."""
     EVICTED = "evicted"
@@ -165,6 +167,21 @@ class Rejected(SessionError):
         super().__init__(message)
         self.status = status
         self.reset = reset
+
+
+class Answered(SessionError):
+    """A plugin has answered the client itself: there is nothing to relay. Over UDP nothing is said.
+
+    Args:
+      words: for the client, as plain text; at most as much as its socket takes at once.
+    """
+
+    reason = Reason.CLOSED
+    fault = Fault.NONE
+
+    def __init__(self, words: bytes) -> None:
+        super().__init__("answered by a plugin")
+        self.words = words
 
 
 class Drained(SessionError):

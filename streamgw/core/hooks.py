@@ -46,7 +46,8 @@ Decision: TypeAlias = Delay | UseUpstream | Facts | None
 """None: go on. Facts: go on, and this is what is known of the client from now on (`attrs.evolve` of what was given)."""
 
 Hook: TypeAlias = Callable[[Facts, float], Decision | Awaitable[Decision]]
-"""Gets the facts and now: monotonic seconds. To refuse the client it raises `core.errors.Rejected`."""
+"""Gets the facts and now: monotonic seconds. To refuse the client it raises `core.errors.Rejected`; to answer it and be done,
+`core.errors.Answered`."""
 
 
 @attrs.frozen

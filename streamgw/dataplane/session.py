@@ -23,7 +23,16 @@ from typing import Literal
 import attrs
 import trio
 
-from streamgw.core.errors import Fault, NoRoute, NoUpstream, Reason, Rejected, SessionError, TLSFailed
+from streamgw.core.errors import (
+    Answered,
+    Fault,
+    NoRoute,
+    NoUpstream,
+    Reason,
+    Rejected,
+    SessionError,
+    TLSFailed,
+)
 from streamgw.core.hooks import Look
 from streamgw.core.model import (
     UNIX_HOST,
@@ -56,6 +65,7 @@ _FAULTS = {
     Reason.MAX_DURATION: Fault.NONE,
     Reason.DRAIN: Fault.NONE,
     Reason.KILLED: Fault.NONE,
+    Reason.NODE_DOWN: Fault.UPSTREAM,
     Reason.EXHAUSTED: Fault.GATEWAY,
     Reason.BUG: Fault.GATEWAY,
 }
@@ -184,6 +194,8 @@ class Sessions:
             ending, fault = Ending(error.reason, detail=str(error)), error.fault
             if isinstance(error, Rejected):
                 status, reset = error.status, error.reset
+            elif isinstance(error, Answered):
+                self.pump.say_last(session.end, error.words)
         except Exception as error:  # noqa: BLE001  the boundary: a bug costs one session, not its neighbours
             ending = Ending(Reason.BUG, detail=f"{type(error).__name__}: {error}")
             self.on_bug(session, error)
@@ -199,6 +211,13 @@ class Sessions:
         if session is not None:
             self.pump.abort(session.end, Reason.KILLED)
         return session is not None
+
+    def leave_node(self, upstream: str, node: Address) -> None:
+        """End the sessions that an upstream (its key) has at a node, with reason `node_down`."""
+        for session in self.live.values():
+            is_there = session.trail.node == node and session.meter.connected_at is not None
+            if is_there and session.upstream is not None and session.upstream.key == upstream:
+                self.pump.abort(session.end, Reason.NODE_DOWN)
 
     async def _live(self, session: Session) -> Ending:
         listener = session.listener

@@ -14,6 +14,7 @@ import attrs
 
 from streamgw.core.hooks import Plugin
 from streamgw.plugins import (
+    echo,
     fault_injection,
     ip_restriction,
     limit_conn,
@@ -38,6 +39,7 @@ _BUILT_IN: Final[tuple[AnyPlugin, ...]] = (
     mqtt_proxy.PLUGIN,
     traffic_split.PLUGIN,
     prometheus.PLUGIN,
+    echo.PLUGIN,
 )
 BUILT_IN: Final = {plugin.name: plugin for plugin in _BUILT_IN}
 """In the order in which they run."""

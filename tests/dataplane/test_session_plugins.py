@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from streamgw.core.errors import ParseError, Reason, Rejected
+from streamgw.core.errors import Answered, ParseError, Reason, Rejected
 from streamgw.core.hooks import Decision, Delay, Hook, Hooks, Look, UseUpstream
 from streamgw.core.model import Address, Facts, Outcome
 from streamgw.core.wire import NeedMore
@@ -54,6 +54,19 @@ async def test_a_refusal_may_be_a_reset() -> None:
     await scene(Hooks(on_accept=refuse(reset=True))).play(client)
 
     assert client.closed == "reset"
+
+
+async def test_a_plugin_may_answer_for_an_upstream(autojump_clock: trio.testing.MockClock) -> None:
+    def answer(_: Facts, __: float) -> Decision:
+        raise Answered(b"hello")
+
+    client, play = FakeEnd(), scene(Hooks(on_preread=answer))
+
+    outcome = await play.play(client)
+
+    assert (outcome.reason, outcome.fault, outcome.detail) == ("closed", "none", "answered by a plugin")
+    assert (client.last_words, client.closed) == (b"hello", "fin")
+    assert play.pump.dialled == []
 
 
 async def test_a_client_refused_by_its_address_costs_no_handshake(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from tests.support.certificates import CA_PEM, issue
 from tests.support.gateway import Gateway, stream_route
 from tests.support.origin import TIMEOUT_S, named_origin, whom
 from tests.support.ports import Ports
@@ -172,6 +174,27 @@ def test_a_fault_is_injected(gateway: Gateway, port: int, origins: dict[str, int
 
         lines = gateway.access_lines()
         assert min(line["duration_s"] for line in lines if line["reason"] == "closed") >= 0.3
+
+
+def test_a_route_answers_by_itself(gateway: Gateway, port: int) -> None:
+    plugins = {"echo": {"body": "hello from the gateway\n"}, "ip-restriction": {"blacklist": ["127.0.0.2"]}}
+    gateway.write_routes("a.yaml", {"id": "a", "plugins": plugins})
+
+    with gateway.running():
+        assert whom(port) == "hello from the gateway"
+        assert whom_from("127.0.0.2", port) == ""
+
+
+def test_a_route_answers_inside_tls(gateway: Gateway, ports: Ports) -> None:
+    port = ports.take()
+    gateway.write_settings([{"addr": f"127.0.0.1:{port}", "tls": True}])
+    gateway.write_routes("a.yaml", {"id": "a", "plugins": {"echo": {"body": "hello inside\n"}}})
+    gateway.write_routes("ssl.yaml", ssls=[{"id": "s", "sni": "a.test", **issue("a.test").fields()}])
+    context = ssl.create_default_context(cadata=CA_PEM)
+
+    with gateway.running(), socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as plain:
+        with context.wrap_socket(plain, server_hostname="a.test", suppress_ragged_eofs=False) as client:
+            assert client.makefile("rb").read() == b"hello inside\n", "up to its close_notify"
 
 
 def test_a_service_restricts_every_route_that_has_it(

@@ -192,6 +192,7 @@ class Pump(Protocol):
 
     def say_last(self, end: End, words: bytes) -> None:
         """Send a few bytes as far as the socket takes them and see to it that `close` does not destroy them: a TLS alert.
+        After a handshake they are plain text, and close_notify follows them.
 
         What the client has sent is thrown away (closing over unread bytes would be an RST, which overtakes the words).
         """

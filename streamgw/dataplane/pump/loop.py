@@ -290,6 +290,8 @@ class SocketPump(Pump):
         """See `Pump.say_last`. `close` then waits up to `linger.LINGER_S` for the peer to close, on its own."""
         assert isinstance(end, Socket)
         if end.fd >= 0:
+            if end.tls is not None:
+                words = end.tls.seal(memoryview(words)) + end.tls.farewell()
             say(end, words)
             discard(end)
             end.spoke_last = True
