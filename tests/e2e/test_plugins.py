@@ -192,9 +192,12 @@ def test_a_route_answers_inside_tls(gateway: Gateway, ports: Ports) -> None:
     gateway.write_routes("ssl.yaml", ssls=[{"id": "s", "sni": "a.test", **issue("a.test").fields()}])
     context = ssl.create_default_context(cadata=CA_PEM)
 
-    with gateway.running(), socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as plain:
-        with context.wrap_socket(plain, server_hostname="a.test", suppress_ragged_eofs=False) as client:
-            assert client.makefile("rb").read() == b"hello inside\n", "up to its close_notify"
+    with (
+        gateway.running(),
+        socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as plain,
+        context.wrap_socket(plain, server_hostname="a.test", suppress_ragged_eofs=False) as client,
+    ):
+        assert client.makefile("rb").read() == b"hello inside\n", "up to its close_notify"
 
 
 def test_a_service_restricts_every_route_that_has_it(
