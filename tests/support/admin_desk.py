@@ -11,6 +11,7 @@ import httpx
 from starlette.applications import Starlette
 
 from streamgw.config.compile import Loader
+from streamgw.config.plugins import NO_PLUGINS
 from streamgw.config.store import Store
 from streamgw.control.admin.api import AdminAPI
 from streamgw.core.model import Listener
@@ -40,16 +41,18 @@ class Desk:
     def __init__(self, routes: Path, *, listeners: Sequence[Listener] = LISTENERS) -> None:
         self.routes = routes
         self.store = Store(routes)
-        self.loader = Loader(self.store, environ={})
-        self.fleet = FakeFleet(lambda: self.loader.load(listeners).snapshot.sources)
         self.clock = Clock()
         self.listeners = listeners
+        self.plugins = NO_PLUGINS
+        self.loader = Loader(self.store, environ={}, plugins=lambda: self.plugins)
+        self.fleet = FakeFleet(lambda: self.loader.load(self.listeners).snapshot.sources)
         self.api = AdminAPI(
             self.store,
             check=self.loader.check,
             fleet=self.fleet,
             listeners=lambda: self.listeners,
             wall_clock=self.clock,
+            plugins=lambda: self.plugins,
         )
         app = Starlette(routes=self.api.routes())
         self._client = httpx.AsyncClient(

@@ -177,16 +177,17 @@ def refused(error: StoreError) -> RequestError:
 
 
 def _rejected(problems: Sequence[Problem], plan: Plan, key: Key | None) -> RequestError:
-    """Whose problem it is decides: 400 for the object that was sent, 409 for everything else."""
-    if key is None:
-        for problem in problems:
-            place = _ITEM.match(problem.pointer)
-            if problem.file == str(plan.change.path) and place:
-                return bad(f"invalid {place[1]} at index {place[2]}, err: {problem.error_msg}")
-    elif plan.change.content:
+    """Whose problem it is decides: 400 for what was sent, 409 for everything else."""
+    own = [problem for problem in problems if problem.file == str(plan.change.path)]
+    for problem in own:
+        if not problem.pointer:  # of the whole file: a variable that is not set
+            return bad(f"invalid configuration: {problem.message}")
+        if key is None and (place := _ITEM.match(problem.pointer)):
+            return bad(f"invalid {place[1]} at index {place[2]}, err: {problem.error_msg}")
+    if key is not None and own and plan.change.content:
         path = f"{key[0]}[{place_in(plan.change.content, key)}]"
-        for problem in problems:
-            if problem.file == str(plan.change.path) and _is_inside(problem.pointer, path):
+        for problem in own:
+            if _is_inside(problem.pointer, path):
                 return bad(problem.error_msg)
     shown = "; ".join(map(str, problems[:MAX_SHOWN]))
     more = f"; and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""

@@ -207,8 +207,12 @@ def _render(sent: Mapping[str, object], digest: str, modified_s: str, survey: Su
     data = _new_data(sent, stored)
     _check_owners(data, survey)
     body = f"{render_block(data, indent=0)}\n"
-    if not is_same(read_yaml(SourceText(FILE, body, body)).data, data):
-        raise bad("invalid request body: it holds a value that cannot be written as YAML")
+    try:
+        assert is_same(read_yaml(SourceText(FILE, body, body)).data, data), (
+            "what can be read is what was written"
+        )
+    except ConfigError as error:  # a name of more than 1,024 characters
+        raise bad("invalid request body: it holds something that cannot be written as YAML") from error
     head = _HEAD.format(digest=digest, modified_s=modified_s, content=_content_digest(body))
     before, after = _digests(stored.data), _digests(data)
     changed = tuple(key for key in {**before, **after} if before.get(key) != after.get(key))

@@ -92,6 +92,13 @@ def test_what_is_wrong_with_the_object_is_the_clients_to_mend(scene: Scene) -> N
     assert (status, said) == (400, "failed to fetch service info by service id [none], response code: 404")
 
 
+def test_a_variable_that_nobody_has_set_is_the_clients_to_mend(scene: Scene) -> None:
+    assert scene.refusal(lambda: scene.put(R, {"desc": "${{NOBODY}}"})) == (
+        400,
+        "invalid configuration: can't find environment variable NOBODY",
+    )
+
+
 def test_what_is_wrong_elsewhere_is_a_conflict_that_names_the_place(scene: Scene) -> None:
     (scene.directory / "a.yaml").write_text("stream_routes:\n  - id: a\n    upstream_id: none\n")
 
@@ -127,6 +134,14 @@ def test_a_file_that_is_no_yaml_is_a_conflict(scene: Scene) -> None:
         status, said = scene.refusal(act)
         assert status == 409
         assert f"{scene.directory}/a.yaml: line 1: not YAML" in said
+
+
+def test_what_is_wrong_beside_it_in_its_file_is_a_conflict(scene: Scene) -> None:
+    (scene.directory / "a.yaml").write_text("stream_routes: [{id: r}, {id: x, upstream_id: none}]")
+
+    status, said = scene.refusal(lambda: scene.put(R, ROUTE))
+
+    assert (status, "stream_routes[1].upstream_id: no upstream has the id 'none'" in said) == (409, True)
 
 
 def test_a_change_that_breaks_another_object_is_a_conflict(scene: Scene) -> None:
@@ -277,5 +292,6 @@ def test_what_is_wrong_in_a_whole_file_is_named_by_its_place(scene: Scene) -> No
         "invalid stream_routes at index 1, err: "
         "failed to fetch upstream info by upstream id [none], response code: 404",
     )
+    assert scene.refusal(replace(b"stream_routes: 1"))[0] == 409
     (scene.directory / "a.yaml").write_text("stream_routes: [{id: x, sni: 1}]")
     assert scene.refusal(replace(b"stream_routes: []"))[0] == 409
