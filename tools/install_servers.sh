@@ -15,5 +15,6 @@ exec "$(dirname "$0")/debian_install.sh" \
     chromium \
     dnsmasq-base unbound bind9-dnsutils dnsperf \
     rsyslog bsdutils freeradius freeradius-utils sip-tester \
+    prometheus \
     iperf3 wrk gcc libc6-dev libssl-dev \
     nginx-light libnginx-mod-stream haproxy

@@ -351,7 +351,9 @@ def test_the_shipped_file_stays_right_with_every_example_switched_on(config: Pat
     """A comment that looks like a setting must be one: `# key: …` and `# - …` lose their sign."""
 
     def switch_on(line: str) -> str:
-        is_example = line.lstrip() != line or line.startswith(("# streamgw:", "#   "))
+        is_example = line.lstrip() != line or line.startswith(
+            ("# streamgw:", "# deployment:", "# plugin_attr:", "#   ")
+        )
         return line.replace("# ", "", 1) if is_example and line.lstrip().startswith("# ") else line
 
     settings = load(config, "\n".join(map(switch_on, SHIPPED.read_text().splitlines())))
