@@ -208,11 +208,9 @@ def _render(sent: Mapping[str, object], digest: str, modified_s: str, survey: Su
     _check_owners(data, survey)
     body = f"{render_block(data, indent=0)}\n"
     try:
-        assert is_same(read_yaml(SourceText(FILE, body, body)).data, data), (
-            "what can be read is what was written"
-        )
-    except ConfigError as error:  # a name of more than 1,024 characters
-        raise bad("invalid request body: it holds something that cannot be written as YAML") from error
+        assert is_same(read_yaml(SourceText(FILE, body, body)).data, data), "what is read is what was written"
+    except ConfigError as error:  # libyaml finds no colon behind a name of more than 1,024 characters
+        raise bad("invalid request body: it holds a name that cannot be written as YAML") from error
     head = _HEAD.format(digest=digest, modified_s=modified_s, content=_content_digest(body))
     before, after = _digests(stored.data), _digests(data)
     changed = tuple(key for key in {**before, **after} if before.get(key) != after.get(key))

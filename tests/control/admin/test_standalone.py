@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from streamgw.config.source_text import SourceText
+from streamgw.config.survey import Survey
+from streamgw.config.tree import Moment, State, Tree
 from streamgw.config.yaml_reader import read_yaml
-from streamgw.control.admin.standalone import FILE, MAX_DIGEST
+from streamgw.control.admin.replies import RequestError, parse_json
+from streamgw.control.admin.standalone import FILE, MAX_DIGEST, _render
+from streamgw.core.model import Revision
 from tests.support.admin_desk import NOW, UPSTREAM, Desk
 from tests.support.certificates import issue
 
@@ -260,13 +267,37 @@ async def test_a_broken_file_beside_it_is_a_conflict(desk: Desk) -> None:
     assert f"{desk.routes}/a.yaml:1" in answer.json()["error_msg"]
 
 
-async def test_what_yaml_cannot_hold_is_refused(desk: Desk) -> None:
-    answer = await put(desk, b"routes: [{id: r, weight: .inf}]", **YAML)
+async def test_what_yaml_cannot_say_is_refused(desk: Desk) -> None:
+    answer = await put(desk, {"routes": [{"x" * 2000: 1}]})
 
     assert answer.status_code == 400
     assert answer.json() == {
-        "error_msg": "invalid request body: it holds a value that cannot be written as YAML"
+        "error_msg": "invalid request body: it holds a name that cannot be written as YAML"
     }
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.dictionaries(st.text(), inner, max_size=3) | st.lists(inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(item=st.dictionaries(st.text(), _json, max_size=4))
+def test_whatever_json_says_the_file_says_too(item: dict[str, object]) -> None:
+    """In a collection that nobody looks into."""
+    raw = json.dumps({"routes": [item]}, ensure_ascii=False).encode()
+    try:
+        sent = parse_json(raw)
+    except RequestError:
+        return
+    assert isinstance(sent, dict)
+    moment = Moment(State((), {}, (), 0), Tree((), Revision("")))
+
+    content, made = _render(sent, "d", "0", Survey(moment, {}))
+
+    assert made.data["routes"] == sent["routes"]
+    assert content.startswith(b"# Written by PUT")
 
 
 async def test_a_variable_that_nobody_has_set_is_the_clients_to_mend(desk: Desk) -> None:
