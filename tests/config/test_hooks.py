@@ -508,3 +508,86 @@ def test_metadata_that_nobody_reads_is_named() -> None:
         "plugin_metadata[0]: does nothing: this plugin has no metadata",
         "plugin_metadata[1]: does nothing: no plugin of this name",
     ]
+
+
+# ── What a reload does not look at again ─────────────────────────────────────────────────────────
+
+
+def two_files(scene: Scene) -> Tree:
+    """The scene's file, and one beside it that nobody edits."""
+    text = (
+        "stream_routes: [{id: still, server_port: 1, service_id: s, plugins: {early: {is_odd: true, id: u}}}]\n"
+        "services: [{id: s, upstream_id: u, plugins: {late: {}, middle: {inline: {nodes: {10.0.0.1:1: 1}}}}}]\n"
+        "upstreams: [{id: u, nodes: {10.0.0.1:1: 1}}]"
+    )
+    other = SourceFile("routes.d/b.yaml", text.encode(), hashlib.sha256(text.encode()).hexdigest(), "b.yaml")
+    tree = scene.read()
+    return Tree((*tree.files, other), Revision(f"{tree.revision}b"))
+
+
+@attrs.define
+class TwoFiles:
+    scene: Scene
+
+    def read(self) -> Tree:
+        return two_files(self.scene)
+
+
+def test_what_was_said_of_a_document_that_is_the_same_is_said_again() -> None:
+    scene = route_with("early: {number: 1}")
+    loader = Loader(TwoFiles(scene), environ={}, plugins=lambda: scene.plugins)
+    before = loader.load(())
+
+    scene.edit("number: 1", "number: 2")
+    after = loader.load(())
+
+    assert [warning for warning in before.warnings if "is odd" in warning.message] == [
+        warning for warning in after.warnings if "is odd" in warning.message
+    ]
+    old, new = ({route.id: route for route in each.snapshot.router.routes} for each in (before, after))
+    assert names(new["still"]) == ["early", "middle", "late"]
+    assert all(one is other for one, other in zip(old["still"].hooks, new["still"].hooks, strict=True))
+    assert old["r"].hooks != new["r"].hooks
+    assert "services/s/plugins/middle/inline" in after.snapshot.upstreams
+
+
+def test_a_reference_to_what_has_gone_is_found_in_a_document_that_is_the_same() -> None:
+    scene = route_with("early: {id: u2}", "upstreams: [{id: u2, nodes: {10.0.0.1:1: 1}}]")
+    directory = TwoFiles(Scene(scene.text))
+    loader = Loader(directory, environ={}, plugins=lambda: scene.plugins)
+    loader.load(())
+
+    directory.scene.edit("id: u2, nodes", "id: u3, nodes")
+
+    with pytest.raises(ConfigError, match="no upstream has the id 'u2'"):
+        loader.load(())
+
+
+def test_hooks_outlive_loads_that_only_took_them_over() -> None:
+    """A plugin's counts must not depend on how often a reload could save itself the work."""
+    scene = route_with("early: {number: 1}")
+    loader = Loader(TwoFiles(scene), environ={}, plugins=lambda: scene.plugins)
+    first = {route.id: route.hooks for route in loader.load(()).snapshot.router.routes}
+    for number in (2, 3):
+        scene.edit(f"number: {number - 1}", f"number: {number}")
+        loader.load(())
+
+    fresh = TwoFiles(Scene(scene.text))
+    fresh.scene.text += "\nupstreams: []"
+    loader._parsed = {}
+    loader._latest = None
+    loader._store = fresh
+    last = {route.id: route.hooks for route in loader.load(()).snapshot.router.routes}
+
+    assert last["still"][0] is first["still"][0]
+
+
+def test_other_plugins_make_everything_be_looked_at_again() -> None:
+    scene = route_with("early: {}")
+    loader = Loader(TwoFiles(scene), environ={}, plugins=lambda: scene.plugins)
+    loader.load(())
+
+    scene.plugins = attrs.evolve(scene.plugins, enabled=frozenset({"early", "late"}))
+
+    with pytest.raises(ConfigError, match=r"unknown plugin \[middle\]"):
+        loader.load(())
