@@ -33,6 +33,7 @@ class Scene:
     watch: FakeWatch
     swaps: list[str]
     reloader: Reloader
+    told: list[ReloadStatus] = attrs.Factory(list)
 
     async def look(self) -> None:
         """Let the watcher speak, and wait until the look it caused is over."""
@@ -47,14 +48,16 @@ class Scene:
 
 
 def scene(loader: FakeLoader, *, listeners: tuple[Listener, ...] = ()) -> Scene:
-    watch, swaps = FakeWatch(), list[str]()
+    watch, swaps, told = FakeWatch(), list[str](), list[ReloadStatus]()
 
     def on_swap(snapshot: Snapshot) -> None:
         assert reloader.current is snapshot, "the swap is told when it has happened"
         swaps.append(snapshot.revision)
 
-    reloader = Reloader(loader, lambda: listeners, on_swap, watch=watch, wall_clock=lambda: NOON)
-    return Scene(loader, watch, swaps, reloader)
+    reloader = Reloader(
+        loader, lambda: listeners, on_swap, watch=watch, on_told=told.append, wall_clock=lambda: NOON
+    )
+    return Scene(loader, watch, swaps, reloader, told)
 
 
 @asynccontextmanager
@@ -224,6 +227,25 @@ async def test_a_mistake_that_is_taken_back_is_applied_without_a_swap() -> None:
 
     assert stage.swaps == ["r1"]
     assert [line["event"] for line in logs] == ["routes_as_before"]
+
+
+async def test_whoever_asked_is_told_of_each_turn_and_of_nothing_twice() -> None:
+    async with running(FakeLoader(compilation("r1"))) as stage:
+        for content in (BROKEN, BROKEN, compilation("r1"), compilation("r1"), compilation("r2")):
+            stage.loader.content = content
+            await stage.look()
+
+    assert [(status.state, status.revision, len(status.problems)) for status in stage.told] == [
+        ("applied", "r1", 0),
+        ("rejected", "r1", 2),
+        ("applied", "r1", 0),
+        ("applied", "r2", 0),
+    ]
+
+
+async def test_what_runs_can_be_read_object_by_object() -> None:
+    async with running(FakeLoader(compilation("r1"))) as stage:
+        assert stage.reloader.documents == compilation("r1").documents
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import trio
 
 from streamgw.control.reloader import ReloadStatus
 from streamgw.core.errors import Problem
-from streamgw.core.model import Revision
+from streamgw.core.model import Listener, Revision
 from streamgw.process.rows import MAX_PROBLEMS, reload_event, session_row
-from tests.support.worker import says, worker_on
+from tests.support.worker import ANY, says, worker_on
 
 
 async def test_a_live_session_is_a_row(tmp_path: Path) -> None:
@@ -77,3 +77,34 @@ def test_a_flood_of_problems_is_no_event() -> None:
     status = ReloadStatus(state="rejected", revision=Revision("r"), problems=problems)
 
     assert len(reload_event("routes", status, 0)["problems"]) == MAX_PROBLEMS
+
+
+async def test_a_udp_session_has_a_row_and_events_too(tmp_path: Path) -> None:
+    listeners = (ANY, Listener("udp", "127.0.0.1", 0))
+    async with worker_on(tmp_path, listeners=listeners) as scene:
+        (udp,) = [each for each in scene.worker.sockets.bound() if each.transport == "udp"]
+        feed = scene.worker.hub.subscribe(["session_opened", "session_closed"], {"transport": "udp"})
+        with (
+            trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as client,
+            trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as upstream,
+            trio.fail_after(10),
+        ):
+            await upstream.bind(("127.0.0.1", 0))
+            scene.write_route(upstream.getsockname()[1])
+            await scene.until(lambda: scene.worker.reloader.status.reloads == 1)
+            await client.sendto(b"?", ("127.0.0.1", udp.port))
+            opened = await feed.receive()
+            assert await upstream.recv(10) == b"?"
+            (session,) = scene.worker.udp.live.values()
+
+            row = session_row(session, trio.current_time())
+
+            assert (row.transport, row.listener, row.route, row.phase) == ("udp", udp.name, "echo", "relay")
+            assert row.client == row.peer == f"127.0.0.1:{client.getsockname()[1]}"
+            assert row.node == f"127.0.0.1:{upstream.getsockname()[1]}"
+            assert row.bytes_up == 1
+            assert scene.worker.udp.kill(row.id)
+            closed = await feed.receive()
+
+    assert (opened.kind, opened.data["id"]) == ("session_opened", row.id)
+    assert (closed.data["reason"], closed.data["id"]) == ("killed", row.id)
