@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import httpx
@@ -38,7 +38,13 @@ class Clock:
 class Desk:
     """A client, and what is behind it. Every answer came through the whole application."""
 
-    def __init__(self, routes: Path, *, listeners: Sequence[Listener] = LISTENERS) -> None:
+    def __init__(
+        self,
+        routes: Path,
+        *,
+        listeners: Sequence[Listener] = LISTENERS,
+        version: Literal["v2", "v3"] = "v3",
+    ) -> None:
         self.routes = routes
         self.store = Store(routes)
         self.clock = Clock()
@@ -53,6 +59,7 @@ class Desk:
             listeners=lambda: self.listeners,
             wall_clock=self.clock,
             plugins=lambda: self.plugins,
+            version=version,
         )
         app = Starlette(routes=self.api.routes())
         self._client = httpx.AsyncClient(

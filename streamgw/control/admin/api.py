@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from streamgw.config import openapi
 from streamgw.config.plugins import NO_PLUGINS, PluginSet
 from streamgw.config.schema import COLLECTIONS, HTTP_COLLECTIONS
 from streamgw.config.store import Store
@@ -38,9 +39,10 @@ class AdminAPI:
       listeners: what the process listens on.
       wall_clock: Unix time.
       plugins: what there is to run on routes.
+      version: shape of the answers (`deployment.admin.admin_api_version`).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what a process has, each by its name
         self,
         store: Store,
         *,
@@ -49,14 +51,22 @@ class AdminAPI:
         listeners: Callable[[], Sequence[Listener]],
         wall_clock: Callable[[], float],
         plugins: Callable[[], PluginSet] = lambda: NO_PLUGINS,
+        version: Literal["v2", "v3"] = "v3",
     ) -> None:
         changes = Changes(store, check, listeners)
         writer = Writer(fleet)
         self._janitor = Janitor(changes, writer, wall_clock)
         self._resources = Resources(
-            changes, writer, listeners, wall_clock, plugins=plugins, on_ttl=self._janitor.wake
+            changes,
+            writer,
+            listeners,
+            wall_clock,
+            plugins=plugins,
+            version=version,
+            on_ttl=self._janitor.wake,
         )
         self._catalog = Catalog(plugins)
+        self._plugins = plugins
         self._standalone = Standalone(changes, writer, wall_clock)
 
     def routes(self) -> list[BaseRoute]:
@@ -89,6 +99,8 @@ class AdminAPI:
                 return await self._catalog.plugins(request, rest)
             case "configs":
                 return await self._configs(request, rest)
+            case "openapi.json" if request.method == "GET" and not rest:
+                return json_reply(openapi.document(self._plugins()))
             case "secrets":
                 return _secrets(request.method, rest)
             case _ if name in COLLECTIONS or name in HTTP_COLLECTIONS:

@@ -68,6 +68,22 @@ def json_reply(
     return Response(body, status, dict(headers or {}), "application/json")
 
 
+def as_v2(action: str, content: Mapping[str, object]) -> Mapping[str, object]:
+    """An answer about objects in the shape of `admin_api_version: v2`, which is etcd's.
+
+    Source:
+      APISIX `apisix/admin/v3_adapter.lua`: what it makes of this in v3.
+    """
+    if "list" in content:
+        node = {"dir": True, "nodes": content["list"]}
+        return {"action": action, "count": content["total"], "node": node}
+    names = {"key", "value", "createdIndex", "modifiedIndex"} & content.keys()
+    if "deleted" in content:
+        return {"action": action, **content, "node": {}}
+    node = {name: content[name] for name in content if name in names}
+    return {"action": action, **{name: content[name] for name in content if name not in names}, "node": node}
+
+
 async def json_body(request: Request) -> object:
     """The body; None: there is none.
 

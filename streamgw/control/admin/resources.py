@@ -14,6 +14,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
+from typing import Literal
 
 import attrs
 import trio
@@ -29,7 +30,7 @@ from streamgw.control.admin.changes import Changes, Made
 from streamgw.control.admin.listing import list_objects, show, show_value
 from streamgw.control.admin.patching import merge, replace_at
 from streamgw.control.admin.references import use_of
-from streamgw.control.admin.replies import RequestError, bad, json_reply, key_not_found, not_found
+from streamgw.control.admin.replies import RequestError, as_v2, bad, json_reply, key_not_found, not_found
 from streamgw.control.admin.writer import Applied, Writer
 from streamgw.core.model import Key, Listener
 
@@ -89,10 +90,11 @@ class Resources:
     Args:
       wall_clock: Unix time, for the times in objects and for new ids.
       plugins: what there is to run on routes: metadata is theirs.
+      version: shape of the answers.
       on_ttl: told when an object was written that expires.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  each by its name
         self,
         changes: Changes,
         writer: Writer,
@@ -100,6 +102,7 @@ class Resources:
         wall_clock: Callable[[], float],
         *,
         plugins: Callable[[], PluginSet],
+        version: Literal["v2", "v3"],
         on_ttl: Callable[[], None],
     ) -> None:
         self._changes = changes
@@ -107,6 +110,7 @@ class Resources:
         self._listeners = listeners
         self._wall_clock = wall_clock
         self._plugins = plugins
+        self._version = version
         self._on_ttl = on_ttl
 
     async def answer(self, method: str, call: Call) -> Response:
@@ -146,17 +150,18 @@ class Resources:
         if method == "GET":
             if call.id:
                 raise key_not_found()
-            return json_reply({"list": [], "total": 0})
+            return json_reply(self._shaped("get", {"list": [], "total": 0}))
         raise bad(refusal_of_http(call.collection) or "")
 
     async def _get(self, call: Call) -> Response:
         survey = await trio.to_thread.run_sync(self._changes.survey)
         if not call.id:
-            return json_reply(list_objects(survey.of(call.collection), call.query))
+            listed = await trio.to_thread.run_sync(list_objects, survey.of(call.collection), call.query)
+            return json_reply(self._shaped("get", listed))
         located = survey.objects.get((call.collection, call.id))
         if located is None:
             raise key_not_found()
-        return json_reply(show(located), headers={"ETag": f'"{located.digest}"'})
+        return json_reply(self._shaped("get", show(located)), headers={"ETag": f'"{located.digest}"'})
 
     async def _put(self, call: Call) -> Response:
         body = _sent(call)
@@ -167,13 +172,15 @@ class Resources:
             raise bad(f"wrong {call.title} id")
         key = (call.collection, id_)
         sent = {**body, "id": id_}
-        return await self._write(partial(self._changes.put, key, partial(self._replace, call, key, sent)))
+        return await self._write(
+            "set", partial(self._changes.put, key, partial(self._replace, call, key, sent))
+        )
 
     async def _post(self, call: Call) -> Response:
         body = _sent(call)
         if call.id or "id" in body:
             raise bad(f"wrong {call.title} id, do not need it")
-        return await self._write(partial(self._add, call, body))
+        return await self._write("create", partial(self._add, call, body))
 
     async def _patch(self, call: Call) -> Response:
         if not call.id:
@@ -183,7 +190,9 @@ class Resources:
         if not call.sub_path and not isinstance(call.body, Mapping):
             raise bad("invalid configuration")
         key = (call.collection, call.id)
-        return await self._write(partial(self._changes.put, key, partial(self._merge, call, key)))
+        return await self._write(
+            "compareAndSwap", partial(self._changes.put, key, partial(self._merge, call, key))
+        )
 
     async def _delete(self, call: Call) -> Response:
         if not call.id:
@@ -191,7 +200,7 @@ class Resources:
         key = (call.collection, call.id)
         applied = await self._writer.make(partial(self._changes.remove, key, partial(_allow_removal, call)))
         content = {"deleted": call.id, "key": f"/apisix/{call.collection}/{call.id}"}
-        return _reply(applied, HTTPStatus.OK, content)
+        return _reply(applied, HTTPStatus.OK, self._shaped("delete", content))
 
     # In the worker thread: an object may have thousands of nodes
 
@@ -251,13 +260,17 @@ class Resources:
             times["expire_time"] = math.ceil(now + check_ttl(call.query["ttl"]))
         return {**data, **times}
 
-    async def _write(self, change: Callable[[], Made]) -> Response:
+    def _shaped(self, action: str, content: Mapping[str, object]) -> Mapping[str, object]:
+        return content if self._version == "v3" else as_v2(action, content)
+
+    async def _write(self, action: str, change: Callable[[], Made]) -> Response:
         applied = await self._writer.make(change)
         made = applied.made
         if "expire_time" in made.data:
             self._on_ttl()
         status = HTTPStatus.CREATED if made.is_new else HTTPStatus.OK
-        return _reply(applied, status, show_value(made.key, made.data), {"ETag": f'"{made.digest}"'})
+        content = self._shaped(action, show_value(made.key, made.data))
+        return _reply(applied, status, content, {"ETag": f'"{made.digest}"'})
 
 
 def _sent(call: Call) -> Mapping[str, object]:

@@ -44,6 +44,14 @@ async def test_every_resource_has_its_place(desk: Desk) -> None:
     assert (await desk.ask("HEAD", "configs")).status_code == 200
 
 
+async def test_the_api_describes_itself(desk: Desk) -> None:
+    document = await desk.get("openapi.json")
+
+    assert document["openapi"].startswith("3.1")
+    assert any("stream_routes" in path for path in document["paths"])
+    assert (await desk.put("openapi.json", {})).status_code == 404
+
+
 async def test_a_body_that_is_no_json_comes_back_with_the_reason(desk: Desk) -> None:
     answer = await desk.put("stream_routes/1", b'{"a": ')
 

@@ -158,6 +158,25 @@ async def test_keys_come_back_in_no_answer(desk: Desk) -> None:
     assert issued.key.splitlines()[1] in desk.files()["ssls/a.yaml"]
 
 
+async def test_answers_may_have_the_older_shape(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, version="v2")
+    value = {**ROUTE, "id": "1", **TIMES}
+    key = "/apisix/stream_routes/1"
+
+    put = await desk.put("stream_routes/1", ROUTE)
+    assert (put.status_code, put.json()) == (201, {"action": "set", "node": {"key": key, "value": value}})
+    got = await desk.get("stream_routes/1")
+    assert (got["action"], set(got["node"])) == ("get", {"key", "value", "createdIndex", "modifiedIndex"})
+    listed = await desk.get("stream_routes")
+    assert (listed["count"], listed["node"]["dir"], listed["node"]["nodes"]) == (1, True, [got["node"]])
+    assert await desk.get("routes") == {"action": "get", "count": 0, "node": {"dir": True, "nodes": []}}
+    patched = await desk.ask("PATCH", "stream_routes/1", {"desc": "x"})
+    assert patched.json()["action"] == "compareAndSwap"
+    assert (await desk.ask("POST", "stream_routes", ROUTE)).json()["action"] == "create"
+    gone = await desk.ask("DELETE", "stream_routes/1")
+    assert gone.json() == {"action": "delete", "deleted": "1", "key": key, "node": {}}
+
+
 # Refusals
 
 
