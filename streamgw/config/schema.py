@@ -27,6 +27,7 @@ from streamgw.config.balancing import (
     hash_key,
     warn_of_balancing,
 )
+from streamgw.config.checks import ChecksSpec
 from streamgw.config.datagrams import DatagramSpec
 from streamgw.config.nodes import Nodes
 from streamgw.config.plugins import Plugins
@@ -144,16 +145,6 @@ class TimeoutSpec:
     """See `read`."""
     read: PositiveSeconds
     """Idleness that ends a session: the longer of `send` and `read`, without a byte either way."""
-
-
-@attrs.frozen(kw_only=True)
-class ChecksSpec:
-    """Health checks: read, not run."""
-
-    active: AnyMapping | None = None
-    """Probes that the gateway sends."""
-    passive: AnyMapping | None = None
-    """What the sessions themselves tell."""
 
 
 @attrs.frozen(kw_only=True)
@@ -287,7 +278,7 @@ class UpstreamSpec:
             yield Fault(("proxy_protocol_datagrams",), message, at_key=True)
         yield from self._warn_of_tls()
         if self.checks is not None:
-            yield Fault(("checks",), "health checks are not run by this version", at_key=True)
+            yield from (fault.under(("checks",)) for fault in self.checks.warnings())
 
     def _warn_of_tls(self) -> Iterator[Fault]:
         if self.scheme != "tls":
@@ -319,6 +310,7 @@ class UpstreamSpec:
             tls=tls,
             hash_key=hash_key(self),
             pacing=NO_PACING if self.streamgw is None else self.streamgw.build(),
+            checks=None if self.checks is None else self.checks.build(),
         )
 
 

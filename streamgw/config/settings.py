@@ -116,6 +116,8 @@ class Settings:
     """`apisix.ssl`, `streamgw.tls`."""
     stream_plugins: tuple[str, ...] | None = None
     """Plugins that routes may use; None: every one that is installed."""
+    checks_health: bool = True
+    """Not `apisix.disable_upstream_healthcheck`."""
     warnings: tuple[Problem, ...] = ()
 
 
@@ -175,6 +177,7 @@ def _build(data: object) -> tuple[Settings, list[Fault]]:
         reload=spec.streamgw.reload,
         tls=_tls(spec),
         stream_plugins=spec.stream_plugins,
+        checks_health=not spec.apisix.disable_upstream_healthcheck,
     )
     return settings, warnings
 

@@ -75,7 +75,6 @@ WITHOUT_EFFECT: Mapping[Path, tuple[str, ...]] = {
         "data_encryption",
         "delete_uri_tail_slash",
         "disable_sync_configuration_during_start",
-        "disable_upstream_healthcheck",
         "enable_admin_cors",
         "enable_debug",
         "enable_dev_mode",
@@ -238,6 +237,7 @@ class ApisixSpec:
     dns_resolver_valid: PositiveSeconds | None = None
     resolver_timeout: PositiveSeconds = 5.0
     enable_resolv_search_opt: bool = True
+    disable_upstream_healthcheck: bool = False
 
 
 @attrs.frozen(kw_only=True)

@@ -28,6 +28,7 @@ STATUS_BY_REASON: Mapping[str, int] = {
     Reason.MAX_DURATION: 200,
     Reason.DRAIN: 200,
     Reason.KILLED: 200,
+    Reason.NODE_DOWN: 200,
     Reason.EVICTED: 200,
     Reason.MOVED: 200,
     Reason.BAD_PREFACE: 400,

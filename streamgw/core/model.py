@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal, NewType, TypeAlias
 
 import attrs
 
+from streamgw.core.probe import Checks
+
 if TYPE_CHECKING:
     import ssl
 
@@ -238,6 +240,8 @@ class Upstream:
     proxy_protocol_on_each: bool = False
     """Over UDP: the PROXY header stands before every datagram of the client, not only before the first."""
     pacing: Pacing = NO_PACING
+    checks: Checks | None = None
+    """None: every node is taken for healthy."""
 
 
 @attrs.frozen

@@ -68,6 +68,9 @@ class UpstreamPool:
         """Of upstreams that ever let a client wait, or might have."""
         self._making: dict[str, trio.Event] = {}
         """Entries that take a thread to make."""
+        self.on_answered: Callable[[str, Address], None] = lambda *_: None
+        """Told of the connects of sessions to the nodes of an upstream (its key). Must neither block nor raise."""
+        self.on_failed: Callable[[str, Address, ConnectFailed], None] = lambda *_: None
 
     def sync(self, upstreams: Mapping[str, Upstream], names: Collection[str]) -> None:
         """Follow a new snapshot. An upstream whose key and nodes did not change keeps its balancer's position; sessions are
@@ -158,10 +161,12 @@ class UpstreamPool:
     def answered(self, upstream: Upstream, node: Address, connect_s: float) -> None:
         """A connect to a node succeeded (with TLS: and its handshake) after this long."""
         self.load(upstream.key).answered(node, connect_s)
+        self.on_answered(upstream.key, node)
 
     def failed(self, upstream: Upstream, node: Address, error: ConnectFailed) -> None:
         """A connect to a node failed, or its handshake; or it refused a UDP session's datagrams."""
         self.load(upstream.key).failed(node, str(error))
+        self.on_failed(upstream.key, node, error)
 
     def set_up(self, key: str, node: Address, is_up: bool) -> bool:
         """Mark a node of an upstream up or down, for the sessions to come. Returns whether that is news."""
@@ -178,6 +183,17 @@ class UpstreamPool:
             if key in self._lines:
                 load.on_room = self._lines[key].on_room
         return load
+
+    def places(self, upstream: Upstream) -> Mapping[Address, str]:
+        """Where its nodes are, as far as their names' addresses are known by now, and each one's host as it is written.
+        Without those whose weight is 0: no session goes there.
+        """
+        return {
+            Address(host, node.port): node.host
+            for node in upstream.nodes
+            if node.weight > 0
+            for host in (self._names.addresses(node.host) if node.is_looked_up else (node.host,))
+        }
 
     def why_empty(self, upstream: Upstream) -> str:
         """Why there is no candidate, for a person."""

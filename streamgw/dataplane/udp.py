@@ -118,7 +118,7 @@ class UDPSessions:
         for session in tuple(self.live.values()):
             there = session.upstream
             if session.trail.node == node and there is not None and there.key == upstream:
-                self.table.end(session, Reason.NODE_DOWN)
+                self.table.end(session, Reason.NODE_DOWN, "upstream")
 
     def sync(self, upstreams: Mapping[str, Upstream]) -> None:
         """Follow a new snapshot: who talks to a node that is no longer listed moves with his next datagram."""

@@ -15,6 +15,7 @@ from streamgw.control.admin.fleet import (
     Ended,
     Figures,
     ListenerFigures,
+    NodeFigures,
     ReloadFigures,
     Spread,
 )
@@ -87,6 +88,7 @@ async def take_figures(worker: Worker, settings: ReloadStatus) -> Figures:
         event_clients=len(worker.hub),
         events_lost=worker.hub.lost,
         refused=dict(worker.refused),
+        nodes=_nodes(worker),
     )
 
 
@@ -119,4 +121,19 @@ def _drops(worker: Worker) -> dict[tuple[str, str], int]:
     for reception in worker.udp.receptions:
         for drop, count in reception.sessions.drops.items():
             counts[reception.listener.name, str(drop)] += count
+        counts[reception.listener.name, "receive_buffer"] += reception.clients.overflowed  # by the kernel
     return counts
+
+
+def _nodes(worker: Worker) -> list[NodeFigures]:
+    return [
+        NodeFigures(
+            checker.upstream.key.removesuffix("/upstream"),
+            node.host,
+            node.port,
+            health.is_up,
+            dict(checker.results.get(node, {})),
+        )
+        for checker in worker.prober.checkers.values()
+        for node, health in checker.health.nodes.items()
+    ]

@@ -18,7 +18,7 @@ from streamgw.core.wire.tls import ClientHello
 from streamgw.dataplane.reception import UDPSession
 from streamgw.dataplane.session import Session
 from streamgw.process.figures import batches, take_figures
-from streamgw.process.rows import session_row
+from streamgw.process.rows import health_row, session_row
 from streamgw.process.status import StatusBoard
 from streamgw.process.worker import Worker
 
@@ -86,8 +86,8 @@ class LocalFleet:
         return as_data(meet(listener, facts, said, reloader.current, reloader.documents))
 
     def health(self) -> Sequence[Mapping[str, object]]:
-        """Nobody checks nodes yet."""
-        return ()
+        """In APISIX's form, and ours added: `upstream`, and of a node `is_up`, `is_ejected` and `why`."""
+        return [health_row(checker) for checker in self._worker.prober.checkers.values()]
 
     def documents(self) -> Sequence[Document]:
         """What runs."""

@@ -8,9 +8,11 @@ import attrs
 
 from streamgw.control.admin.fleet import SessionRow
 from streamgw.control.reloader import ReloadStatus
-from streamgw.core.model import Outcome
+from streamgw.core.health import Change
+from streamgw.core.model import Outcome, Upstream
 from streamgw.dataplane.reception import UDPSession
 from streamgw.dataplane.session import Session
+from streamgw.process.prober import Checker
 
 MAX_PROBLEMS = 20
 """Of one reload that an event tells; `status` shows all."""
@@ -83,4 +85,48 @@ def reload_event(what: str, status: ReloadStatus, routes: int) -> Mapping[str, o
         "warnings": len(status.warnings),
         "problems": [str(problem) for problem in status.problems[:MAX_PROBLEMS]],
         "duration_s": status.duration_s,
+    }
+
+
+def health_event(upstream: Upstream, change: Change) -> Mapping[str, object]:
+    """A node is in another state."""
+    return {
+        "upstream": upstream.key,
+        "node": str(change.node),
+        "status": str(change.now),
+        "before": str(change.before),
+        "is_up": change.is_up,
+        "why": change.why,
+    }
+
+
+def health_row(checker: Checker) -> Mapping[str, object]:
+    """An upstream with checks: an element of `GET /v1/healthcheck`.
+
+    Source:
+      APISIX `apisix/control/v1.lua` (get_health_checkers) for the keys; ours are `upstream`, `is_up`, `is_ejected`, `why`.
+    """
+    active = checker.checks.active
+    return {
+        "name": f"/apisix/{checker.upstream.key.removesuffix('/upstream')}",
+        "type": "tcp" if active is None else active.probe.kind,
+        "upstream": checker.upstream.key,
+        "nodes": [
+            {
+                "ip": node.host,
+                "port": node.port,
+                "hostname": checker.names[node],
+                "status": str(health.status),
+                "counter": {
+                    "success": health.probes.successes + health.sessions.successes,
+                    "tcp_failure": health.probes.tcp_failures + health.sessions.tcp_failures,
+                    "http_failure": health.probes.http_failures,
+                    "timeout_failure": health.probes.timeouts + health.sessions.timeouts,
+                },
+                "is_up": health.is_up,
+                "is_ejected": health.is_ejected,
+                "why": "" if health.is_up else health.why,
+            }
+            for node, health in checker.health.nodes.items()
+        ],
     }

@@ -8,6 +8,7 @@ Worker.run
    ├─ pump                        one task, one epoll
    ├─ resolver                    one child per name
    ├─ reloader                    watch → load → swap
+   ├─ prober                      one child per node that is checked
    ├─ udp                         keeps time for UDP sessions
    └─ listeners                   its deadline is the drain deadline
       └─ one task per listener, one child task per session
@@ -39,8 +40,9 @@ from streamgw.control.reloader import Reloader, ReloadStatus
 from streamgw.control.watch import Further, changes
 from streamgw.core.access_log import compile_format
 from streamgw.core.errors import Fault
+from streamgw.core.health import Change
 from streamgw.core.hooks import PluginServices
-from streamgw.core.model import Listener, Outcome
+from streamgw.core.model import Listener, Outcome, Upstream
 from streamgw.core.snapshot import Snapshot
 from streamgw.core.tally import Tally
 from streamgw.core.udp_sessions import Drop, UDPLimits
@@ -55,7 +57,8 @@ from streamgw.dataplane.session import Policy, Session, Sessions
 from streamgw.dataplane.udp import UDPSessions
 from streamgw.process.log import AccessLog
 from streamgw.process.plugins import plugin_set
-from streamgw.process.rows import closed_event, reload_event, session_row
+from streamgw.process.prober import Prober
+from streamgw.process.rows import closed_event, health_event, reload_event, session_row
 from streamgw.process.sockets import BindError, Sockets
 
 _LEVELS: Mapping[str, str] = {
@@ -104,10 +107,11 @@ class Worker:
             min_ttl_s=resolver.min_ttl_s,
             max_ttl_s=resolver.max_ttl_s,
             stale_s=resolver.stale_s,
-            on_change=lambda name: self.pool.on_names_changed(name),  # noqa: PLW0108  the pool is made two lines below
+            on_change=self._on_names_changed,
         )
         rng = random.Random()  # noqa: S311  where a balancer starts is no secret
         self.pool = UpstreamPool(self.resolver, rng=rng)
+        self.prober = Prober(self.pool, rng=rng, on_change=self._on_health)
         self.store = Store(routes)
         self.loader = Loader(
             self.store,
@@ -181,6 +185,7 @@ class Worker:
                     await inner.start(self.pump.run)
                     await inner.start(self.resolver.run)
                     await inner.start(self.reloader.run)
+                    await inner.start(self.prober.run)
                     await inner.start(self.udp.sweep)
                     await inner.start(self._serve, inner.cancel_scope)
                     task_status.started()
@@ -204,6 +209,7 @@ class Worker:
         self.sessions.policy = _policy(settings)
         self.udp.obey(_udp_limits(settings), max_duration_s=self.sessions.policy.max_duration_s)
         self._format = self._formatter(settings)
+        self.prober.sync(self.reloader.current.upstreams, is_on=settings.checks_health)
         self.listen()
         finish()
         self.reloader.poke()
@@ -236,8 +242,21 @@ class Worker:
 
     def _on_swap(self, snapshot: Snapshot) -> None:
         self.pool.sync(snapshot.upstreams, snapshot.names)
+        self.prober.sync(snapshot.upstreams, is_on=self.settings.checks_health)
         self.backgrounds.sync(snapshot.backgrounds)
         self.udp.sync(snapshot.upstreams)
+
+    def _on_names_changed(self, name: str) -> None:
+        self.pool.on_names_changed(name)
+        self.prober.on_names_changed(name)
+
+    def _on_health(self, upstream: Upstream, change: Change) -> None:
+        if "health" in self.hub.wanted:
+            self.hub.publish("health", health_event(upstream, change))
+        is_down = change.was_up and not change.is_up
+        if is_down and upstream.checks is not None and upstream.checks.ends_sessions:
+            self.sessions.leave_node(upstream.key, change.node)
+            self.udp.leave_node(upstream.key, change.node)
 
     def publish_reload(self, what: str, status: ReloadStatus) -> None:
         """Tell the live feed what became of a configuration (`routes` or `settings`)."""

@@ -149,7 +149,6 @@ def test_an_upstream_names_what_does_nothing() -> None:
         "hash_on: does nothing with type roundrobin",
         "key: does nothing with type roundrobin",
         "tls: does nothing without 'scheme: tls'",
-        "checks: health checks are not run by this version",
     ]
 
 

@@ -143,7 +143,7 @@ async def test_it_looks_again_at_everything_when_asked(tmp_path: Path) -> None:
 
         assert asked == ["settings"]
         assert fleet.ready()
-        assert fleet.health() == ()
+        assert fleet.health() == []
         assert fleet.status()["listeners"] == fleet.listeners()
         assert (await fleet.figures()).objects == {"stream_routes": 1}
         assert scene.worker.reloader.status.state == "applied"

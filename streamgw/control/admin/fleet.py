@@ -118,6 +118,19 @@ class CertificateFigures:
 
 
 @attrs.frozen
+class NodeFigures:
+    """One node of an upstream that has checks."""
+
+    upstream: str
+    """As the control API names it, without `/apisix/`."""
+    host: str
+    port: int
+    is_up: bool
+    probes: Mapping[str, int]
+    """Ended since the upstream was loaded, by result."""
+
+
+@attrs.frozen
 class ReloadFigures:
     """What became of one kind of configuration."""
 
@@ -155,6 +168,7 @@ class Figures:
     events_lost: int
     refused: Mapping[str, int]
     """Requests that the Admin API did not let in, by reason."""
+    nodes: Sequence[NodeFigures] = ()
 
 
 class Subscription(Protocol):

@@ -71,6 +71,7 @@ class _Figures(Collector):
         """Every series."""
         yield from _of_apisix(self._figures, self._prefix)
         yield from _of_sessions(self._figures)
+        yield from _of_health(self._figures, self._prefix)
         yield from _of_configuration(self._figures)
         yield from _of_the_process(self._figures)
 
@@ -161,6 +162,35 @@ def _of_sessions(figures: Figures) -> Iterator[Metric]:
     yield _histogram(
         "streamgw_session_duration_seconds", "From accept to the end of a session.", figures.duration
     )
+
+
+def _of_health(figures: Figures, prefix: str) -> Iterator[Metric]:
+    """Of upstreams that have checks."""
+    if not figures.nodes:
+        return
+    yield _gauge(
+        f"{prefix}upstream_status",
+        "1 while sessions may go to a node, 0 while it is down.",
+        ["name", "ip", "port"],
+        (
+            ([f"/apisix/{node.upstream}", node.host, str(node.port)], int(node.is_up))
+            for node in figures.nodes
+        ),
+    )
+    yield _counter(
+        "streamgw_probes_total",
+        "Probes of nodes that ended, by result.",
+        ["upstream", "node", "result"],
+        (
+            ([node.upstream, _place(node.host, node.port), result], count)
+            for node in figures.nodes
+            for result, count in node.probes.items()
+        ),
+    )
+
+
+def _place(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _of_configuration(figures: Figures) -> Iterator[Metric]:
