@@ -17,6 +17,8 @@ SESSIONS_KEPT: Final = 5000
 NODES_KEPT: Final = 1000
 _SMOOTHING: Final = 0.6
 """How much of a rate is the latest one: a figure that jumps cannot be read."""
+_LEAST_S: Final = 0.5
+"""Over less than this nothing is measured: one write would be a flood."""
 
 _TEXTS: Final = ("client", "listener", "route", "node", "phase", "server_name", "tls")
 _CLOSE_TEXTS: Final = ("client", "route", "node", "reason", "fault", "detail")
@@ -24,6 +26,15 @@ _CLOSE_TEXTS: Final = ("client", "route", "node", "reason", "fault", "detail")
 Row = Mapping[str, Any]
 Sort = Literal["rate", "age", "up", "down", "client", "route", "node"]
 SORTS: Final[tuple[Sort, ...]] = ("rate", "age", "up", "down", "client", "route", "node")
+
+
+@attrs.frozen
+class Measured:
+    """How much had flowed by then, and how fast."""
+
+    at: float
+    bytes: int
+    rate: float
 
 
 @attrs.frozen
@@ -42,9 +53,12 @@ class Session:
     bytes_down: int
     began_at: float
     """On the clock of `now`."""
-    seen_at: float
-    rate: float = 0.0
-    """Bytes per second, both ways."""
+    measured: Measured
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second, both ways."""
+        return self.measured.rate
 
     def age_s(self, now: float) -> float:
         """How long it has lived."""
@@ -207,21 +221,25 @@ def _is_another(before: Row, status: Row) -> bool:
 
 
 def _session(row: Row, known: Session | None, now: float) -> Session:
-    rate = 0.0
-    if known is not None:
-        seconds = now - known.seen_at
-        moved = row["bytes_up"] + row["bytes_down"] - known.bytes_up - known.bytes_down
-        latest = max(0.0, moved / seconds) if seconds > 0 else known.rate
-        rate = _SMOOTHING * latest + (1 - _SMOOTHING) * known.rate
+    measured = _measure(row["bytes_up"] + row["bytes_down"], known, now)
     return Session(
         id=row["id"],
         **{name: plain(row.get(name)) for name in _TEXTS},
         bytes_up=row["bytes_up"],
         bytes_down=row["bytes_down"],
         began_at=now - row["age_s"],
-        seen_at=now,
-        rate=rate if rate >= 1 else 0.0,
+        measured=measured,
     )
+
+
+def _measure(count: int, known: Session | None, now: float) -> Measured:
+    if known is None:
+        return Measured(now, count, 0.0)
+    seconds = now - known.measured.at
+    if seconds < _LEAST_S:
+        return known.measured
+    rate = _SMOOTHING * max(0, count - known.measured.bytes) / seconds + (1 - _SMOOTHING) * known.rate
+    return Measured(now, count, rate if rate >= 1 else 0.0)
 
 
 def _has(session: Session, words: Sequence[str]) -> bool:

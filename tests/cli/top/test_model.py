@@ -70,6 +70,16 @@ def test_a_rate_follows_what_flowed_and_fades(model: Model) -> None:
     assert rates == [0, 600, 840, 336, 336]
 
 
+def test_a_session_that_has_just_come_is_not_measured_yet(model: Model) -> None:
+    model.take_event(opened(1, bytes_up=0, bytes_down=0), now=10.0)
+    rates = []
+    for now in (10.01, 10.4, 11.0):
+        model.take_sessions([session_row(1, bytes_up=5000, bytes_down=0)], 1, now=now)
+        rates.append(round(model.sessions["00000001"].rate))
+
+    assert rates == [0, 0, 3000]
+
+
 def test_less_than_a_byte_a_second_is_nothing(model: Model) -> None:
     for now, bytes_up in ((0.0, 0), (10.0, 1)):
         model.take_sessions([session_row(1, bytes_up=bytes_up, bytes_down=0)], 1, now=now)

@@ -2,6 +2,7 @@
 
 export const LIMITS = { sessions: 1000, closes: 500, points: 90, nodes: 500 };
 
+const LEAST_S = 0.5;
 const FIELDS = ["listener", "route", "upstream", "node", "client", "transport"];
 const WORD = /(?:(\w+):)?(?:"([^"]*)"|(\S+))/g;
 
@@ -166,11 +167,13 @@ export class Model {
   }
 }
 
+/** A row with its rate: over less than half a second nothing is measured (one write would be a flood), and it is smoothed. */
 function measured(row, known, now) {
   const bytes = row.bytes_up + row.bytes_down;
-  const seconds = known ? now - known.now : 0;
-  // Smoothed over a few polls: a figure that jumps cannot be read.
-  const fresh = seconds > 0 ? Math.max(0, bytes - known.bytes) / seconds : 0;
-  const rate = known ? (seconds > 0 ? 0.6 * fresh + 0.4 * known.rate : known.rate) : 0;
-  return { id: row.id, row, bytes, rate: rate < 1 ? 0 : rate, now, began: now - row.age_s };
+  const session = { id: row.id, row, began: now - row.age_s };
+  if (!known) return { ...session, bytes, at: now, rate: 0 };
+  const seconds = now - known.at;
+  if (seconds < LEAST_S) return { ...session, bytes: known.bytes, at: known.at, rate: known.rate };
+  const rate = (0.6 * Math.max(0, bytes - known.bytes)) / seconds + 0.4 * known.rate;
+  return { ...session, bytes, at: now, rate: rate < 1 ? 0 : rate };
 }
