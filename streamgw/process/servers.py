@@ -150,6 +150,7 @@ class Servers:
             listeners=lambda: worker.settings.listeners,
             wall_clock=time.time,  # noqa: TID251  for create_time and update_time
             plugins=self._plugins,
+            version=self._admin_settings().version,
         )
 
     def _admin_app(self, api: AdminAPI, admin: AdminSettings) -> ASGIApp:
