@@ -46,7 +46,11 @@ class Janitor:
         """
         while True:
             self._woken = trio.Event()
-            next_s = await self._look()
+            try:
+                next_s = await self._look()
+            except Exception:  # noqa: BLE001  a bug here must not cost the sessions that run
+                self._log.exception("expiry_bug")
+                next_s = LOOK_S
             with trio.move_on_after(next_s):
                 await self._woken.wait()
         raise AssertionError("only cancellation ends this")

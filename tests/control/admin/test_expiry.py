@@ -151,3 +151,24 @@ async def test_a_broken_directory_is_waited_out(desk: Desk, clock: MockClock) ->
         await trio.sleep(LOOK_S + 1)
 
     assert desk.files() == {}
+
+
+async def test_a_bug_is_logged_and_the_next_look_comes(
+    desk: Desk, clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await desk.put("stream_routes/1?ttl=5", ROUTE)
+    survey = desk.store.survey
+    bugs = [ZeroDivisionError("a bug")]
+
+    def survey_with_a_bug() -> object:
+        if bugs:
+            raise bugs.pop()
+        return survey()
+
+    monkeypatch.setattr(desk.store, "survey", survey_with_a_bug)
+    async with running(desk):
+        with structlog.testing.capture_logs() as logs:
+            await trio.sleep(2 * LOOK_S)
+
+    assert [line["event"] for line in logs] == ["expiry_bug", "expired"]
+    assert desk.files() == {}
