@@ -374,7 +374,7 @@ class Table:
 
     def _refresh(self, entry: Entry) -> None:
         """Decide anew whether the pump may take its fast path, each way."""
-        may_send = entry.assured and entry.queue is None and not (entry.requests or entry.stale)
+        may_send = entry.assured and not (entry.requests or entry.stale)
         entry.send = entry.sender if may_send else None
         entry.plain = (
             entry.answers > 0 and entry.responses is None and (entry.assured or not entry.amplification)

@@ -279,6 +279,18 @@ def test_a_datagram_may_be_lost_after_it_was_accepted() -> None:
     assert (entry.datagrams_up, entry.bytes_up, entry.lost) == (1, 10, 1)
 
 
+def test_a_session_that_is_opened_before_its_first_datagram_waits_for_it() -> None:
+    scene = Scene()
+    entry = Entry(key=1, client="192.0.2.1", home=scene.listener, responses=0)
+    scene.table.add(entry, scene.now)
+    scene.table.opened(entry, to_upstream, scene.now)
+    assert entry.reason is None
+
+    scene.ask(entry)
+
+    assert entry.reason is Reason.CLOSED
+
+
 # Rules
 
 

@@ -60,6 +60,19 @@ class Session(Entry):
     """What its client gave it, in order; without what was lost."""
     answered: int = 0
     """Answers that came to the client."""
+    refused: int = 0
+    """Answers that were kept from him."""
+    parted: bool = False
+    """Its node is gone."""
+
+    @property
+    def has_had_all(self) -> bool:
+        """What its rules say of an open session, in words of its own."""
+        if self.responses is None or not self.opened:
+            return False
+        asked = len(self.socket.got)
+        waits_for_more = self.requests and not self.detached
+        return self.answered + self.refused >= asked * self.responses and not waits_for_more
 
 
 class History:
@@ -77,6 +90,7 @@ class History:
         self.numbers = 0
         self.dropped: defaultdict[ListenerSessions, Counter[Drop]] = defaultdict(Counter)
         """What the model saw being dropped."""
+        self.drains = False
         self.limits_met = True
         """No limit was lowered since."""
 
@@ -95,6 +109,8 @@ class History:
         assert entry not in self.ended, "an end is told once"
         self.ended.append(entry)
         self.live.remove(entry)
+        assert entry.reason is not Reason.CLOSED or entry.has_had_all, "nobody is closed before time"
+        assert entry.reason is not Reason.MOVED or entry.parted or self.drains
         if not entry.opened:
             self.dropped[entry.home] += Counter({Drop.UNOPENED: len(entry.sent)})
 
@@ -139,6 +155,9 @@ class History:
             assert session.datagrams_down == session.answered
             held = [*session.socket.got, *(session.queue or ())]
             assert held == session.sent, "complete and in order, in the socket or behind it in the queue"
+            numbers = [int(payload.split()[0]) for payload in held]
+            assert numbers == sorted(numbers), "first come, first served"
+            assert not session.has_had_all, "who has had everything has ended"
 
     def one(self, *, opened: bool) -> Session | None:
         some = [session for session in self.live if session.opened is opened]
@@ -168,7 +187,9 @@ class History:
             session.asked += 1
             session.bytes_up += len(payload)
         elif not self.table.accept(session, len(payload), self.now):
+            assert session.parted, "only a session whose node is gone leaves its client"
             return False
+        assert not session.parted, "nothing more is sent to a node that is gone"
         if session.queue is not None:
             if self.table.hold(session, payload):
                 session.sent.append(payload)
@@ -189,14 +210,12 @@ class History:
             session.sent.append(payload)
 
     def _begin(self, listener: ListenerSessions, key: tuple[str, int], host: str, payload: bytes) -> None:
-        safe = {
-            each
-            for each in self.live
-            if each.assured and self.now - each.active_at < udp_room.EVICTABLE_AFTER_S
-        }
-        before = len(self.ended)
+        before, expected = len(self.ended), self._who_gives_way(listener, host)
         drop = self.table.admit(listener, host, len(payload), self.now)
-        assert not safe & set(self.ended[before:]), "nobody who is served gives way"
+        went = self.ended[before:]
+        assert drop is not None or [each.active_at for each in went] == expected, (
+            "nobody else goes, and nobody for nothing"
+        )
         if drop is not None:
             self.dropped[listener][drop] += 1
             listener.drops[drop] += 1
@@ -205,9 +224,30 @@ class History:
         session = Session(key=key, client=host, home=listener, ends_at=self.now + 60, **rules)
         self.live.append(session)
         self.table.add(session, self.now)
-        assert self.table.accept(session, len(payload), self.now)
-        assert self.table.hold(session, payload)
-        session.sent.append(payload)
+        if self.rng.random() < 0.5:  # at once, before the datagram that begins it
+            session.opened = True
+            self.table.opened(session, self.rng.choice([session.socket.send, None]), self.now)
+        assert self._to(session, payload)
+
+    def _who_gives_way(self, listener: ListenerSessions, host: str) -> list[float]:
+        """When those were last active who have to go, by the rule, the slow way."""
+        limits, left, gone = self.limits, list(self.live), []
+        for limit, shares in (
+            (limits.max_sessions_per_client, lambda each: each.client == host),
+            (listener.max_sessions or limits.max_sessions_per_listener, lambda each: each.home is listener),
+            (limits.max_sessions, lambda _: True),
+        ):
+            members = [each for each in left if shares(each)]
+            if len(members) < limit:
+                continue
+            idle = [each for each in members if self.now - each.active_at >= udp_room.EVICTABLE_AFTER_S]
+            candidates = [each for each in members if not each.assured] or idle
+            if not candidates:
+                break  # the new one is turned away
+            victim = min(candidates, key=lambda each: each.active_at)
+            left.remove(victim)
+            gone.append(victim.active_at)
+        return gone
 
     def socket_opens(self) -> None:
         session = self.one(opened=False)
@@ -239,6 +279,7 @@ class History:
             assert not owes or session.bytes_down <= allowed, "nobody gets more than he may"
         else:
             self.dropped[session.home][Drop.AMPLIFICATION] += 1
+            session.refused += 1
         self.table.settle(session)
 
     def time_passes(self) -> None:
@@ -277,6 +318,7 @@ class History:
     def node_is_taken_out(self) -> None:
         for session in self.live:
             if session.opened and self.rng.random() < 0.5:
+                session.parted = True
                 self.table.part_from_node(session)
 
     def limits_change(self) -> None:
@@ -286,8 +328,10 @@ class History:
     def gateway_drains(self) -> None:
         if self.rng.random() < 0.2:
             listener = self.rng.choice(self.listeners)
+            self.drains = True
             for session in tuple(listener.scope):
                 self.table.end(session, Reason.MOVED)
+            self.drains = False
 
 
 def play(seed: int) -> History:
