@@ -107,8 +107,21 @@ class Tally:
             self.connect.count(outcome.connect_s)
 
     def cells(self) -> tuple[Cell, ...]:
-        """As of now: what is counted later does not show in them."""
-        return tuple(attrs.evolve(cell) for cell in self._cells.values())
+        """As of now: what is counted later does not show in them, and neither does `seen`."""
+        return tuple(
+            [
+                Cell(
+                    each.listener,
+                    each.reason,
+                    each.status,
+                    each.node,
+                    each.sessions,
+                    each.bytes_up,
+                    each.bytes_down,
+                )
+                for each in self._cells.values()
+            ]
+        )
 
     def _forget(self) -> None:
         """Let go of the nodes of the older half; their counts stay, under no node."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 import operator
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 import trio
@@ -20,24 +19,21 @@ from streamgw.control.admin.fleet import (
     Spread,
 )
 from streamgw.control.reloader import ReloadStatus
-from streamgw.core.tally import Histogram, Tally
+from streamgw.core.tally import Cell, Histogram
 from streamgw.dataplane.reception import UDPSession
 from streamgw.dataplane.session import Session
 from streamgw.process.worker import Worker
 
 BATCH = 500
-"""Sessions looked at before others get a turn: a fraction of a millisecond."""
+"""Sessions or counts looked at before others get a turn: a fraction of a millisecond."""
+
+_STARTED_AT: Callable[[Session | UDPSession], float] = operator.attrgetter("started_at")
 
 
 def batches(worker: Worker) -> Iterator[Sequence[Session | UDPSession]]:
     """Every session that lives now, oldest first, BATCH at a time. What ends meanwhile is among them."""
-    everyone = list[Session | UDPSession](
-        heapq.merge(
-            worker.sessions.live.values(),
-            worker.udp.live.values(),
-            key=operator.attrgetter("started_at"),
-        )
-    )
+    everyone: list[Session | UDPSession] = [*worker.sessions.live.values(), *worker.udp.live.values()]
+    everyone.sort(key=_STARTED_AT)  # two runs in order already: one merge
     for start in range(0, len(everyone), BATCH):
         yield everyone[start : start + BATCH]
 
@@ -47,8 +43,8 @@ async def take_figures(worker: Worker, settings: ReloadStatus) -> Figures:
 
     Lets others run while it counts.
     """
-    ended, connect, duration = (
-        _ended(worker.tally),
+    cells, connect, duration = (
+        worker.tally.cells(),
         _spread(worker.tally.connect),
         _spread(worker.tally.duration),
     )
@@ -60,6 +56,10 @@ async def take_figures(worker: Worker, settings: ReloadStatus) -> Figures:
             name = session.listener.name
             bytes_up[name] += session.meter.bytes_up
             bytes_down[name] += session.meter.bytes_down
+        await trio.lowlevel.checkpoint()
+    ended: list[Ended] = []
+    for start in range(0, len(cells), BATCH):
+        ended += map(_ended, cells[start : start + BATCH])
         await trio.lowlevel.checkpoint()
     certificates = {each.id: each.not_after_s for each in snapshot.certificates.values()}
     return Figures(
@@ -92,19 +92,9 @@ async def take_figures(worker: Worker, settings: ReloadStatus) -> Figures:
     )
 
 
-def _ended(tally: Tally) -> list[Ended]:
-    return [
-        Ended(
-            cell.listener,
-            cell.reason,
-            cell.status,
-            str(cell.node) if cell.node else "",
-            cell.sessions,
-            cell.bytes_up,
-            cell.bytes_down,
-        )
-        for cell in tally.cells()
-    ]
+def _ended(cell: Cell) -> Ended:
+    node = str(cell.node) if cell.node else ""
+    return Ended(cell.listener, cell.reason, cell.status, node, cell.sessions, cell.bytes_up, cell.bytes_down)
 
 
 def _spread(histogram: Histogram) -> Spread:

@@ -33,8 +33,8 @@ def test_sessions_that_ended_alike_are_added_up() -> None:
     tally.count(attrs.evolve(OUTCOME, reason=Reason.NO_ROUTE, node=None, connect_s=None))
 
     assert tally.cells() == (
-        Cell("tcp *:9100", "closed", 200, NODE, 2, 20, 40, seen=2),
-        Cell("tcp *:9100", "no_route", 403, None, 1, 10, 20, seen=3),
+        Cell("tcp *:9100", "closed", 200, NODE, 2, 20, 40),
+        Cell("tcp *:9100", "no_route", 403, None, 1, 10, 20),
     )
     assert sum(tally.duration.counts) == 3
     assert sum(tally.connect.counts) == 2
