@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from streamgw.cli.output import print_data, print_table
+from streamgw.cli.output import print_data, print_table, shown_duration, shown_size
 
 
 def test_a_pipe_gets_plain_columns(capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,3 +52,18 @@ def test_data_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     print_data([{"port": 1, "id": "no"}], "yaml")
 
     assert capsys.readouterr().out == '[\n  {\n    "id": "ü",\n    "port": 1\n  }\n]\n- id: "no"\n  port: 1\n'
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.2, "0 s"), (59.9, "59 s"), (60, "1 min"), (7300, "2 h"), (200_000, "2 d")]
+)
+def test_a_duration_in_its_largest_unit(seconds: float, shown: str) -> None:
+    assert shown_duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 * 1024**4, "3.0 TiB"), (2e15, "1819.0 TiB")],
+)
+def test_a_size_in_its_largest_unit(size: float, shown: str) -> None:
+    assert shown_size(size) == shown

@@ -51,7 +51,10 @@ export async function ask(path, { method = "GET", params = {} } = {}) {
       signal: AbortSignal.timeout(TIMEOUT_MS),
     });
   } catch (error) {
-    throw new Refused(0, error.name === "TimeoutError" ? "no answer within 10 s" : "the gateway does not answer");
+    throw new Refused(
+      0,
+      error.name === "TimeoutError" ? "no answer within 10 s" : "the gateway does not answer",
+    );
   }
   const text = await answer.text().catch(() => "");
   const body = parse(text);

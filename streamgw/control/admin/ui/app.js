@@ -117,7 +117,9 @@ async function loop() {
 
 async function pollSessions() {
   const asked = model.beginSessions();
-  const body = await ask("streamgw/v1/sessions", { params: { ...model.filter.fields, limit: String(LIMITS.sessions) } }).catch((error) => {
+  const body = await ask("streamgw/v1/sessions", {
+    params: { ...model.filter.fields, limit: String(LIMITS.sessions) },
+  }).catch((error) => {
     // A filter that the gateway does not understand is a matter of this view.
     if (error.status !== 400) throw error;
     toast(error.message);
@@ -170,18 +172,33 @@ function showGateway() {
   const status = model.status;
   if (status === null) return;
   const state = status.draining ? "draining" : status.ready ? "ready" : "not ready";
-  const texts = [state, `${status.version}`, `up ${duration(status.uptime_s)}`, status.config.revision ? `revision ${status.config.revision.slice(0, 8)}` : ""];
+  const texts = [
+    state,
+    `${status.version}`,
+    `up ${duration(status.uptime_s)}`,
+    status.config.revision ? `revision ${status.config.revision.slice(0, 8)}` : "",
+  ];
   const bar = byId("gateway");
   if (bar.dataset.shown === texts.join()) return;
   bar.dataset.shown = texts.join();
-  bar.replaceChildren(h("span", { class: `state ${state.replace(" ", "-")}` }, state), ...texts.slice(1).filter(Boolean).map((text) => h("span", {}, text)));
+  bar.replaceChildren(
+    h("span", { class: `state ${state.replace(" ", "-")}` }, state),
+    ...texts
+      .slice(1)
+      .filter(Boolean)
+      .map((text) => h("span", {}, text)),
+  );
 }
 
 function showLink() {
   const link = byId("link");
   const [kind, text] = trouble
     ? ["lost", `${trouble}, next try in ${Math.max(1, Math.ceil(retryAt - now()))} s`]
-    : model.status === null ? ["", "asking…"] : feed.isOpen ? ["live", "live"] : ["polling", "every 2 s, the feed is not open"];
+    : model.status === null
+      ? ["", "asking…"]
+      : feed.isOpen
+        ? ["live", "live"]
+        : ["polling", "every 2 s, the feed is not open"];
   link.className = `link ${kind}`;
   // The seconds count down in the title only: a screen reader need not hear each.
   say(link, kind === "lost" ? trouble : text);
@@ -189,15 +206,50 @@ function showLink() {
 }
 
 function showBanner() {
-  const states = model.status ? [["routes.d", model.status.config], ["conf/config.yaml", model.status.settings]] : [];
+  const states = model.status
+    ? [
+        ["routes.d", model.status.config],
+        ["conf/config.yaml", model.status.settings],
+      ]
+    : [];
   const rejected = states.filter(([, { state }]) => state === "rejected");
   const shown = JSON.stringify(rejected.map(([name, { problems }]) => [name, problems]));
   const banner = byId("banner");
   if (banner.dataset.shown === shown) return;
   banner.dataset.shown = shown;
-  banner.replaceChildren(...rejected.map(([name, { problems }]) => h("section", { class: "banner" },
-    h("p", {}, h("strong", {}, `The last change of ${name} was rejected.`), " What ran before still runs. ", h("a", { href: "#configuration" }, `${count(problems.length)} problem${problems.length === 1 ? "" : "s"}`)),
-    h("ul", {}, problems.slice(0, SHOWN_PROBLEMS).map((problem) => h("li", {}, h("code", {}, place(problem)), ` ${[problem.pointer, problem.message].filter(Boolean).join(": ")}`))))));
+  banner.replaceChildren(
+    ...rejected.map(([name, { problems }]) =>
+      h(
+        "section",
+        { class: "banner" },
+        h(
+          "p",
+          {},
+          h("strong", {}, `The last change of ${name} was rejected.`),
+          " What ran before still runs. ",
+          h(
+            "a",
+            { href: "#configuration" },
+            `${count(problems.length)} problem${problems.length === 1 ? "" : "s"}`,
+          ),
+        ),
+        h(
+          "ul",
+          {},
+          problems
+            .slice(0, SHOWN_PROBLEMS)
+            .map((problem) =>
+              h(
+                "li",
+                {},
+                h("code", {}, place(problem)),
+                ` ${[problem.pointer, problem.message].filter(Boolean).join(": ")}`,
+              ),
+            ),
+        ),
+      ),
+    ),
+  );
 }
 
 function showCounts() {
@@ -210,7 +262,15 @@ function showCounts() {
   badge("closes", model.closed ? count(model.closed) : "");
   badge("routes", count(Object.keys(status.objects?.stream_routes ?? {}).length));
   badge("certificates", count(Object.keys(status.objects?.ssls ?? {}).length));
-  badge("configuration", problems ? `${count(problems)} wrong` : warnings ? `${count(warnings)} warning${warnings === 1 ? "" : "s"}` : "", problems ? "bad" : warnings ? "warn" : "");
+  badge(
+    "configuration",
+    problems
+      ? `${count(problems)} wrong`
+      : warnings
+        ? `${count(warnings)} warning${warnings === 1 ? "" : "s"}`
+        : "",
+    problems ? "bad" : warnings ? "warn" : "",
+  );
 }
 
 function badge(name, text, kind = "") {
@@ -245,7 +305,17 @@ const VIEWS = new Map([
 ]);
 let current = VIEWS.get("overview")[1];
 
-byId("views").append(...[...VIEWS].map(([name, [title]]) => h("a", { href: `#${name}`, id: `view-${name}` }, title, " ", h("span", { id: `count-${name}`, class: "badge" }))));
+byId("views").append(
+  ...[...VIEWS].map(([name, [title]]) =>
+    h(
+      "a",
+      { href: `#${name}`, id: `view-${name}` },
+      title,
+      " ",
+      h("span", { id: `count-${name}`, class: "badge" }),
+    ),
+  ),
+);
 
 function enter() {
   const [name, query = ""] = location.hash.slice(1).split("?", 2);

@@ -11,7 +11,9 @@ export function h(name, attributes = {}, ...children) {
     if (attribute.startsWith("on")) element.addEventListener(attribute.slice(2), value);
     else element.setAttribute(attribute, value === true ? "" : value);
   }
-  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(
+    ...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false),
+  );
   return element;
 }
 
@@ -54,9 +56,20 @@ export class Table {
       this.#heads.set(column.id, head);
       return head;
     });
-    const table = h("table", {}, h("caption", { class: "unseen" }, caption), h("thead", {}, h("tr", {}, heads)), this.#body);
+    const table = h(
+      "table",
+      {},
+      h("caption", { class: "unseen" }, caption),
+      h("thead", {}, h("tr", {}, heads)),
+      this.#body,
+    );
     // Focusable, so that a wide table can be scrolled with the keyboard.
-    this.element = h("div", { class: "table", role: "region", "aria-label": caption, tabindex: "0" }, table, this.#empty);
+    this.element = h(
+      "div",
+      { class: "table", role: "region", "aria-label": caption, tabindex: "0" },
+      table,
+      this.#empty,
+    );
   }
 
   sorted(items) {
@@ -77,7 +90,14 @@ export class Table {
     let place = this.#body.firstChild;
     for (const item of items) {
       const key = this.#key(item);
-      const row = this.#rows.get(key) ?? { element: h("tr", {}, this.#columns.map((each) => this.#cell(each))), texts: [] };
+      const row = this.#rows.get(key) ?? {
+        element: h(
+          "tr",
+          {},
+          this.#columns.map((each) => this.#cell(each)),
+        ),
+        texts: [],
+      };
       shown.set(key, row);
       this.#update(row, item);
       if (row.element === place) place = place.nextSibling;
@@ -89,7 +109,9 @@ export class Table {
   }
 
   #cell(column) {
-    const kinds = [column.numeric && "number", column.wide && "wide", column.mono && "mono"].filter(Boolean).join(" ");
+    const kinds = [column.numeric && "number", column.wide && "wide", column.mono && "mono"]
+      .filter(Boolean)
+      .join(" ");
     return h("td", { class: kinds || null });
   }
 
@@ -115,9 +137,16 @@ export function sparkline(values, room) {
   const top = Math.max(...values, 1e-9);
   const step = width / (room - 1);
   const left = width - (values.length - 1) * step;
-  const points = values.map((value, index) => `${(left + index * step).toFixed(1)},${(height - 2 - (value / top) * (height - 4)).toFixed(1)}`);
+  const points = values.map(
+    (value, index) =>
+      `${(left + index * step).toFixed(1)},${(height - 2 - (value / top) * (height - 4)).toFixed(1)}`,
+  );
   const line = points.length > 1 ? `M${points.join("L")}` : "";
   const ground = line && `${line}L${width},${height}L${left.toFixed(1)},${height}Z`;
-  return h("svg", { class: "spark", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" },
-    h("path", { class: "ground", d: ground }), h("path", { class: "line", d: line }));
+  return h(
+    "svg",
+    { class: "spark", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" },
+    h("path", { class: "ground", d: ground }),
+    h("path", { class: "line", d: line }),
+  );
 }

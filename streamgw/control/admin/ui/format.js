@@ -5,7 +5,8 @@ const SIZES = ["B", "KiB", "MiB", "GiB", "TiB"];
 export function size(bytes) {
   let value = bytes;
   for (const unit of SIZES) {
-    if (value < 1024 || unit === "TiB") return unit === "B" ? `${Math.round(value)} B` : `${value.toFixed(value < 10 ? 2 : 1)} ${unit}`;
+    if (value < 1024 || unit === "TiB")
+      return unit === "B" ? `${Math.round(value)} B` : `${value.toFixed(value < 10 ? 2 : 1)} ${unit}`;
     value /= 1024;
   }
   return "";
@@ -35,9 +36,15 @@ export const age = (seconds) => (seconds < 60 ? `${Math.floor(Math.max(0, second
 export const clock = (unix) => new Date(unix * 1000).toLocaleTimeString("en-GB");
 
 export const moment = (value) =>
-  new Date(typeof value === "number" ? value * 1000 : value).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "medium" });
+  new Date(typeof value === "number" ? value * 1000 : value).toLocaleString("en-GB", {
+    dateStyle: "medium",
+    timeStyle: "medium",
+  });
 
-export const place = (object) => (object.file ? `${object.file}${object.line ? `:${object.line}` : ""}${object.column ? `:${object.column}` : ""}` : "");
+export const place = (object) =>
+  object.file
+    ? `${object.file}${object.line ? `:${object.line}` : ""}${object.column ? `:${object.column}` : ""}`
+    : "";
 
 /** `10.1.2.3:5000` or `[::1]:5000` → `10.1.2.3`, `::1`; a text without a port stays. */
 export function host(address) {

@@ -23,7 +23,12 @@ export function withField(text, name, value) {
   const { fields, words } = parseFilter(text);
   const quote = (word) => (/\s/.test(word) ? `"${word}"` : word);
   const all = { ...fields, [name]: value };
-  return [...Object.entries(all).filter(([, each]) => each).map(([each, what]) => `${each}:${quote(what)}`), ...words.map(quote)].join(" ");
+  return [
+    ...Object.entries(all)
+      .filter(([, each]) => each)
+      .map(([each, what]) => `${each}:${quote(what)}`),
+    ...words.map(quote),
+  ].join(" ");
 }
 
 export function has(words, ...texts) {
@@ -51,7 +56,8 @@ export class Model {
   /** A new answer of /status. `now` in seconds, of a clock that only goes forward. */
   takeStatus(status, now) {
     const last = this.#polled;
-    const restarted = last !== null && (last.status.pid !== status.pid || status.uptime_s < last.status.uptime_s);
+    const restarted =
+      last !== null && (last.status.pid !== status.pid || status.uptime_s < last.status.uptime_s);
     if (restarted) {
       this.sessions.clear();
       this.points = [];
@@ -59,11 +65,19 @@ export class Model {
     if (last !== null && !restarted && now > last.now) {
       const seconds = now - last.now;
       const grown = (name) => Math.max(0, status.sessions[name] - last.status.sessions[name]) / seconds;
-      this.points.push({ active: status.sessions.active, opened: grown("total"), up: grown("bytes_up"), down: grown("bytes_down") });
+      this.points.push({
+        active: status.sessions.active,
+        opened: grown("total"),
+        up: grown("bytes_up"),
+        down: grown("bytes_down"),
+      });
       this.points.splice(0, this.points.length - LIMITS.points);
       const before = new Map(last.status.listeners.map((listener) => [listener.name, listener.accepted]));
       this.listenerRates = new Map(
-        status.listeners.map(({ name, accepted }) => [name, Math.max(0, accepted - (before.get(name) ?? accepted)) / seconds]),
+        status.listeners.map(({ name, accepted }) => [
+          name,
+          Math.max(0, accepted - (before.get(name) ?? accepted)) / seconds,
+        ]),
       );
     }
     this.#polled = { status, now };
@@ -99,7 +113,8 @@ export class Model {
       this.sessions.set(row.id, measured(row, known.get(row.id), now));
     }
     for (const id of asked.opened) {
-      if (!this.sessions.has(id) && known.has(id) && this.sessions.size < LIMITS.sessions) this.sessions.set(id, known.get(id));
+      if (!this.sessions.has(id) && known.has(id) && this.sessions.size < LIMITS.sessions)
+        this.sessions.set(id, known.get(id));
     }
     this.total = Math.max(total, this.sessions.size);
     this.#asked = null;
@@ -118,7 +133,12 @@ export class Model {
   /** The answer of /healthcheck, in APISIX's shape: a list of checkers with their nodes, or `{}` for none. */
   takeHealth(checkers) {
     if (!Array.isArray(checkers)) return;
-    this.health = new Map(checkers.flatMap(({ nodes }) => nodes ?? []).slice(0, LIMITS.nodes).map(({ ip, port, status }) => [`${ip.includes(":") ? `[${ip}]` : ip}:${port}`, status]));
+    this.health = new Map(
+      checkers
+        .flatMap(({ nodes }) => nodes ?? [])
+        .slice(0, LIMITS.nodes)
+        .map(({ ip, port, status }) => [`${ip.includes(":") ? `[${ip}]` : ip}:${port}`, status]),
+    );
   }
 
   #opened(row, now) {
@@ -134,7 +154,11 @@ export class Model {
     this.closed += 1;
     this.closes.unshift({ ...row, number: this.closed });
     if (this.closes.length > LIMITS.closes) this.closes.length = LIMITS.closes;
-    if (row.fault === "upstream" && row.node && (this.#failures.has(row.node) || this.#failures.size < LIMITS.nodes)) {
+    if (
+      row.fault === "upstream" &&
+      row.node &&
+      (this.#failures.has(row.node) || this.#failures.size < LIMITS.nodes)
+    ) {
       this.#failures.set(row.node, (this.#failures.get(row.node) ?? 0) + 1);
     }
   }
@@ -143,7 +167,9 @@ export class Model {
     return Object.entries(this.filter.fields).every(([name, value]) => {
       if (name !== "client") return row[name] === value;
       // A network is the gateway's to judge: such a session shows up with the next answer.
-      return !value.includes("/") && (row.client.startsWith(`${value}:`) || row.client.startsWith(`[${value}]:`));
+      return (
+        !value.includes("/") && (row.client.startsWith(`${value}:`) || row.client.startsWith(`[${value}]:`))
+      );
     });
   }
 
@@ -151,7 +177,15 @@ export class Model {
   nodes() {
     const nodes = new Map();
     const of = (node) => {
-      if (!nodes.has(node)) nodes.set(node, { node, upstream: "", sessions: 0, rate: 0, failures: this.#failures.get(node) ?? 0, status: this.health.get(node) ?? "" });
+      if (!nodes.has(node))
+        nodes.set(node, {
+          node,
+          upstream: "",
+          sessions: 0,
+          rate: 0,
+          failures: this.#failures.get(node) ?? 0,
+          status: this.health.get(node) ?? "",
+        });
       return nodes.get(node);
     };
     for (const session of this.sessions.values()) {

@@ -6,16 +6,17 @@ import { count, moment, place } from "./format.js";
 const DAY_S = 86_400;
 const SOON_DAYS = 21;
 
-const problemsTable = (caption) => new Table({
-  caption,
-  empty: "",
-  key: (problem) => JSON.stringify(problem),
-  columns: [
-    { id: "place", title: "Where", mono: true, text: (problem) => place(problem) },
-    { id: "pointer", title: "What", mono: true, text: ({ pointer }) => pointer ?? "" },
-    { id: "message", title: "Why", wide: true, text: ({ message }) => message },
-  ],
-});
+const problemsTable = (caption) =>
+  new Table({
+    caption,
+    empty: "",
+    key: (problem) => JSON.stringify(problem),
+    columns: [
+      { id: "place", title: "Where", mono: true, text: (problem) => place(problem) },
+      { id: "pointer", title: "What", mono: true, text: ({ pointer }) => pointer ?? "" },
+      { id: "message", title: "Why", wide: true, text: ({ message }) => message },
+    ],
+  });
 
 export function makeConfiguration({ model, ask, toast, failed, wake }) {
   const cards = [
@@ -39,13 +40,19 @@ export function makeConfiguration({ model, ask, toast, failed, wake }) {
   }
 
   return {
-    element: h("section", { "aria-labelledby": "configuration-h" },
-      h("div", { class: "toolbar" }, h("h1", { id: "configuration-h" }, "Configuration"), reload, objects), cards.map(({ element }) => element)),
+    element: h(
+      "section",
+      { "aria-labelledby": "configuration-h" },
+      h("div", { class: "toolbar" }, h("h1", { id: "configuration-h" }, "Configuration"), reload, objects),
+      cards.map(({ element }) => element),
+    ),
     enter() {},
     render() {
       if (model.status === null) return;
       for (const each of cards) each.render();
-      const kinds = Object.entries(model.status.objects ?? {}).map(([kind, ids]) => `${kind}: ${count(Object.keys(ids).length)}`);
+      const kinds = Object.entries(model.status.objects ?? {}).map(
+        ([kind, ids]) => `${kind}: ${count(Object.keys(ids).length)}`,
+      );
       say(objects, kinds.join(", "));
     },
   };
@@ -58,18 +65,44 @@ export function makeConfiguration({ model, ask, toast, failed, wake }) {
     const problemsPart = h("div", { class: "part" }, h("h3", {}, "Problems"), problems.element);
     const warningsPart = h("div", { class: "part" }, h("h3", {}, "Warnings"), warnings.element);
     const render = () => {
-      const { state: what, revision, applied_at: at, reloads, rejected, problems: wrong, warnings: doubtful } = state();
+      const {
+        state: what,
+        revision,
+        applied_at: at,
+        reloads,
+        rejected,
+        problems: wrong,
+        warnings: doubtful,
+      } = state();
       mark.className = `state ${what}`;
       say(mark, what);
       const runs = revision ? `Revision ${revision.slice(0, 8)} runs` : "It runs";
       const since = at ? `since ${moment(at)}` : "as read at the start";
-      say(line, `${runs} ${since}. ${count(reloads)} change${reloads === 1 ? "" : "s"} applied, ${count(rejected)} rejected.`);
+      say(
+        line,
+        `${runs} ${since}. ${count(reloads)} change${reloads === 1 ? "" : "s"} applied, ${count(rejected)} rejected.`,
+      );
       problems.show(wrong.slice(0, 200));
       warnings.show(doubtful.slice(0, 200));
       problemsPart.hidden = !wrong.length;
       warningsPart.hidden = !doubtful.length;
     };
-    return { element: h("section", { class: "panel", "aria-label": title }, h("div", { class: "panel-head" }, h("h2", {}, title, h("span", { class: "faint mono" }, ` ${file}`)), mark), line, problemsPart, warningsPart), render };
+    return {
+      element: h(
+        "section",
+        { class: "panel", "aria-label": title },
+        h(
+          "div",
+          { class: "panel-head" },
+          h("h2", {}, title, h("span", { class: "faint mono" }, ` ${file}`)),
+          mark,
+        ),
+        line,
+        problemsPart,
+        warningsPart,
+      ),
+      render,
+    };
   }
 }
 
@@ -84,10 +117,34 @@ export function makeCertificates({ model, ask, redraw, failed }) {
     key: ({ id }) => id,
     decorate: (row, { off }) => row.classList.toggle("off", off),
     columns: [
-      { id: "id", title: "Certificate", text: ({ id, off }) => `${id} ${off}`, node: ({ id, off }) => h("span", {}, h("strong", {}, id), off ? h("span", { class: "tag" }, "off") : null) },
-      { id: "names", title: "Names", wide: true, text: ({ names }) => names.join(", "), node: ({ names }) => h("span", { class: "chips" }, names.slice(0, 20).map((name) => h("span", { class: "chip" }, name)), names.length > 20 ? ` and ${names.length - 20} more` : null) },
+      {
+        id: "id",
+        title: "Certificate",
+        text: ({ id, off }) => `${id} ${off}`,
+        node: ({ id, off }) =>
+          h("span", {}, h("strong", {}, id), off ? h("span", { class: "tag" }, "off") : null),
+      },
+      {
+        id: "names",
+        title: "Names",
+        wide: true,
+        text: ({ names }) => names.join(", "),
+        node: ({ names }) =>
+          h(
+            "span",
+            { class: "chips" },
+            names.slice(0, 20).map((name) => h("span", { class: "chip" }, name)),
+            names.length > 20 ? ` and ${names.length - 20} more` : null,
+          ),
+      },
       { id: "until", title: "Valid until", text: ({ until }) => (until === null ? "–" : moment(until)) },
-      { id: "left", title: "Left", numeric: true, text: ({ until }) => left(until), node: ({ until }) => h("span", { class: urgency(until) }, left(until)) },
+      {
+        id: "left",
+        title: "Left",
+        numeric: true,
+        text: ({ until }) => left(until),
+        node: ({ until }) => h("span", { class: urgency(until) }, left(until)),
+      },
       { id: "client", title: "Clients show one", text: ({ mutual }) => (mutual ? "required" : "–") },
       { id: "issuer", title: "Issuer", wide: true, text: ({ issuer }) => issuer },
       { id: "source", title: "File", mono: true, text: ({ source }) => source },
@@ -111,7 +168,12 @@ export function makeCertificates({ model, ask, redraw, failed }) {
   }
 
   return {
-    element: h("section", { "aria-labelledby": "certificates-h" }, h("div", { class: "toolbar" }, h("h1", { id: "certificates-h" }, "Certificates"), note), table.element),
+    element: h(
+      "section",
+      { "aria-labelledby": "certificates-h" },
+      h("div", { class: "toolbar" }, h("h1", { id: "certificates-h" }, "Certificates"), note),
+      table.element,
+    ),
     enter() {},
     render() {
       void load();
@@ -143,7 +205,15 @@ async function fetchCertificates(ask, status) {
     const mutual = known?.requires_client_certificate ?? Boolean(value.client?.ca);
     const names = known?.names ?? [value.sni, value.snis].flat().filter(Boolean);
     const until = known?.not_after ? new Date(known.not_after).getTime() / 1000 : null;
-    return { id: String(value.id), names, until, off: value.status === 0, mutual, issuer: known?.issuer ?? "", source: known ? place(known) : "" };
+    return {
+      id: String(value.id),
+      names,
+      until,
+      off: value.status === 0,
+      mutual,
+      issuer: known?.issuer ?? "",
+      source: known ? place(known) : "",
+    };
   });
   return list.sort((one, other) => (one.until ?? Infinity) - (other.until ?? Infinity)).slice(0, 500);
 }
