@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -279,6 +280,41 @@ def test_a_listener_that_is_removed_leaves_its_sessions_alone(scene: Scene, port
         assert client.ask("after") == "alpha after"
         with DatagramClient(other) as newcomer:
             assert newcomer.ask("new") == "alpha new"
+
+
+def test_a_listener_widened_to_every_address_goes_on_serving_its_clients(scene: Scene) -> None:
+    """Two UDP sockets cannot share an address: sessions of the narrow one end, their clients notice nothing."""
+    with scene.gateway.running(), scene.client() as client:
+        assert client.ask("before") == "alpha before"
+        scene.gateway.write_settings([], [scene.port])
+        scene.gateway.wait_for_status(
+            lambda status: [each["name"] for each in status["listeners"]] == [f"udp *:{scene.port}"],
+            what="the wide listener",
+        )
+
+        assert client.ask("after") == "alpha after"
+        line = scene.gateway.wait_for_access_line(lambda line: True, what="the old session")
+
+    assert (line["reason"], line["listener"]) == ("moved", f"udp 127.0.0.1:{scene.port}")
+
+
+def test_an_address_that_is_taken_changes_nothing(scene: Scene, ports: Ports) -> None:
+    other = ports.take_for_udp()
+
+    with scene.gateway.running(), scene.client() as client:
+        assert client.ask("before") == "alpha before"
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as holder:
+            holder.bind(("127.0.0.1", other))
+            scene.gateway.write_settings([], [f"127.0.0.1:{other}"])
+            status = scene.gateway.wait_for_status(
+                lambda status: status["settings"]["state"] == "rejected", what="a rejection"
+            )
+
+        assert client.ask("after") == "alpha after"
+
+    (problem,) = status["settings"]["problems"]
+    assert problem["message"] == f"cannot listen on udp 127.0.0.1:{other}: address already in use"
+    assert [each["name"] for each in status["listeners"]] == [f"udp 127.0.0.1:{scene.port}"]
 
 
 def test_a_drain_lets_live_sessions_go_on_until_they_are_idle(scene: Scene) -> None:
