@@ -131,13 +131,13 @@ class UpstreamHealth:
         if active is None or node is None:
             return None
         before = _as_it_is(node)
+        why = finding.why
         if finding.result is Result.SUCCESS:
             self._succeeded(node, node.probes, active.thresholds)
+            why = _count_text(node.probes.successes, "probe")
         elif finding.result is not Result.NEITHER:
             self._failed(node, node.probes, active.thresholds, finding, now)
-        return _change(
-            place, node, before, _count_text(node.probes.successes, "probe") if node.is_up else node.why
-        )
+        return _change(place, node, before, why)
 
     def answered(self, place: Address) -> Change | None:
         """A session was connected."""
@@ -148,8 +148,9 @@ class UpstreamHealth:
         if node.status is Status.HEALTHY:
             return None
         before = _as_it_is(node)
-        # A connect says less than a probe: it brings no node back that a probe found down.
-        if self.checks.passive is not None and node.status in _UP:
+        # A connect says less than a probe: it brings no node back while there are probes.
+        is_heard = node.status in _UP or self.checks.active is None
+        if self.checks.passive is not None and is_heard:
             self._succeeded(node, node.sessions, self.checks.passive)
         return _change(place, node, before, _count_text(node.sessions.successes, "session"))
 
