@@ -10,6 +10,8 @@ it is *assured*: the client has sent again after an answer had come, so its addr
 
 A datagram of an assured session without special rules costs a dict look-up and three additions, done by the pump in
 place (`Entry.send`, `Entry.plain`); everything else comes here.
+
+Longer than other files by its invariants, which belong beside what they are about.
 """
 
 from __future__ import annotations

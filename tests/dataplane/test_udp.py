@@ -107,7 +107,7 @@ async def test_no_answer_is_waited_for_where_none_is_wanted() -> None:
                 await node.hear()
             await gateway.outcome(3)
 
-            assert {outcome.reason for outcome in gateway.outcomes} == {"closed"}
+            assert {(outcome.reason, outcome.phase) for outcome in gateway.outcomes} == {("closed", "relay")}
 
 
 async def test_after_so_many_requests_another_node_has_its_turn() -> None:

@@ -3,12 +3,15 @@
 Theory of operation. All clients of a listener share its socket: a datagram's session is found by its sender's address,
 and where the socket is bound to a wildcard by the local address too, which then is what the answer leaves from. A
 datagram of a session in full flow is read, counted and sent on right here; whatever needs a thought goes to the
-`Keeper`. What is in the middle of a batch of events: nothing waits, and what the kernel does not take is dropped.
+`Keeper`. Nothing here waits: what the kernel does not take is dropped.
 
 These sockets are level-triggered, unlike those of streams: whoever has more after his turn is simply reported again, in
-the kernel's own round robin with everybody else, and a read that would only learn that there is nothing left is saved.
+the kernel's own round robin with everybody else. So one datagram is read where one is likely, and a turn of them where the
+batch before had some too: a read that only learns that nothing is left costs a tenth of a round trip.
 
 One buffer serves all. It is larger than any datagram (65,507 bytes over IPv4, 65,527 over IPv6): none is ever truncated.
+
+Longer than other files: both sides, and the two ways to receive, are one path that is written out for speed.
 """
 
 from __future__ import annotations
@@ -122,6 +125,8 @@ class Datagrams:
         self.epoll = epoll
         self.now = 0.0
         """trio.current_time() at the beginning of the batch: datagrams do not look at the clock."""
+        self.batch = 0
+        """Its number."""
         self.buffer = bytearray(BUFFER_BYTES)
         self.view = memoryview(self.buffer)
         self.sides: dict[int, ClientSide | UpstreamSide] = {}
@@ -150,6 +155,11 @@ class Datagrams:
             sock.close()
             raise _failure(number)
         return UpstreamSide(self, sock)
+
+    def begin_batch(self, now: float) -> None:
+        """Events are about to be handled."""
+        self.now = now
+        self.batch += 1
 
     def handle(self, fd: int) -> bool:
         """An event; False when the descriptor is none of ours. What a session's datagram raises ends that session."""
@@ -184,6 +194,7 @@ class ClientSide:
         "_fd",
         "_is_ours",
         "_keeper",
+        "_read_in",
         "_sock",
         "is_ipv6",
         "is_wildcard",
@@ -204,6 +215,7 @@ class ClientSide:
         self.is_wildcard = self.server.host in _WILDCARDS
         self.ready: Callable[[], None] = self._ready_wildcard if self.is_wildcard else self._ready_specific
         sock.setblocking(False)
+        self._read_in = 0
         self._fd = -1
         self._is_ours = False
         self._use(sock)
@@ -258,7 +270,8 @@ class ClientSide:
         """One address: answers leave from it by themselves."""
         datagrams, keeper, find = self._datagrams, self._keeper, self._by_key.get
         receive, buffer, view, now = self._sock.recvfrom_into, datagrams.buffer, datagrams.view, datagrams.now
-        for _ in range(TURN):
+        turn, self._read_in = _turn(datagrams.batch - self._read_in), datagrams.batch
+        for _ in turn:
             try:
                 count, peer = receive(buffer)
             except OSError:  # nothing is left; or (ENOMEM) one is lost, and nobody is there to be told
@@ -278,7 +291,8 @@ class ClientSide:
             datagrams.now,
         )
         local_of = _LOCAL6 if self.is_ipv6 else _LOCAL4
-        for _ in range(TURN):
+        turn, self._read_in = _turn(datagrams.batch - self._read_in), datagrams.batch
+        for _ in turn:
             try:
                 count, ancillary, _flags, peer = receive(buffers, _ANCILLARY_BYTES)
             except OSError:  # as above
@@ -302,6 +316,14 @@ class ClientSide:
 
     def broke(self, error: Exception) -> None:
         """A datagram raised what it must not: it is dropped, and that is all."""
+
+
+_ONE, _MANY = range(1), range(TURN)
+
+
+def _turn(batches: int) -> range:
+    """How often to read: the socket was last read so many batches ago."""
+    return _MANY if batches == 1 else _ONE
 
 
 def _send_on(entry: Entry, payload: memoryview, now: float, keeper: Keeper) -> bool:
@@ -330,6 +352,7 @@ class UpstreamSide:
         "_fd",
         "_keeper",
         "_peer",
+        "_read_in",
         "_recv_into",
         "_sock",
     )
@@ -339,6 +362,7 @@ class UpstreamSide:
         self._sock = sock
         self._fd = sock.fileno()
         self._recv_into = sock.recv_into
+        self._read_in = 0
 
     @property
     def send(self) -> Callable[[memoryview], int]:
@@ -368,7 +392,8 @@ class UpstreamSide:
         """Pass on what has come, a turn of it."""
         entry, datagrams, keeper = self._entry, self._datagrams, self._keeper
         receive, buffer, view, now = self._recv_into, datagrams.buffer, datagrams.view, datagrams.now
-        for _ in range(TURN):
+        turn, self._read_in = _turn(datagrams.batch - self._read_in), datagrams.batch
+        for _ in turn:
             try:
                 count = receive(buffer)
             except BlockingIOError:

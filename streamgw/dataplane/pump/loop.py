@@ -371,7 +371,7 @@ class SocketPump(Pump):
         """Handle one batch of events and one turn of every unfinished direction; then close what is to be closed."""
         mover = self._mover
         self._in_batch = True
-        self.datagrams.now = trio.current_time()
+        self.datagrams.begin_batch(trio.current_time())
         try:
             self._handle_all(events)
             for end in mover.take_queue() if mover.unfinished else ():
