@@ -88,8 +88,6 @@ class _Answer:
     references: References
     parsed: _Parsed
     compilation: Compilation
-    is_loaded: bool = False
-    """It is, or was, what runs; False: it was only checked."""
 
 
 class Loader:
@@ -122,7 +120,8 @@ class Loader:
         self._workshop = Workshop()
         self._hook_workshop = HookWorkshop()
         self._memory = Memory()
-        self._latest: _Answer | None = None
+        self._loaded: _Answer | None = None
+        self._checked: _Answer | None = None
         self._turn = threading.Lock()
         self.files: frozenset[FilePath] = frozenset()
         """What the latest `load` looked at outside of the directory, also if it failed: to be watched with it. Absolute;
@@ -140,10 +139,10 @@ class Loader:
             answer = self._known(tree.revision, listeners)
             if answer is None:
                 answer = self._load(tree, listeners)
-            if not answer.is_loaded:
+            if answer is not self._loaded:
                 self._parsed = answer.parsed
                 self._finish(forget=True)
-            self._latest = attrs.evolve(answer, is_loaded=True)
+            self._loaded = answer
             self.files = answer.references.files
             return answer.compilation
 
@@ -156,8 +155,7 @@ class Loader:
         with self._turn:
             answer = self._known(tree.revision, listeners)
             if answer is None:
-                answer = self._answer(tree, listeners, References(self._environ))
-                self._latest = answer
+                answer = self._checked = self._answer(tree, listeners, References(self._environ))
             return answer.compilation
 
     def _load(self, tree: FileTree, listeners: Sequence[Listener]) -> _Answer:
@@ -176,16 +174,20 @@ class Loader:
         self._hook_workshop.finish(forget=forget)
 
     def _known(self, revision: Revision, listeners: Sequence[Listener]) -> _Answer | None:
-        """The answer of last time, if the same would come out again."""
-        latest = self._latest
-        if (
-            latest is not None
-            and latest.revision == revision
-            and latest.circumstances == self._circumstances(listeners)
-            and latest.at <= self._wall_clock() < latest.at + _KEPT_FOR
-            and latest.references.are_as_before()
-        ):
-            return latest
+        """An answer that was given before, if the same would come out again.
+
+        Of two: a look at what runs comes between a check and the load of what was checked.
+        """
+        circumstances, now = self._circumstances(listeners), self._wall_clock()
+        for answer in (self._loaded, self._checked):
+            if (
+                answer is not None
+                and answer.revision == revision
+                and answer.circumstances == circumstances
+                and answer.at <= now < answer.at + _KEPT_FOR
+                and answer.references.are_as_before()
+            ):
+                return answer
         return None
 
     def _circumstances(self, listeners: Sequence[Listener]) -> tuple[object, ...]:
@@ -219,7 +221,7 @@ class Loader:
 
     def _parse(self, tree: FileTree) -> _Parsed:
         """Every file, in the order of the names."""
-        checked = self._latest.parsed if self._latest is not None else {}
+        checked = self._checked.parsed if self._checked is not None else {}
         parsed = {}
         for file in sorted(tree.files, key=lambda file: file.name):
             key = file.name, file.digest

@@ -205,6 +205,20 @@ def test_what_was_checked_is_not_compiled_again() -> None:
     assert loader.check(directory.read(), ()) is checked
 
 
+def test_a_look_at_what_runs_does_not_forget_what_was_checked() -> None:
+    """The watcher tells of one write while the next one is being checked."""
+    directory = MemoryDirectory({"a.yaml": "stream_routes: [{id: a}]"})
+    loader = Loader(directory, environ={})
+    running = loader.load(())
+    new = {**directory.texts, "b.yaml": "stream_routes: [{id: b}]"}
+
+    checked = loader.check(MemoryDirectory(new).read(), ())
+    assert loader.load(()) is running
+    directory.texts = new
+
+    assert loader.load(()) is checked
+
+
 def test_what_else_counts_makes_it_compile_again() -> None:
     clock = [datetime(2026, 11, 21, tzinfo=UTC)]
     settings = [TLSSettings()]

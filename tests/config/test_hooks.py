@@ -575,7 +575,7 @@ def test_hooks_outlive_loads_that_only_took_them_over() -> None:
     fresh = TwoFiles(Scene(scene.text))
     fresh.scene.text += "\nupstreams: []"
     loader._parsed = {}
-    loader._latest = None
+    loader._loaded = loader._checked = None
     loader._store = fresh
     last = {route.id: route.hooks for route in loader.load(()).snapshot.router.routes}
 
