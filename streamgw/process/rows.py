@@ -65,7 +65,7 @@ def closed_event(outcome: Outcome) -> Mapping[str, object]:
         tls=outcome.tls_version,
         revision=outcome.revision,
     )
-    return attrs.asdict(row) | {
+    return attrs.asdict(row, recurse=False) | {
         "reason": str(outcome.reason),
         "fault": str(outcome.fault),
         "side": outcome.side,

@@ -265,7 +265,9 @@ class Worker:
 
     def _on_opened(self, session: Session | UDPSession) -> None:
         if "session_opened" in self.hub.wanted:
-            self.hub.publish("session_opened", attrs.asdict(session_row(session, trio.current_time())))
+            self.hub.publish(
+                "session_opened", attrs.asdict(session_row(session, trio.current_time()), recurse=False)
+            )
 
     def _on_outcome(self, outcome: Outcome) -> None:
         self.tally.count(outcome)
