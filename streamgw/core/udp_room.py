@@ -18,6 +18,9 @@ EVICTABLE_AFTER_S = 10.0
 """An assured session gives way to a new one only when it has been idle for this long."""
 REFUSED_FOR_S = 5.0
 """How long a client is kept from a node that refused its datagrams, while others exist."""
+PAUSE_S = 1.0
+"""How long a client begins no session at an upstream all of whose nodes refused it. A client that sends on and on would
+make a session, and lines in two logs, of each datagram."""
 MAX_REFUSALS = 4096
 
 
@@ -31,6 +34,7 @@ class Member(Protocol):
 
 
 M = TypeVar("M", bound=Member)
+K = TypeVar("K")
 _active_at = operator.attrgetter("active_at")
 
 
@@ -134,17 +138,32 @@ class Refusals:
 
     def __init__(self) -> None:
         self._until: OrderedDict[tuple[str, Address], float] = OrderedDict()
+        self._pausing: OrderedDict[tuple[str, str], float] = OrderedDict()
+        """By client and upstream."""
 
     def __len__(self) -> int:
         return len(self._until)
 
-    def add(self, client: str, node: Address, now: float) -> None:
-        """A node refused a datagram of this client (its host)."""
-        self._until[client, node] = now + REFUSED_FOR_S
-        self._until.move_to_end((client, node))
-        if len(self._until) > MAX_REFUSALS:
-            self._until.popitem(last=False)
+    def add(self, client: str, upstream: str, node: Address, now: float) -> None:
+        """A node of an upstream (its key) refused a datagram of this client (its host).
+
+        One that had refused him before was asked only because every other had, too.
+        """
+        if self.holds(client, node, now):
+            _remember(self._pausing, (client, upstream), now + PAUSE_S)
+        _remember(self._until, (client, node), now + REFUSED_FOR_S)
 
     def holds(self, client: str, node: Address, now: float) -> bool:
         """Whether this client had better go elsewhere."""
         return bool(self._until) and now < self._until.get((client, node), -math.inf)
+
+    def is_pausing(self, client: str, upstream: str, now: float) -> bool:
+        """Whether it is useless for this client to try any node of this upstream."""
+        return bool(self._pausing) and now < self._pausing.get((client, upstream), -math.inf)
+
+
+def _remember(times: OrderedDict[K, float], key: K, until: float) -> None:
+    times[key] = until
+    times.move_to_end(key)
+    if len(times) > MAX_REFUSALS:
+        times.popitem(last=False)

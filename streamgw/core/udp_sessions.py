@@ -49,6 +49,8 @@ class Drop(enum.StrEnum):
     """The client begins sessions too fast."""
     EXHAUSTED = "exhausted"
     """It would have begun a session, and the gateway is out of descriptors."""
+    REFUSED = "refused"
+    """It would have begun a session, and every node of the upstream refused this client a moment ago."""
     LISTENER_GONE = "listener_gone"
     """It would have begun a session on a listener that was removed, or while the gateway drains."""
     QUEUE_FULL = "queue_full"

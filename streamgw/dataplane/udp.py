@@ -169,15 +169,19 @@ class UDPSessions:
         route = snapshot.router.match(facts)
         if route is None:
             return Drop.NO_ROUTE
-        if route.upstream is None and not route.hooks:
-            return Drop.NO_UPSTREAM
-        drop = self.table.admit(reception.sessions, origin.client.host, size, now)
+        host, upstream = origin.client.host, route.upstream
+        if upstream is None:
+            if not route.hooks:
+                return Drop.NO_UPSTREAM
+        elif self.dialer.refusals.is_pausing(host, upstream.key, now):
+            return Drop.REFUSED
+        drop = self.table.admit(reception.sessions, host, size, now)
         if drop is not None:
             return drop
         rules = route.udp
         session = UDPSession(
             key=origin.key,
-            client=origin.client.host,
+            client=host,
             home=reception.sessions,
             idle_s=math.inf if rules.idle_s is None else rules.idle_s,
             ends_at=now + self.max_duration_s,
@@ -191,7 +195,7 @@ class UDPSessions:
             facts=facts,
             snapshot=snapshot,
             route=route,
-            upstream=route.upstream,
+            upstream=upstream,
             started_at=now,
             started_unix_s=self.wall_clock(),
         )

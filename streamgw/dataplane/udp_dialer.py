@@ -115,7 +115,7 @@ class UDPDialer:
         assert node is not None, "it was sent to"
         assert upstream is not None, "likewise"
         failure = ConnectFailed(words_for(error.errno or 0))
-        self.refusals.add(session.client, node, trio.current_time())
+        self.refusals.add(session.client, upstream.key, node, trio.current_time())
         self._note_failure(session, upstream, failure)
         self.table.end(session, failure.reason, "upstream", str(failure))
 

@@ -29,6 +29,18 @@ async def test_a_node_that_refuses_ends_the_session_and_the_next_datagram_goes_e
     assert [(str(each.node), each.error) for each in outcome.attempts] == [(dead, "connection refused")]
 
 
+async def test_a_client_that_sends_on_and_on_to_nodes_that_refuse_makes_few_sessions() -> None:
+    with Peer() as client:
+        async with udp_gateway(to(closed_port(), closed_port())) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            for _ in range(100):
+                await client.say(b"?", at)
+                await trio.sleep(0.001)
+            await gateway.until(lambda: gateway.drops().get(Drop.REFUSED, 0) > 50)
+
+            assert len(gateway.outcomes) == 3, "each node, and the first once more"
+
+
 async def test_the_only_node_is_tried_again_although_it_refused() -> None:
     place = closed_port()
     with Peer() as client:
