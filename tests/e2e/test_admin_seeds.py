@@ -102,8 +102,12 @@ def origins(ports: Ports, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield alpha, beta, over_tls
 
 
-@pytest.fixture
-def scene(gateway: Gateway, ports: Ports, origins: tuple[int, int, int], tmp_path: Path) -> Iterator[Scene]:
+@pytest.fixture(scope="module")
+def shared(
+    ports: Ports, origins: tuple[int, int, int], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Scene]:
+    directory = tmp_path_factory.mktemp("seeds")
+    gateway = Gateway(directory / "gateway", ports)
     admin, tls_listener = ports.take(), ports.take()
     listeners = {9100: ports.take(), 2000: ports.take(), 9101: ports.take("127.0.0.10")}
     gateway.write_settings(
@@ -116,7 +120,17 @@ def scene(gateway: Gateway, ports: Ports, origins: tuple[int, int, int], tmp_pat
         deployment=admin_settings(admin),
     )
     with gateway.running():
-        yield Scene(gateway, Curl(tmp_path), admin, listeners, tls_listener, *origins)
+        yield Scene(gateway, Curl(directory), admin, listeners, tls_listener, *origins)
+
+
+@pytest.fixture
+def scene(shared: Scene) -> Scene:
+    """One gateway for all, without objects."""
+    with api_client(shared.admin) as api:
+        for kind in ("stream_routes", "ssls"):
+            for item in api.get(f"/{kind}").json()["list"]:
+                assert api.delete(f"/{kind}/{item['value']['id']}").status_code == 200
+    return shared
 
 
 def certify(scene: Scene) -> None:
