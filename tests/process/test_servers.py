@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,12 @@ KEY = AdminKey("admin", "a" * 32)
 CONFIG = Path("conf/config.yaml")
 
 
+@pytest.fixture
+def ports() -> Iterator[Ports]:
+    with Ports() as ports:
+        yield ports
+
+
 @attrs.frozen
 class Doors:
     """A worker with its HTTP servers, on ports of their own."""
@@ -54,11 +60,12 @@ class Doors:
 
 
 @asynccontextmanager
-async def doors(tmp_path: Path, *, named: bool = True, **changes: object) -> AsyncIterator[Doors]:
+async def doors(
+    tmp_path: Path, ports: Ports, *, named: bool = True, **changes: object
+) -> AsyncIterator[Doors]:
     """`named`: conf/config.yaml says where the control API and the metrics are; `changes` are those to the settings."""
-    with Ports() as ports:
-        names = ("status", "control", "metrics", "admin")
-        addresses = {name: Address("127.0.0.1", ports.take()) for name in names}
+    names = ("status", "control", "metrics", "admin")
+    addresses = {name: Address("127.0.0.1", ports.take()) for name in names}
     settings: dict[str, object] = {
         "status": addresses["status"],
         "control": Endpoint(addresses["control"], is_named=named),
@@ -79,8 +86,8 @@ def with_key(key: str = KEY.key) -> dict[str, dict[str, str]]:
     return {"headers": {"X-API-KEY": key}}
 
 
-async def test_each_server_answers_what_is_its_own(tmp_path: Path) -> None:
-    async with doors(tmp_path) as gateway, await gateway.scene.connect() as client:
+async def test_each_server_answers_what_is_its_own(tmp_path: Path, ports: Ports) -> None:
+    async with doors(tmp_path, ports) as gateway, await gateway.scene.connect() as client:
         await says(client)
 
         assert (await gateway.ask("status", "GET", "/status/ready")).json() == {"status": "ok"}
@@ -94,8 +101,8 @@ async def test_each_server_answers_what_is_its_own(tmp_path: Path) -> None:
         assert status.json()["sessions"]["active"] == 1
 
 
-async def test_the_admin_api_is_behind_the_key_and_says_who_it_is(tmp_path: Path) -> None:
-    async with doors(tmp_path) as gateway:
+async def test_the_admin_api_is_behind_the_key_and_says_who_it_is(tmp_path: Path, ports: Ports) -> None:
+    async with doors(tmp_path, ports) as gateway:
         for path in ("/apisix/admin/stream_routes", "/streamgw/v1/sessions", "/nowhere"):
             reply = await gateway.ask("admin", "GET", path)
             assert reply.status_code == 401
@@ -107,13 +114,13 @@ async def test_the_admin_api_is_behind_the_key_and_says_who_it_is(tmp_path: Path
         }
 
 
-async def test_clients_that_look_for_apisix_can_be_told_so(tmp_path: Path) -> None:
-    async with doors(tmp_path, http=HTTPLimits(server_header="APISIX/3.18.0")) as gateway:
+async def test_clients_that_look_for_apisix_can_be_told_so(tmp_path: Path, ports: Ports) -> None:
+    async with doors(tmp_path, ports, http=HTTPLimits(server_header="APISIX/3.18.0")) as gateway:
         assert (await gateway.ask("admin", "HEAD", "/apisix/admin")).headers["server"] == "APISIX/3.18.0"
 
 
-async def test_a_write_is_live_when_it_answers(tmp_path: Path) -> None:
-    async with doors(tmp_path) as gateway:
+async def test_a_write_is_live_when_it_answers(tmp_path: Path, ports: Ports) -> None:
+    async with doors(tmp_path, ports) as gateway:
         upstream = {"nodes": {f"127.0.0.1:{gateway.scene.upstream_ports[1]}": 1}}
         body = {"upstream": upstream}
 
@@ -124,8 +131,8 @@ async def test_a_write_is_live_when_it_answers(tmp_path: Path) -> None:
             assert str(gateway.scene.upstream_ports[1]) in (await says(client)).decode()
 
 
-async def test_who_may_use_it_changes_live(tmp_path: Path) -> None:
-    async with doors(tmp_path) as gateway:
+async def test_who_may_use_it_changes_live(tmp_path: Path, ports: Ports) -> None:
+    async with doors(tmp_path, ports) as gateway:
         worker, path = gateway.scene.worker, "/apisix/admin/stream_routes"
         admin = worker.settings.admin
         assert admin is not None
@@ -141,8 +148,8 @@ async def test_who_may_use_it_changes_live(tmp_path: Path) -> None:
         assert worker.refused == {"key": 2}
 
 
-async def test_the_control_api_is_for_names_of_this_machine(tmp_path: Path) -> None:
-    async with doors(tmp_path, http=HTTPLimits(hosts=("gw.example",))) as gateway:
+async def test_the_control_api_is_for_names_of_this_machine(tmp_path: Path, ports: Ports) -> None:
+    async with doors(tmp_path, ports, http=HTTPLimits(hosts=("gw.example",))) as gateway:
         for host, status in (("evil.example", 403), ("gw.example", 200), ("localhost", 200)):
             reply = await gateway.ask("control", "GET", "/v1/status", headers={"Host": host})
             assert reply.status_code == status
@@ -150,27 +157,26 @@ async def test_the_control_api_is_for_names_of_this_machine(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("has_ui", "status"), [(True, 200), (False, 404)])
 async def test_the_page_is_free_of_the_key_and_can_be_switched_off(
-    tmp_path: Path, has_ui: bool, status: int
+    tmp_path: Path, ports: Ports, has_ui: bool, status: int
 ) -> None:
-    with Ports() as ports:
-        listen = Address("127.0.0.1", ports.take())
+    listen = Address("127.0.0.1", ports.take())
     async with (
-        doors(tmp_path, admin=AdminSettings(listen, keys=(KEY,), has_ui=has_ui)),
+        doors(tmp_path, ports, admin=AdminSettings(listen, keys=(KEY,), has_ui=has_ui)),
         httpx.AsyncClient() as client,
     ):
         assert (await client.get(f"http://{listen}/ui/")).status_code == status
 
 
-async def test_a_head_beyond_the_limit_is_refused(tmp_path: Path) -> None:
-    async with doors(tmp_path) as gateway:
+async def test_a_head_beyond_the_limit_is_refused(tmp_path: Path, ports: Ports) -> None:
+    async with doors(tmp_path, ports) as gateway:
         reply = await gateway.ask("admin", "GET", "/apisix/admin", headers={"X-API-KEY": "x" * 100_000})
 
     assert reply.status_code == 431
 
 
-async def test_what_is_switched_off_is_not_there(tmp_path: Path) -> None:
+async def test_what_is_switched_off_is_not_there(tmp_path: Path, ports: Ports) -> None:
     off = {"status": None, "control": None, "metrics": None, "admin": None}
-    async with doors(tmp_path, **off) as gateway:
+    async with doors(tmp_path, ports, **off) as gateway:
         for server in gateway.addresses:
             with pytest.raises(httpx.ConnectError):
                 await gateway.ask(server, "GET", "/")
@@ -179,7 +185,7 @@ async def test_what_is_switched_off_is_not_there(tmp_path: Path) -> None:
 # Addresses that are taken
 
 
-async def test_an_address_that_was_asked_for_must_be_had(tmp_path: Path) -> None:
+async def test_an_address_that_was_asked_for_must_be_had(tmp_path: Path, ports: Ports) -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         taken = Address(*stranger.getsockname())
         for name, setting in {
@@ -216,10 +222,10 @@ async def start_and_fail(tmp_path: Path, **settings: object) -> None:
     raise error
 
 
-async def test_a_default_address_is_only_missed(tmp_path: Path) -> None:
+async def test_a_default_address_is_only_missed(tmp_path: Path, ports: Ports) -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger, structlog.testing.capture_logs() as logs:
         taken = Address(*stranger.getsockname())
-        async with doors(tmp_path, control=Endpoint(taken)) as gateway:
+        async with doors(tmp_path, ports, control=Endpoint(taken)) as gateway:
             assert (await gateway.ask("status", "GET", "/status")).status_code == 200
 
             (missed,) = gateway.servers.missed
@@ -254,11 +260,12 @@ def browser(ca: trustme.CA, *, certificate: bool) -> ssl.SSLContext:
     return context
 
 
-async def test_the_admin_api_over_https_may_want_a_certificate(tmp_path: Path, ca: trustme.CA) -> None:
-    with Ports() as ports:
-        listen = Address("127.0.0.1", ports.take())
+async def test_the_admin_api_over_https_may_want_a_certificate(
+    tmp_path: Path, ports: Ports, ca: trustme.CA
+) -> None:
+    listen = Address("127.0.0.1", ports.take())
     admin = AdminSettings(listen, keys=(KEY,), tls=https(tmp_path, ca, client_ca=True))
-    async with doors(tmp_path, admin=admin) as gateway:
+    async with doors(tmp_path, ports, admin=admin) as gateway:
         url = f"https://{listen}/apisix/admin/stream_routes"
 
         async with httpx.AsyncClient(verify=browser(ca, certificate=True)) as client:
@@ -274,13 +281,12 @@ async def test_the_admin_api_over_https_may_want_a_certificate(tmp_path: Path, c
 
 
 async def test_https_without_a_client_authority_asks_for_no_certificate(
-    tmp_path: Path, ca: trustme.CA
+    tmp_path: Path, ports: Ports, ca: trustme.CA
 ) -> None:
-    with Ports() as ports:
-        listen = Address("127.0.0.1", ports.take())
+    listen = Address("127.0.0.1", ports.take())
     admin = AdminSettings(listen, keys=(KEY,), tls=https(tmp_path, ca, client_ca=False))
     async with (
-        doors(tmp_path, admin=admin),
+        doors(tmp_path, ports, admin=admin),
         httpx.AsyncClient(verify=browser(ca, certificate=False)) as client,
     ):
         assert (await client.head(f"https://{listen}/apisix/admin")).status_code == 200
@@ -288,7 +294,7 @@ async def test_https_without_a_client_authority_asks_for_no_certificate(
 
 @pytest.mark.parametrize("broken", ["cert.pem", "key.pem", "ca.pem"])
 async def test_a_certificate_that_is_not_good_stops_the_start(
-    tmp_path: Path, ca: trustme.CA, broken: str
+    tmp_path: Path, ports: Ports, ca: trustme.CA, broken: str
 ) -> None:
     files = https(tmp_path, ca, client_ca=True)
     (tmp_path / broken).write_text("nonsense")
@@ -299,8 +305,8 @@ async def test_a_certificate_that_is_not_good_stops_the_start(
     assert str(caught.value).startswith("conf/config.yaml deployment.admin.admin_api_mtls: not good: ")
 
 
-async def test_a_client_is_explained_and_schemas_are_shown(tmp_path: Path) -> None:
-    async with doors(tmp_path) as gateway:
+async def test_a_client_is_explained_and_schemas_are_shown(tmp_path: Path, ports: Ports) -> None:
+    async with doors(tmp_path, ports) as gateway:
         port = gateway.scene.ports[0]
         said = await gateway.ask("control", "GET", f"/v1/explain?server_port={port}")
         schema = await gateway.ask("control", "GET", "/v1/schema")
