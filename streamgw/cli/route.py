@@ -137,7 +137,9 @@ def add(  # noqa: PLR0913, PLR0917  # one parameter per option
     if upstream.node and upstream_id:
         raise click.UsageError("--node and --upstream-id exclude each other")
     if not upstream.node and upstream.besides_nodes:
-        raise click.UsageError("--type, --retries, --scheme and --tls-… of the upstream belong to --node")
+        raise click.UsageError(
+            "--type, --key, --retries, --scheme and --tls-… of the upstream belong to --node"
+        )
     data = {
         **build_description(name, desc, label),
         **_one_or_many("sni", "snis", sni),

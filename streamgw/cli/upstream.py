@@ -31,6 +31,8 @@ class UpstreamOptions:
 
     node: tuple[str, ...]
     balancer: str | None
+    key: str | None
+    hash_on: str | None
     retries: int | None
     scheme: str | None
     tls_verify: bool
@@ -46,7 +48,9 @@ class UpstreamOptions:
         return any(value is not None and value is not False and value != () for value in said)
 
     def build(self, collection: str, routes: Path) -> dict[str, object]:
-        """An upstream as it is written in a file of that collection. Whoever says anything of TLS means TLS."""
+        """An upstream as it is written in a file of that collection. Whoever says anything of TLS means TLS, and who says
+        what to hash means to hash.
+        """
         tls = without_none(
             {
                 # A CA is for nothing but verifying.
@@ -60,7 +64,9 @@ class UpstreamOptions:
         return without_none(
             {
                 "nodes": _weights(self.node),
-                "type": self.balancer,
+                "type": self.balancer or ("chash" if self.key else None),
+                "hash_on": self.hash_on or ("vars_combinations" if "$" in (self.key or "") else None),
+                "key": self.key,
                 "retries": self.retries,
                 "scheme": self.scheme or ("tls" if tls else None),
                 "tls": tls or None,
@@ -87,6 +93,12 @@ _OPTIONS: Final = (
         "--node", multiple=True, metavar="HOST:PORT[=WEIGHT]", help="A place to connect to. May be repeated."
     ),
     click.option(*("--type", "balancer"), help="How to choose among the nodes.  [default: roundrobin]"),
+    click.option("--key", help="What chash hashes: remote_addr, or a text like '$remote_addr$server_port'."),
+    click.option(
+        "--hash-on",
+        type=click.Choice(["vars", "vars_combinations"]),
+        help="What the --key is: one variable, or a text with variables.  [default: by the key's look]",
+    ),
     click.option(
         "--retries", type=click.IntRange(0), help="Further nodes to try.  [default: all the others]"
     ),

@@ -177,7 +177,7 @@ def test_while_another_file_is_broken_nothing_is_written(desk: Desk) -> None:
         (["--node", "a:1", "--upstream-id", "1"], "--node and --upstream-id exclude each other"),
         (
             ["--upstream-id", "1", "--retries", "0"],
-            "--type, --retries, --scheme and --tls-… of the upstream belong to --node",
+            "--type, --key, --retries, --scheme and --tls-… of the upstream belong to --node",
         ),
         (["a", "--id", "b", "--node", "a:1"], "two ids: a and b"),
         (["--node", "a:1=x"], "'a:1=x': a weight is a number"),

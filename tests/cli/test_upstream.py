@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,39 @@ def test_an_upstream_is_added_in_a_file_of_its_own(desk: Desk) -> None:
         '      "10.0.0.6:3306": 1\n'
     )
     assert desk.run("upstream", "add", "db", "--node", "[::1]:1").stdout == "routes.d/upstreams/db.yaml\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "written"),
+    [
+        (("--key", "remote_addr"), {"type": "chash", "key": "remote_addr"}),
+        (
+            ("--type", "chash", "--key", "$remote_addr$server_port"),
+            {"type": "chash", "hash_on": "vars_combinations", "key": "$remote_addr$server_port"},
+        ),
+        (
+            ("--key", "server_addr", "--hash-on", "vars"),
+            {"type": "chash", "hash_on": "vars", "key": "server_addr"},
+        ),
+    ],
+)
+def test_clients_can_be_told_to_stay_with_their_node(
+    desk: Desk, options: tuple[str, ...], written: dict[str, str]
+) -> None:
+    desk.run("upstream", "add", "cache-2", "--node", "10.0.0.5:6379", *options)
+    desk.run("route", "add", "sticky", "--server-port", "9107", "--node", "10.0.0.5:6379", *options)
+
+    shown = json.loads(desk.run("upstream", "get", "cache-2", "-o", "json").stdout)
+    inline = json.loads(desk.run("route", "get", "sticky", "-o", "json").stdout)["upstream"]
+    for found in (shown, inline):
+        assert {name: found[name] for name in ("type", "hash_on", "key") if name in found} == written
+
+
+def test_a_key_that_does_not_exist_is_refused(desk: Desk) -> None:
+    result = desk.run("upstream", "add", "cache-2", "--node", "10.0.0.5:6379", "--key", "uri")
+
+    assert result.exit_code == 65
+    assert "'uri' does not exist at layer 4" in result.stderr
 
 
 def test_an_upstream_needs_a_node(desk: Desk) -> None:
@@ -80,6 +114,8 @@ def options(**given: Any) -> UpstreamOptions:
     nothing = UpstreamOptions(
         node=(),
         balancer=None,
+        key=None,
+        hash_on=None,
         retries=None,
         scheme=None,
         tls_verify=False,
