@@ -144,14 +144,13 @@ class Refusals:
     def __len__(self) -> int:
         return len(self._until)
 
-    def add(self, client: str, upstream: str, node: Address, now: float) -> None:
-        """A node of an upstream (its key) refused a datagram of this client (its host).
-
-        One that had refused him before was asked only because every other had, too.
-        """
-        if self.holds(client, node, now):
-            _remember(self._pausing, (client, upstream), now + PAUSE_S)
+    def add(self, client: str, node: Address, now: float) -> None:
+        """A node refused a datagram of this client (its host)."""
         _remember(self._until, (client, node), now + REFUSED_FOR_S)
+
+    def pause(self, client: str, upstream: str, now: float) -> None:
+        """Every node of an upstream (its key) refused this client, and then one once more."""
+        _remember(self._pausing, (client, upstream), now + PAUSE_S)
 
     def holds(self, client: str, node: Address, now: float) -> bool:
         """Whether this client had better go elsewhere."""

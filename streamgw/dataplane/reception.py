@@ -49,6 +49,8 @@ class UDPSession(Entry):
     trail: Trail = attrs.Factory(Trail)
     hooks: HookRun | None = None
     """None: the route has no plugins."""
+    is_last_resort: bool = False
+    """Its node had refused this client before, and so had all others."""
     lease: Lease | None = None
     connected_at: float | None = None
     """When the upstream's socket was there."""

@@ -70,6 +70,7 @@ class UDPDialer:
                 self._rest(error)
                 raise
             else:
+                session.is_last_resort = self.refusals.holds(session.client, node, now)
                 session.lease = self.pool.lease(upstream, node)
                 self._hand_on(session, upstream, session.upstream_side, now)
                 return
@@ -115,7 +116,10 @@ class UDPDialer:
         assert node is not None, "it was sent to"
         assert upstream is not None, "likewise"
         failure = ConnectFailed(words_for(error.errno or 0))
-        self.refusals.add(session.client, upstream.key, node, trio.current_time())
+        now = trio.current_time()
+        self.refusals.add(session.client, node, now)
+        if session.is_last_resort:
+            self.refusals.pause(session.client, upstream.key, now)
         self._note_failure(session, upstream, failure)
         self.table.end(session, failure.reason, "upstream", str(failure))
 

@@ -140,6 +140,7 @@ async def test_where_the_first_datagram_finds_no_way_it_is_lost_and_counted(
             (at,) = gateway.listen(udp_listener())
             await exchange(client, node, at)  # the pool knows the upstream now
             gateway.udp.kill(next(iter(gateway.udp.live)))
+            await gateway.outcome()
             monkeypatch.setattr(UpstreamSide, "send", no_way)
             await client.say(b"?", at)
             outcome = await gateway.outcome(2)

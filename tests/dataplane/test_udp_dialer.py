@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 import trio.testing
 
 from streamgw.core.model import Address
 from streamgw.core.udp_sessions import Drop
+from streamgw.dataplane.pump import datagram
 from tests.support.bridge import no_descriptor_left
-from tests.support.scenes import route, snapshot, upstream
+from tests.support.scenes import facts, route, snapshot, upstream
 from tests.support.udp_scenes import Peer, closed_port, exchange, to, udp_gateway, udp_listener
 
 
@@ -39,6 +41,25 @@ async def test_a_client_that_sends_on_and_on_to_nodes_that_refuse_makes_few_sess
             await gateway.until(lambda: gateway.drops().get(Drop.REFUSED, 0) > 50)
 
             assert len(gateway.outcomes) == 3, "each node, and the first once more"
+
+
+async def test_two_sessions_that_are_refused_together_say_nothing_of_other_nodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(datagram, "_ONE", datagram._MANY)  # both are read before the first refusal is known
+    with Peer() as node, Peer() as one, Peer() as other:
+        async with udp_gateway(to(closed_port() + "=1000", node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await gateway.pool.candidates(
+                gateway.current.upstreams["upstreams/1"], facts()
+            )  # it knows it now
+            await trio.testing.wait_all_tasks_blocked()
+            for client in (one, other):
+                client.sock._sock.sendto(b"?", at)
+            await gateway.outcome(2)
+
+            await exchange(one, node, at)
+            assert gateway.drops() == {}
 
 
 async def test_the_only_node_is_tried_again_although_it_refused() -> None:
