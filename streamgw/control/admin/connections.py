@@ -1,12 +1,14 @@
 """Connections of HTTP clients: how many there may be, and how long each may take. Nobody who is slow holds anything.
 
-Hypercorn's own server (`hypercorn.trio.run.worker_serve`) has three holes that matter to a gateway, so its parts are put
+Hypercorn's own server (`hypercorn.trio.run.worker_serve`) has four holes that matter to a gateway, so its parts are put
 together here once more, around its protocol code:
 
 * An answer is sent in a shielded scope without a deadline: a client that does not read would keep the whole process from
   ending. Here each piece has a deadline, and cancellation closes the sockets.
 * An exception in its protocol code ends the server. Here it costs one connection, and is logged.
 * It takes any number of connections. Here there is a limit, at which whoever has been idle longest makes room.
+* It speaks HTTP/2 with whoever asks, also without TLS. There the client says how much of an answer it takes, and no deadline
+  of a send notices: one connection could hold every place among the requests, for ever. Here there is HTTP/1.1 only.
 
 Source:
   Hypercorn 0.18: `trio/run.py`, `trio/tcp_server.py`, `trio/task_group.py`.
@@ -26,12 +28,15 @@ import structlog
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
-from hypercorn.events import Event, Updated
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.h11 import H2ProtocolAssumedError, H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
 
 if TYPE_CHECKING:
+    import h11
     from starlette.types import ASGIApp
 
 HEAD_LIMIT_BYTES = 16 << 10
@@ -47,6 +52,7 @@ RETRY_S = 1.0
 MESSAGE_LIMIT_BYTES = 4096
 """Of what a WebSocket client says: nobody acts on it."""
 
+_NO_HTTP2 = b"HTTP/1.1 505 \r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _LINGER_NOT = struct.pack("ii", 1, 0)
 
 
@@ -161,11 +167,48 @@ class _Connection(TCPServer):
         self.is_idle = True
         self.idle_since = trio.current_time()
 
+    @property
+    def protocol(self) -> ProtocolWrapper:
+        """What Hypercorn's `run` makes, and hands what it reads to."""
+        return self._protocol
+
+    @protocol.setter
+    def protocol(self, made: ProtocolWrapper) -> None:
+        self._protocol = made
+        made.protocol = _HTTP1(
+            made.app,
+            made.config,
+            made.context,
+            made.task_group,
+            made.state,
+            made.ssl,
+            made.client,
+            made.server,
+            made.send,
+        )
+
     async def protocol_send(self, event: Event) -> None:
         """What the protocol code has to say, to the client or to us."""
         if isinstance(event, Updated):
             self.is_idle, self.idle_since = event.idle, trio.current_time()
         await super().protocol_send(event)
+
+
+class _HTTP1(H11Protocol):
+    """HTTP/1.1, and no way from there to another protocol."""
+
+    async def handle(self, event: Event) -> None:
+        """What was read from the client."""
+        try:
+            await super().handle(event)
+        except H2ProtocolAssumedError:
+            await self.send(RawData(_NO_HTTP2))
+            await self.send(Closed())
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        # An offer (`Upgrade: h2c`) may be ignored: RFC 9110 § 7.8. A connection that begins as HTTP/2 cannot be answered.
+        if event.method == b"PRI":
+            await super()._check_protocol(event)
 
 
 class _Stream(trio.abc.HalfCloseableStream):

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from streamgw.control.admin.app import serve_admin
 from streamgw.control.admin.connections import Bounds, serve_connections
 from streamgw.core.model import Address
-from tests.support.http import get
+from tests.support.http import exchange, get
 
 BIG = b"x" * (8 << 20)
 """More than the buffers of two sockets hold."""
@@ -239,17 +239,64 @@ async def test_without_descriptors_it_waits_and_goes_on(autojump_clock: trio.tes
     assert [line["event"] for line in logs] == ["accepting"]
 
 
-async def test_an_error_in_hypercorns_own_code_is_a_logged_bug() -> None:
-    """Hypercorn decodes the path of an HTTP/2 request as ASCII, and lets the error out."""
-    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-    settings = b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
-    fields = b"\x82\x86" + b"\x04\x03/\xff\xfe" + b"\x01\x01a"  # GET, http, :path, :authority
-    request = len(fields).to_bytes(3) + b"\x01\x05" + (1).to_bytes(4) + fields
+async def test_a_bug_below_the_handlers_is_logged_and_costs_one_connection() -> None:
+    class Surprising:
+        """A connection whose bytes raise what nobody expects."""
 
-    with structlog.testing.capture_logs() as logs:
-        async with serving(hello) as address:
-            await exchange_or_nothing(address, preface + settings + request)
+        def __init__(self, stream: trio.SocketStream) -> None:
+            self.socket = stream.socket
+
+        async def receive_some(self, _max_bytes: int | None = None) -> bytes:
+            raise LookupError
+
+        async def send_eof(self) -> None:
+            await trio.lowlevel.checkpoint()
+
+        async def aclose(self) -> None:
+            self.socket.close()
+            await trio.lowlevel.checkpoint()
+
+    class OneSurprise:
+        """A listener whose first client is surprising."""
+
+        def __init__(self, listener: trio.SocketListener) -> None:
+            self._listener = listener
+            self._surprises = [Surprising]
+
+        async def accept(self) -> Surprising | trio.SocketStream:
+            stream = await self._listener.accept()
+            return self._surprises.pop()(stream) if self._surprises else stream
+
+    with socket.create_server(("127.0.0.1", 0)) as sock, structlog.testing.capture_logs() as logs:
+        sock.setblocking(False)
+        listener = OneSurprise(trio.SocketListener(trio.socket.from_stdlib_socket(sock)))
+        address = Address(*sock.getsockname())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_connections, hello, cast("trio.SocketListener", listener), Bounds())
+            await exchange_or_nothing(address, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 
             assert (await get(address, "/")).body == b"hello"
+            nursery.cancel_scope.cancel()
 
     assert [line["event"] for line in logs] == ["admin_bug"]
+
+
+async def test_http_2_is_not_spoken() -> None:
+    """There a client that gives no window holds its request, and its place among the others, for ever."""
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+
+    async with serving(hello) as address:
+        reply = await exchange(address, preface)
+
+    assert reply.status == 505
+
+
+async def test_an_offer_to_speak_http_2_is_ignored() -> None:
+    offer = (
+        b"Connection: close, Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+    )
+
+    async with serving(hello) as address:
+        reply = await exchange(address, b"GET / HTTP/1.1\r\nHost: a\r\n" + offer + b"\r\n")
+
+    assert (reply.status, reply.body) == (200, b"hello")
