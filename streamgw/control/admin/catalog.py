@@ -63,7 +63,7 @@ class Catalog:
             return self._one_plugin(request, path)
         if request.query_params.get("all") != "true":
             raise not_found()
-        if _subsystem(request) != "stream":
+        if _known_subsystem(request) != "stream":
             return json_reply({})
         return json_reply({plugin.name: _shown(plugin) for plugin in self._enabled()})
 
@@ -77,9 +77,7 @@ class Catalog:
                 raise PlainTextError(HTTPStatus.BAD_REQUEST, "invalid subsystem passed")
 
     def _one_plugin(self, request: Request, name: str) -> Response:
-        subsystem = _subsystem(request)
-        if subsystem not in {"stream", "http"}:
-            raise bad(f"unsupported subsystem: {subsystem}")
+        subsystem = _known_subsystem(request)
         plugin = self._plugins().installed.get(name) if subsystem == "stream" else None
         if plugin is None:
             raise RequestError(HTTPStatus.NOT_FOUND, f"plugin not found in subsystem {subsystem}")
@@ -100,6 +98,13 @@ class Catalog:
 
 def _subsystem(request: Request) -> str:
     return request.query_params.get("subsystem", "stream")
+
+
+def _known_subsystem(request: Request) -> str:
+    subsystem = _subsystem(request)
+    if subsystem not in {"stream", "http"}:
+        raise bad(f"unsupported subsystem: {subsystem}")
+    return subsystem
 
 
 def _shown(plugin: AnyPlugin) -> Mapping[str, object]:

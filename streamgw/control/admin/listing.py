@@ -16,6 +16,7 @@ from streamgw.control.admin.replies import PlainTextError, bad
 
 MAX_PATTERN = 128
 """Characters of a `name` to look for."""
+_INTEGER = re.compile(r"-?[0-9]{1,30}")
 _REPEATS = re.compile(r"[*+{]")
 MAX_REPEATS = 2
 """Of something in a `name`. Python's regular expressions hold the interpreter, and more of these can take it minutes."""
@@ -103,15 +104,12 @@ def _pattern(name: str) -> re.Pattern[str]:
 
 
 def _page(shown: Sequence[Shown], query: Mapping[str, str]) -> Sequence[Shown]:
-    if "page" not in query or "page_size" not in query:
-        return shown
-    size = _number(query["page_size"])
-    if not 10 <= size <= 500:
+    size, page = query.get("page_size"), query.get("page")
+    if size is not None and not (_INTEGER.fullmatch(size) and 10 <= int(size) <= 500):
         raise PlainTextError(HTTPStatus.BAD_REQUEST, "page_size must be between 10 and 500")
-    start = (max(_number(query["page"]), 1) - 1) * size
-    return shown[start : start + size]
-
-
-def _number(text: str) -> int:
-    """0 for what is none: refused as a size, the first as a page."""
-    return int(text) if re.fullmatch("[0-9]{1,9}", text) else 0
+    if page is not None and not _INTEGER.fullmatch(page):
+        raise bad("invalid argument page: should be a number")
+    if size is None or page is None:
+        return shown
+    start = (max(int(page), 1) - 1) * int(size)
+    return shown[start : start + int(size)]

@@ -43,6 +43,8 @@ _TITLES = {
 }
 """What APISIX's messages call one of them."""
 MAX_TTL_S = 10 * 365 * 86_400
+_NUMBER = re.compile(r"[0-9]{1,400}(?:\.[0-9]{1,400})?(?:[eE][+-]?[0-9]{1,3})?")
+"""As JSON has them, if not negative."""
 _IDS = 1000
 """New ids that are tried."""
 
@@ -315,7 +317,7 @@ def check_ttl(text: str) -> float:
     Raises:
       RequestError: 400, it says something else.
     """
-    if not re.fullmatch(r"[0-9]{1,12}(?:\.[0-9]{1,9})?", text):
+    if not _NUMBER.fullmatch(text):
         raise bad("invalid argument ttl: should be a number")
     ttl_s = float(text)
     if not 0 < ttl_s <= MAX_TTL_S:

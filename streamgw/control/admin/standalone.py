@@ -115,6 +115,7 @@ class Standalone:
           RequestError: 400, with `errors`.
         """
         sent = await _document(request)
+        _check_versions(sent)
         errors = await trio.to_thread.run_sync(lambda: list(_errors(sent)))
         if errors:
             content = {"error_msg": "Configuration validation failed", "errors": errors}
@@ -128,6 +129,8 @@ class Standalone:
         if len(digest) > MAX_DIGEST or not _DIGEST.fullmatch(digest):
             raise bad(f"invalid digest header: at most {MAX_DIGEST} printable characters")
         sent = await _document(request)
+        _check_versions(sent)
+        _check_kinds_of_items(sent)
         modified_s = str(int(self._wall_clock()))
         headers = {"X-Last-Modified": modified_s, "X-Digest": digest}
         try:
@@ -158,6 +161,19 @@ async def _document(request: Request) -> Mapping[str, object]:
         elif not isinstance(sent[kind], list):
             raise bad(f"invalid request body: {kind} must be a list")
     return sent
+
+
+def _check_versions(sent: Mapping[str, object]) -> None:
+    for name in (f"{kind}_conf_version" for kind in _KINDS):
+        _version(name, sent.get(name, 0))
+
+
+def _check_kinds_of_items(sent: Mapping[str, object]) -> None:
+    """Also of collections that will not be looked at, because their version says that nothing is new."""
+    for kind in _KINDS:
+        for index, item in enumerate(_items(sent, kind)):
+            if not isinstance(item, dict):
+                raise bad(_no_object(kind, index).as_refusal())
 
 
 def _parse_yaml(raw: bytes) -> object:
@@ -292,13 +308,17 @@ def _errors_in(kind: str, items: Iterable[object]) -> Iterator[_Error]:
     for index, item in enumerate(items):
         id_ = _id(item)
         if not isinstance(item, dict):
-            yield _Error(kind, index, id_, "wrong type: expected object")
+            yield _no_object(kind, index)
             continue
         if kind in COLLECTIONS and (said := refusal(kind, item, allow_times=True)):
             yield _Error(kind, index, id_, said)
         if id_ and id_ in seen:
             yield _Error(kind, index, id_, f"found duplicate id {id_} in {kind}", is_duplicate=True)
         seen.add(id_)
+
+
+def _no_object(kind: str, index: int) -> _Error:
+    return _Error(kind, index, "", "wrong type: expected object")
 
 
 def _items(sent: Mapping[str, object], kind: str) -> list[object]:

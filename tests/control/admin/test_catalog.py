@@ -130,6 +130,7 @@ async def test_a_plugin_may_have_metadata(query: str, fields: set[str], desk: De
         ("plugins/nope", 404, "plugin not found in subsystem stream"),
         ("plugins/high?subsystem=http", 404, "plugin not found in subsystem http"),
         ("plugins/high?subsystem=x", 400, "unsupported subsystem: x"),
+        ("plugins?all=true&subsystem=x", 400, "unsupported subsystem: x"),
     ],
 )
 async def test_a_plugin_that_is_not_here_is_said(path: str, status: int, said: str, desk: Desk) -> None:

@@ -431,7 +431,9 @@ async def test_a_time_to_live_is_a_number(method: str, desk: Desk) -> None:
     )
 
 
-@pytest.mark.parametrize("ttl", ["0", str(MAX_TTL_S + 1), "1e5", "-1", "nan", "٣"])
+@pytest.mark.parametrize(
+    "ttl", ["0", str(MAX_TTL_S + 1), "1e9", "1e999", "0e5", "-1", "nan", "٣", ".5", "1_0"]
+)
 async def test_a_time_to_live_has_bounds(ttl: str, desk: Desk) -> None:
     answer = await desk.put("stream_routes/1", ROUTE, params={"ttl": ttl})
 
@@ -443,6 +445,7 @@ async def test_a_time_to_live_has_bounds(ttl: str, desk: Desk) -> None:
 
 async def test_an_object_with_a_time_to_live_says_when_it_goes(desk: Desk) -> None:
     assert (await desk.put("stream_routes/1?ttl=1.5", ROUTE)).json()["value"]["expire_time"] == int(NOW) + 2
+    assert (await desk.put("stream_routes/2?ttl=1e2", ROUTE)).json()["value"]["expire_time"] == int(NOW) + 100
     assert "expire_time: 1700000002" in desk.files()["stream_routes/1.yaml"]
     kept = await desk.ask("PATCH", "stream_routes/1", {"desc": "x"})
     assert kept.json()["value"]["expire_time"] == int(NOW) + 2

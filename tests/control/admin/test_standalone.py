@@ -175,6 +175,26 @@ async def test_a_set_with_anything_wrong_is_refused_as_a_whole(
     assert desk.files() == before
 
 
+async def test_what_will_not_be_looked_at_is_a_list_of_objects_all_the_same(desk: Desk) -> None:
+    unchanged = {"upstreams": [{}, 1], "upstreams_conf_version": 0}
+
+    answer = await put(desk, unchanged)
+
+    assert (answer.status_code, answer.json()) == (
+        400,
+        {"error_msg": "invalid upstreams at index 1, err: wrong type: expected object"},
+    )
+
+
+async def test_versions_that_are_no_numbers_are_not_valid(desk: Desk) -> None:
+    answer = await desk.ask("POST", "configs/validate", {"upstreams_conf_version": {}})
+
+    assert (answer.status_code, answer.json()) == (
+        400,
+        {"error_msg": "upstreams_conf_version must be a number"},
+    )
+
+
 async def test_versions_only_go_forward(desk: Desk) -> None:
     await put(desk, DOCUMENT)
 
