@@ -233,6 +233,7 @@ async def test_cors_can_be_switched_off() -> None:
         ({"Origin": "http://127.0.0.1:9180"}, 200),
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://[::1"}, 403),
         ({"Origin": "http://127.0.0.1:8080"}, 403),
         ({"Host": "evil.example", "Origin": "http://evil.example"}, 403),
     ],
