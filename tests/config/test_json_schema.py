@@ -60,7 +60,31 @@ UPSTREAM: dict[str, Any] = {
         "ca_certs": "system",
         "server_name": "a.b",
     },
-    "checks": {"active": {"type": "tcp"}},
+    "checks": {
+        "active": {
+            "type": "tcp",
+            "timeout": 2.5,
+            "concurrency": 1,
+            "host": "a.b",
+            "port": 80,
+            "http_path": "/health",
+            "http_req_body": "a",
+            "req_headers": ["A: b"],
+            "https_verify_certificate": False,
+            "healthy": {"interval": 1, "http_statuses": [200], "successes": 2},
+            "unhealthy": {"http_failures": 1, "tcp_failures": 2, "timeouts": 254},
+            "streamgw": {
+                "talk": [{"send": "a", "expect_regex": "b"}, {"send_hex": "0d 0A", "expect_hex": "00"}]
+            },
+        },
+        "passive": {"type": "http", "healthy": {"successes": 0}, "unhealthy": {"timeouts": 0}},
+        "streamgw": {
+            "recover_after": "10s",
+            "on_all_down": "closed",
+            "on_marked_down": "close",
+            "ejection": {"failures": 3, "time": 10, "max_time": "1m", "max_percent": 20},
+        },
+    },
     "pass_host": "node",
     "upstream_host": "x",
     "proxy_protocol": "v2",

@@ -92,6 +92,7 @@ apisix:
   dns_resolver_valid: 30
   resolver_timeout: 2
   enable_resolv_search_opt: false
+  disable_upstream_healthcheck: true
 nginx_config:
   worker_shutdown_timeout: 1m30s
   stream:
@@ -146,6 +147,7 @@ streamgw:
         tls=TLSSettings(expiry_warning_days=12),
         resolver=ResolverSettings((Address("10.0.0.2", 53),), 30.0, 5.0, 6.0, 2.0, 7.0, search=False),
         reload=ReloadSettings(8, 9.0, force_polling=True),
+        checks_health=False,
     )
 
 

@@ -502,3 +502,29 @@ async def test_why_nothing_is_offered_can_be_told(nodes: tuple[str, ...], why: s
     to = upstream(*nodes)
 
     assert pool_of(to).why_empty(to) == why
+
+
+def test_where_its_nodes_are_can_be_told() -> None:
+    to = upstream("db.example:3306", "10.0.0.9:1", "10.0.0.8:1=0", "new.example:1")
+    pool = pool_of(to, names=FakeNames({"db.example": ("10.0.0.1", "fd00::1")}))
+
+    assert pool.places(to) == {
+        Address("10.0.0.1", 3306): "db.example",
+        Address("fd00::1", 3306): "db.example",
+        Address("10.0.0.9", 1): "10.0.0.9",
+    }
+
+
+async def test_whoever_keeps_health_hears_of_connects() -> None:
+    to = upstream("10.0.0.1:1")
+    pool, node, heard = pool_of(to), Address("10.0.0.1", 1), list[tuple[object, ...]]()
+    pool.answered(to, node, 0.1)
+    pool.failed(to, node, ConnectFailed("nobody listens yet"))
+    pool.on_answered = lambda *told: heard.append(told)
+    pool.on_failed = lambda *told: heard.append(told)
+
+    error = ConnectFailed("connection refused")
+    pool.answered(to, node, 0.1)
+    pool.failed(to, node, error)
+
+    assert heard == [("upstreams/1", node), ("upstreams/1", node, error)]

@@ -201,6 +201,33 @@ async def test_kill_ends_one_session_with_its_reason(autojump_clock: trio.testin
     assert play.outcomes[0].reason == "killed"
 
 
+@pytest.mark.parametrize(
+    ("key", "host", "ends"),
+    [
+        ("upstreams/1", "10.0.0.1", True),
+        ("upstreams/2", "10.0.0.1", False),
+        ("upstreams/1", "10.0.0.2", False),
+    ],
+)
+async def test_sessions_of_a_node_that_is_left_end_and_no_others(
+    autojump_clock: trio.testing.MockClock, key: str, host: str, ends: bool
+) -> None:
+    play = scene("10.0.0.1:3306", ending=None)
+    session, connecting = play.arrive(FakeEnd()), play.arrive(FakeEnd())
+
+    async with trio.open_nursery() as nursery:
+        for each in (session, connecting):
+            nursery.start_soon(play.sessions.run, each)
+        await trio.testing.wait_all_tasks_blocked()
+        session.meter.connected_at, connecting.meter.connected_at = trio.current_time(), None
+        play.sessions.leave_node(key, Address(host, 3306))
+        await trio.testing.wait_all_tasks_blocked()
+        left = [(outcome.session_id, outcome.reason, outcome.fault) for outcome in play.outcomes]
+        assert left == ([(session.id, "node_down", "upstream")] if ends else [])
+        for each in tuple(play.sessions.live):
+            play.sessions.kill(each)
+
+
 # ── The PROXY header ─────────────────────────────────────────────────────────────────────────────
 
 BEHIND_PROXY = listener(proxy_protocol="required")

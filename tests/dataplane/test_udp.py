@@ -338,6 +338,25 @@ async def test_an_operator_may_kill_a_session() -> None:
             await exchange(client, node, at)
 
 
+async def test_sessions_of_a_node_that_is_left_end_and_no_others() -> None:
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await exchange(client, node, at)
+            (session,) = gateway.udp.live.values()
+            assert session.trail.node is not None
+            assert session.upstream is not None
+
+            gateway.udp.leave_node("upstreams/another", session.trail.node)
+            gateway.udp.leave_node(session.upstream.key, Address("192.0.2.1", 1))
+            assert gateway.udp.live
+            gateway.udp.leave_node(session.upstream.key, session.trail.node)
+
+            outcome = await gateway.outcome()
+            assert (outcome.reason, outcome.fault) == ("node_down", "upstream")
+            await exchange(client, node, at)
+
+
 async def test_draining_waits_for_sessions_and_serves_them() -> None:
     with Peer() as node, Peer() as client:
         async with udp_gateway(to(node)) as gateway:

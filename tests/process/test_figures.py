@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import attrs
 import trio
 
 from streamgw.config.settings import LimitSettings
+from streamgw.control.admin.fleet import NodeFigures
 from streamgw.control.reloader import ReloadStatus
 from streamgw.core.model import Listener
 from streamgw.process.figures import BATCH, batches, take_figures
@@ -94,3 +96,18 @@ async def test_many_sessions_are_looked_at_in_turns(tmp_path: Path) -> None:
                 del live[f"copy {number}"]
 
     assert sizes == [BATCH, BATCH, 1]
+
+
+async def test_nodes_that_are_checked_have_figures(tmp_path: Path) -> None:
+    async with worker_on(tmp_path) as scene:
+        assert not (await take_figures(scene.worker, ReloadStatus())).nodes
+        port = scene.upstream_ports[0]
+        upstream = {"nodes": {f"127.0.0.1:{port}": 1}, "checks": {"active": {}}}
+        (scene.routes / "echo.yaml").write_text(
+            json.dumps({"stream_routes": [{"id": "e", "upstream": upstream}]})
+        )
+        await scene.until(lambda: any(each.results for each in scene.worker.prober.checkers.values()))
+
+        figures = await take_figures(scene.worker, ReloadStatus())
+
+    assert figures.nodes == [NodeFigures("stream_routes/e", "127.0.0.1", port, True, {"success": 1})]

@@ -11,7 +11,7 @@ import trio
 from streamgw.control.reloader import ReloadStatus
 from streamgw.core.errors import Problem
 from streamgw.core.model import Listener, Revision
-from streamgw.process.rows import MAX_PROBLEMS, reload_event, session_row
+from streamgw.process.rows import MAX_PROBLEMS, health_row, reload_event, session_row
 from tests.support.worker import ANY, says, worker_on
 
 
@@ -108,3 +108,55 @@ async def test_a_udp_session_has_a_row_and_events_too(tmp_path: Path) -> None:
 
     assert (opened.kind, opened.data["id"]) == ("session_opened", row.id)
     assert (closed.data["reason"], closed.data["id"]) == ("killed", row.id)
+
+
+async def test_a_node_that_goes_down_is_an_event_and_a_row_and_ends_its_sessions(tmp_path: Path) -> None:
+    async with worker_on(tmp_path) as scene, await scene.connect() as client:
+        await says(client)
+        feed = scene.worker.hub.subscribe(["health"], {})
+        port = scene.upstream_ports[0]
+        # Sessions go to one port, probes to another, where nobody listens.
+        checks = {"active": {"port": 1}, "streamgw": {"on_marked_down": "close"}}
+        route = {"id": "echo", "upstream": {"nodes": {f"127.0.0.1:{port}": 1}, "checks": checks}}
+        (scene.routes / "echo.yaml").write_text(json.dumps({"stream_routes": [route]}))
+        with trio.fail_after(10):
+            first, second = await feed.receive(), await feed.receive()
+        await scene.until(lambda: not scene.worker.sessions.live)
+        (checker,) = scene.worker.prober.checkers.values()
+
+    common = {
+        "upstream": "stream_routes/echo/upstream",
+        "node": f"127.0.0.1:{port}",
+        "why": "connection refused",
+    }
+    assert first.data == {**common, "status": "mostly_healthy", "before": "healthy", "is_up": True}
+    assert second.data == {**common, "status": "unhealthy", "before": "mostly_healthy", "is_up": False}
+    assert health_row(checker) == {
+        "name": "/apisix/stream_routes/echo",
+        "type": "tcp",
+        "upstream": "stream_routes/echo/upstream",
+        "nodes": [
+            {
+                "ip": "127.0.0.1",
+                "port": port,
+                "hostname": "127.0.0.1",
+                "status": "unhealthy",
+                "counter": {"success": 0, "tcp_failure": 2, "http_failure": 0, "timeout_failure": 0},
+                "is_up": False,
+                "is_ejected": False,
+                "why": "connection refused",
+            }
+        ],
+    }
+    assert scene.worker.sessions.totals.by_reason == {"node_down": 1}
+
+
+async def test_without_probes_the_row_says_that_connections_count(tmp_path: Path) -> None:
+    async with worker_on(tmp_path) as scene:
+        upstream = {"nodes": {"127.0.0.1:1": 1}, "checks": {"passive": {}, "streamgw": {}}}
+        document = {"stream_routes": [{"id": "echo", "upstream": upstream}]}
+        (scene.routes / "echo.yaml").write_text(json.dumps(document))
+        await scene.until(lambda: bool(scene.worker.prober.checkers))
+        (checker,) = scene.worker.prober.checkers.values()
+
+    assert health_row(checker)["type"] == "tcp"

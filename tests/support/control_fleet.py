@@ -11,6 +11,7 @@ from streamgw.control.admin.fleet import (
     Ended,
     Figures,
     ListenerFigures,
+    NodeFigures,
     ReloadFigures,
     SessionFilter,
     SessionRow,
@@ -45,6 +46,10 @@ FIGURES = Figures(
     event_clients=2,
     events_lost=3,
     refused={"key": 4},
+    nodes=(
+        NodeFigures("upstreams/1", "10.0.0.1", 80, is_up=True, probes={"success": 8, "timeout": 1}),
+        NodeFigures("upstreams/1", "fd00::1", 80, is_up=False, probes={}),
+    ),
 )
 
 

@@ -56,6 +56,9 @@ def shown() -> dict[tuple[str, str], float]:
         ("streamgw_connect_duration_seconds_bucket", "le=+Inf", 6),
         ("streamgw_connect_duration_seconds_sum", "", 4.5),
         ("streamgw_session_duration_seconds_count", "", 9),
+        ("apisix_upstream_status", "ip=10.0.0.1,name=/apisix/upstreams/1,port=80", 1),
+        ("apisix_upstream_status", "ip=fd00::1,name=/apisix/upstreams/1,port=80", 0),
+        ("streamgw_probes_total", "node=10.0.0.1:80,result=timeout,upstream=upstreams/1", 1),
         ("streamgw_config_info", "revision=3f2a9b0c", 1),
         ("streamgw_config_objects", "collection=stream_routes", 2),
         ("streamgw_config_reloads_total", "result=rejected,what=routes", 1),
@@ -88,6 +91,13 @@ def test_the_prefix_is_that_of_the_settings() -> None:
 
     assert ("gw_stream_active_connections", "listen_addr=0.0.0.0:9100") in shown
     assert not any(name.startswith("apisix_") for name, _ in shown)
+
+
+def test_without_checks_there_are_no_series_of_health() -> None:
+    text = expose(attrs.evolve(FIGURES, nodes=()), "apisix_")[0].decode()
+
+    assert "upstream_status" not in text
+    assert "probes" not in text
 
 
 def test_openmetrics_says_the_same_to_whoever_asks_for_it() -> None:
