@@ -37,11 +37,11 @@ class Disk:
         """Write as much as the kernel takes, and say how much that was."""
         return os.write(fd, data)
 
-    def adopt(self, fd: int, model: os.stat_result) -> None:
-        """Give an open file the mode of another one, and its owner where we may."""
+    def adopt(self, fd: int, model: os.stat_result, *, most: int = 0o7777) -> None:
+        """Give an open file the mode of another one, as far as `most` allows, and its owner where we may."""
         if os.geteuid() == 0:
             os.fchown(fd, model.st_uid, model.st_gid)
-        os.fchmod(fd, stat.S_IMODE(model.st_mode))
+        os.fchmod(fd, stat.S_IMODE(model.st_mode) & most)
 
     def sync(self, fd: int) -> None:
         """Return once the file's bytes are on the disk."""

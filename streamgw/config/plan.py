@@ -22,6 +22,8 @@ _ID: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
 _COLLECTION: Final = re.compile(r"[a-z][a-z_]*")
 _SECRET: Final = frozenset({"ssls", "secrets"})
 """Collections whose files only their owner may read."""
+_KEY: Final = b"PRIVATE KEY-----"
+"""How the first line of every private key ends (RFC 7468). Whatever object has one: an upstream has its `client_key`."""
 
 
 class AlreadyExists(StoreError):
@@ -46,6 +48,9 @@ class Change:
     replaces: Entry | None
     """What stands there now."""
     mode: int = 0o644
+    """Of a new file."""
+    is_narrowed: bool = False
+    """It gets a private key, which not everybody shall see who may read it now."""
 
 
 @attrs.frozen
@@ -88,16 +93,18 @@ class Planner:
         _check_match(key, found, if_match)
         if found is None:
             own = self._free_path(key, moment.state)
-            mode = 0o600 if key[0] in _SECRET else 0o644
             with in_file(str(own)):
-                return self._plan(Change(own, edit.new_file(key, data).encode(), None, mode), moment)
+                new = edit.new_file(key, data).encode()
+            mode = 0o600 if key[0] in _SECRET or _KEY in new else 0o644
+            return self._plan(Change(own, new, None, mode), moment)
         if if_absent:
             raise AlreadyExists(f"{found.file}:{found.line}: {key[0]} {key[1]} is there already")
         self._check_editable(found)
         content = moment.state.contents[found.entry.name]
         with in_file(found.file):
             text = edit.encode(edit.replace_item(edit.decode(content), key, data), content)
-            return self._plan(Change(Path(found.entry.path), text, found.entry), moment)
+        is_narrowed = _KEY in text and _KEY not in content
+        return self._plan(Change(Path(found.entry.path), text, found.entry, is_narrowed=is_narrowed), moment)
 
     def delete(self, key: Key, found: Located | None, moment: Moment, *, if_match: str | None = None) -> Plan:
         """Remove an object, and its file if that was written for it alone. Raises like `Store.delete`."""

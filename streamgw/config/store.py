@@ -289,7 +289,7 @@ class Store:
         fd = self._disk.create(path, change.mode)
         try:
             if change.replaces:
-                self._disk.adopt(fd, change.path.stat())
+                self._disk.adopt(fd, change.path.stat(), most=0o600 if change.is_narrowed else 0o7777)
             rest = memoryview(change.content)
             while rest:
                 rest = rest[self._disk.write(fd, rest) :]

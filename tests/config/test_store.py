@@ -74,6 +74,30 @@ def test_a_file_that_holds_secrets_is_the_owners_alone(directory: Path) -> None:
     assert stat.S_IMODE(certificate.stat().st_mode) == 0o600
 
 
+KEY = "-----BEGIN PRIVATE KEY-----\nMIGH\n-----END PRIVATE KEY-----\n"
+
+
+def test_so_is_every_new_file_with_a_private_key(directory: Path) -> None:
+    with_key = {"type": "roundrobin", "nodes": {}, "tls": {"client_key": KEY}}
+
+    path = Store(directory).put(("upstreams", "mtls"), with_key).path
+
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_file_that_gets_a_private_key_is_its_owners_alone_from_then_on(directory: Path) -> None:
+    store = Store(directory)
+    path = store.put(("upstreams", "mtls"), {"type": "roundrobin", "nodes": {}}).path
+    path.chmod(0o654)
+
+    store.put(("upstreams", "mtls"), {"type": "roundrobin", "nodes": {}, "tls": {"client_key": KEY}})
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    path.chmod(0o640)  # whoever knows what is in it may let others read it
+    store.put(("upstreams", "mtls"), {"type": "chash", "nodes": {}, "tls": {"client_key": KEY}})
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
 def test_an_object_is_added_only_once(directory: Path) -> None:
     Store(directory).put(MYSQL, DATA, if_absent=True)
 

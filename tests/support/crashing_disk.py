@@ -43,9 +43,9 @@ class CrashingDisk(Disk):
         self._step("write")
         return super().write(fd, data[: max(len(data) // 2, 1)])  # the kernel may take less than all
 
-    def adopt(self, fd: int, model: os.stat_result) -> None:
+    def adopt(self, fd: int, model: os.stat_result, *, most: int = 0o7777) -> None:
         self._step("adopt")
-        super().adopt(fd, model)
+        super().adopt(fd, model, most=most)
 
     def sync(self, fd: int) -> None:
         self._step("sync")
