@@ -58,6 +58,7 @@ class Prober:
     Args:
       rng: for the jitter.
       on_change: told of each node whose state changed, after the pool was. Must not block or raise.
+      on_bug: an exception that nobody expected of a probe.
       run: asks one node once.
     """
 
@@ -67,11 +68,13 @@ class Prober:
         *,
         rng: random.Random,
         on_change: Callable[[Upstream, Change], None] = lambda *_: None,
+        on_bug: Callable[[Exception], None],
         run: Run = run_probe,
     ) -> None:
         self._pool = pool
         self._rng = rng
         self._on_change = on_change
+        self._on_bug = on_bug
         self._run = run
         self._upstreams: Mapping[str, Upstream] = {}
         self._is_on = True
@@ -122,6 +125,7 @@ class Prober:
         """A session could not be connected to a node."""
         checker = self.checkers.get(key)
         if checker is not None:
+            # The words of the pump, and of the kernel (ETIMEDOUT).
             result = Result.TIMEOUT if "timed out" in str(error) else Result.TCP_FAILURE
             change = checker.health.failed(node, Finding(result, str(error)), trio.current_time())
             self._note(checker, change)
@@ -211,13 +215,23 @@ class Prober:
             await trio.sleep(self._rng.uniform(0, min(FIRST_WITHIN_S, active.healthy_interval_s)))
             while True:
                 async with checker.limiter, self._limiter:
-                    context = await self._context(active.probe, checker.upstream)
-                    finding = await self._run(active.probe, Target(node, checker.names[node]), context)
+                    finding = await self._probe(checker, node, active.probe)
+                # Cancelled since it was answered: the node is gone, or is probed in another way now.
+                await trio.lowlevel.checkpoint_if_cancelled()
                 checker.results[node][finding.result.name.lower()] += 1
                 self._note(checker, checker.health.probed(node, finding, trio.current_time()))
                 is_up = checker.health.nodes[node].is_up
                 interval_s = active.healthy_interval_s if is_up else active.unhealthy_interval_s
                 await trio.sleep(interval_s * self._rng.uniform(1 - JITTER, 1 + JITTER))
+
+    async def _probe(self, checker: Checker, node: Address, probe: Probe) -> Finding:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            target = Target(node, checker.names[node])
+            return await self._run(probe, target, await self._context(probe, checker.upstream))
+        except Exception as error:  # noqa: BLE001  a bug in a probe says nothing of the node, and ends no session
+            self._on_bug(error)
+            return Finding(Result.NEITHER, "bug")
 
     async def _context(self, probe: Probe, upstream: Upstream) -> ssl.SSLContext | None:
         if probe.kind not in {"tls", "https"}:

@@ -54,6 +54,8 @@ async def run_probe(probe: Probe, target: Target, context: ssl.SSLContext | None
         finding = Finding(Result.TCP_FAILURE, str(error))
     except (OSError, trio.BrokenResourceError) as error:
         finding = _finding_of(error)
+    except ValueError as error:  # a name that TLS cannot send
+        finding = Finding(Result.TCP_FAILURE, str(error))
     return finding or Finding(Result.TIMEOUT, f"did not {doing} within {probe.timeout_s:g} s")
 
 

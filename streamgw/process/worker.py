@@ -111,7 +111,7 @@ class Worker:
         )
         rng = random.Random()  # noqa: S311  where a balancer starts is no secret
         self.pool = UpstreamPool(self.resolver, rng=rng)
-        self.prober = Prober(self.pool, rng=rng, on_change=self._on_health)
+        self.prober = Prober(self.pool, rng=rng, on_change=self._on_health, on_bug=self._on_background_bug)
         self.store = Store(routes)
         self.loader = Loader(
             self.store,
@@ -128,7 +128,7 @@ class Worker:
             on_loaded=lambda: further.replace(self.loader.files),
             on_told=lambda status: self.publish_reload("routes", status),
         )
-        self.backgrounds = Backgrounds(self._on_plugin_bug)
+        self.backgrounds = Backgrounds(self._on_background_bug)
         id_prefix = f"{rng.randrange(1 << 24):06x}-"
         self.sessions = Sessions(
             pump=self.pump,
@@ -303,7 +303,7 @@ class Worker:
             traceback=_traceback(error),
         )
 
-    def _on_plugin_bug(self, error: Exception) -> None:
+    def _on_background_bug(self, error: Exception) -> None:
         self.bugs += 1
         self._log.error("bug", phase="background", traceback=_traceback(error))
 

@@ -7,7 +7,7 @@ import math
 import random
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import attrs
@@ -46,6 +46,8 @@ class Scene:
     under_way: int = 0
     most_under_way: int = 0
     changes: list[Change] = attrs.Factory(list)
+    bugs: list[Exception] = attrs.Factory(list)
+    before_answer: Callable[[], None] = lambda: None
     pool: UpstreamPool = attrs.field(init=False)
     prober: Prober = attrs.field(init=False)
 
@@ -55,6 +57,7 @@ class Scene:
             self.pool,
             rng=random.Random(2),
             on_change=lambda _, change: self.changes.append(change),
+            on_bug=self.bugs.append,
             run=self.probe,
         )
 
@@ -67,6 +70,7 @@ class Scene:
             await trio.sleep(self.takes_s)
         finally:
             self.under_way -= 1
+        self.before_answer()
         return REFUSED if target.node.host in self.sick else OK
 
     def load(self, *upstreams: Upstream, is_on: bool = True) -> None:
@@ -220,6 +224,62 @@ async def test_tls_is_spoken_as_the_sessions_do_it(autojump_clock: trio.testing.
     assert contexts["10.0.0.2"].verify_mode is ssl.CERT_REQUIRED
     assert contexts["10.0.0.3"] is not None
     assert contexts["10.0.0.3"].verify_mode is ssl.CERT_NONE
+
+
+async def test_a_bug_in_a_probe_is_told_and_says_nothing_of_the_node(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    scene = Scene(before_answer=[].pop)
+    scene.load(checked("10.0.0.1:80"))
+
+    async with running(scene):
+        await trio.sleep(25)
+
+    assert len(scene.bugs) == len(scene.asked) == 3
+    assert isinstance(scene.bugs[0], IndexError)
+    assert scene.statuses() == {"10.0.0.1": Status.HEALTHY}
+
+
+@pytest.mark.parametrize("stays", [False, True], ids=["gone", "probed in another way"])
+async def test_an_answer_that_comes_with_an_edit_is_not_counted(
+    autojump_clock: trio.testing.MockClock, stays: bool
+) -> None:
+    """The node is taken out, or gets another check, in the very step in which its probe ends."""
+    scene = Scene(sick={"10.0.0.1"})
+    other = Checks(active=ActiveCheck(probe=Probe(timeout_s=9.0), healthy_interval_s=100.0))
+    edited = checked("10.0.0.1:80", checks=other) if stays else checked("10.0.0.9:80")
+
+    def edit() -> None:
+        scene.before_answer = lambda: None
+        scene.load(edited)
+
+    scene.before_answer = edit
+    scene.load(checked("10.0.0.1:80"))
+    async with running(scene):
+        await trio.sleep(1)
+
+    results = scene.prober.checkers["upstreams/1"].results
+    assert not scene.bugs
+    assert results == ({A: {"tcp_failure": 1}} if stays else {Address("10.0.0.9", 80): {"success": 1}})
+
+
+async def test_many_nodes_come_and_go_while_probes_wait_for_their_turn(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    seed = random.randrange(1 << 32)
+    rng, scene = random.Random(seed), Scene(takes_s=0.1)
+    checks = Checks(active=ActiveCheck(concurrency=1))
+
+    async with running(scene):
+        for _ in range(300):
+            hosts = rng.sample(range(1, 9), rng.randrange(1, 8))
+            scene.load(checked(*(f"10.0.0.{host}:80" for host in hosts), checks=checks))
+            await trio.sleep(rng.choice([0, 0, 0.05, 0.1, 0.3]))
+
+    assert not scene.bugs, f"seed {seed}"
+    assert {node.host for node in scene.prober.checkers["upstreams/1"].results} <= {
+        f"10.0.0.{host}" for host in hosts
+    }
 
 
 # ── Sessions ─────────────────────────────────────────────────────────────────────────────────────

@@ -284,6 +284,14 @@ async def test_a_server_that_hangs_up_in_the_handshake_is_a_failure() -> None:
     assert result is Result.TCP_FAILURE
 
 
+async def test_a_name_that_cannot_be_asked_for_is_a_failure() -> None:
+    async with serving(silence) as target:
+        result, why = await ask(Probe(kind="tls", host=".example"), target, verifying())
+
+    assert result is Result.TCP_FAILURE
+    assert "leading dot" in why
+
+
 # ── UDP ──────────────────────────────────────────────────────────────────────────────────────────
 
 
