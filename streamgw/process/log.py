@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 from typing import NoReturn
 
 import structlog
@@ -14,6 +15,8 @@ import trio
 from streamgw.config.settings import LogSettings
 
 FLUSH_INTERVAL_S = 0.1
+PATIENCE_S = 2.0
+"""With a stuck file, when the gateway ends."""
 LIMIT_BYTES = 16 << 20
 """Lines waiting for a writer that is stuck (a full disk, a pipe nobody reads). Beyond that lines are dropped, and counted."""
 
@@ -54,6 +57,8 @@ class AccessLog:
         self._bytes = 0
         self._reopen = False
         self._wake = trio.Event()
+        self._fd = -1
+        self._one_at_a_time = threading.Lock()
         self.dropped = 0
 
     def write(self, line: str) -> None:
@@ -77,43 +82,53 @@ class AccessLog:
           OSError: the file cannot be opened at the start.
 
         Cancellation:
-          What is queued by then is still written (within 2 s), then the file is closed.
+          What is queued by then is still written (within PATIENCE_S), then the file is closed.
         """
-        fd = self._open()
+        self._fd = self._open()
         task_status.started()
         try:
             while True:
                 await self._wake.wait()
                 await trio.sleep(FLUSH_INTERVAL_S)
                 self._wake = trio.Event()
-                fd = await self._flush(fd)
+                await self._flush()
         finally:
-            with trio.move_on_after(2, shield=True):
-                await self._flush(fd)
-            if fd != sys.stdout.fileno():
-                os.close(fd)
+            with trio.move_on_after(PATIENCE_S, shield=True):
+                await self._flush()
+            self._close()
 
-    async def _flush(self, fd: int) -> int:
+    async def _flush(self) -> None:
         if self._reopen:
             self._reopen = False
             try:
-                new = self._open()
+                fd = self._open()
             except OSError as error:
                 structlog.get_logger().error("access_log_reopen_failed", path=self._path, error=str(error))
             else:
-                if fd != sys.stdout.fileno():
-                    os.close(fd)
-                fd = new
+                self._close()
+                self._fd = fd
         if self._lines:
             text, self._lines = "\n".join(self._lines) + "\n", []
             try:
                 await trio.to_thread.run_sync(
-                    _write_all, fd, text.encode(errors="replace"), abandon_on_cancel=True
+                    self._write_all, self._fd, text.encode(errors="replace"), abandon_on_cancel=True
                 )
             except OSError as error:
                 structlog.get_logger().error("access_log_write_failed", path=self._path, error=str(error))
             self._bytes = sum(map(len, self._lines))
-        return fd
+
+    def _close(self) -> None:
+        """Not while an abandoned thread is stuck in a write: it would go on in whatever gets this descriptor next."""
+        if self._fd != sys.stdout.fileno() and self._one_at_a_time.acquire(blocking=False):
+            os.close(self._fd)
+            self._one_at_a_time.release()
+
+    def _write_all(self, fd: int, data: bytes) -> None:
+        """In a thread. One that was abandoned finishes before the next begins: lines stay in order."""
+        with self._one_at_a_time:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
 
     def _open(self) -> int:
         if self._path == "-":
@@ -122,9 +137,3 @@ class AccessLog:
         with contextlib.suppress(FileExistsError):
             os.makedirs(parent or ".")  # noqa: PTH103  as above
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]

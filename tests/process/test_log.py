@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -20,6 +21,10 @@ def _logging_is_put_back() -> Iterator[None]:
     """Configured once per process in life; here the next test would log to a stream that is closed."""
     yield
     structlog.reset_defaults()
+
+
+def _descriptors() -> set[str]:
+    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
 
 
 async def test_lines_arrive_whole_and_in_order(tmp_path: Path) -> None:
@@ -54,6 +59,40 @@ async def test_reopening_follows_a_moved_file(tmp_path: Path) -> None:
 
     assert moved.read_text() == "before\n"
     assert path.read_text() == "after\n"
+
+
+async def test_reopening_while_it_ends_leaves_no_descriptor(tmp_path: Path) -> None:
+    log = AccessLog(str(tmp_path / "access.log"))
+    before = _descriptors()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(log.run)
+        log.write("a line")
+        log.reopen()
+        nursery.cancel_scope.cancel()
+
+    assert _descriptors() == before
+    assert (tmp_path / "access.log").read_text() == "a line\n"
+
+
+async def test_a_write_that_is_stuck_keeps_its_descriptor(
+    tmp_path: Path, autojump_clock: trio.abc.Clock
+) -> None:
+    """Another file that got the number would receive the rest of the lines."""
+    path = tmp_path / "access.log"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log = AccessLog(str(path))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(log.run)
+        log.write("x" * 200_000)  # more than a pipe holds
+        nursery.cancel_scope.cancel()
+
+    received = b""
+    while not received.endswith(b"\n"):
+        with contextlib.suppress(BlockingIOError):
+            received += os.read(reader, 65536)
+    os.close(reader)
+    assert received == b"x" * 200_000 + b"\n"
 
 
 async def test_standard_output_is_the_default(capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,8 +6,10 @@ import contextlib
 import os
 import pty
 import re
+import select
 import subprocess
 import termios
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +17,9 @@ from pathlib import Path
 from tests.support.child import find_program, wait_until
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|[()][A-Z0-9]|[=>78])")
+
+_LOOK_MS = 20
+"""How often the reader asks whether it shall hang up."""
 
 
 class PtyScreen:
@@ -27,6 +32,8 @@ class PtyScreen:
         self.slave = slave
         self._master = master
         self._drawn = bytearray()
+        self._hung_up = threading.Event()
+        self._has_read = threading.Event()
         self.modes_before = self.modes()
 
     def modes(self) -> list[object]:
@@ -38,6 +45,9 @@ class PtyScreen:
 
     def hang_up(self) -> None:
         """The window is closed."""
+        # Not under the reader's hands: a read that waits would hold the terminal, and then read what gets its number.
+        self._hung_up.set()
+        assert self._has_read.wait(10)
         os.close(self._master)
         self._master = -1
 
@@ -77,9 +87,13 @@ class PtyScreen:
         return self.modes() == self.modes_before and "\x1b[?1049l" in end and "\x1b[?25h" in end
 
     def _read(self) -> None:
+        readable = select.poll()
+        readable.register(self._master, select.POLLIN)
         with contextlib.suppress(OSError):  # EIO: the last slave is closed
-            while data := os.read(self._master, 65536):
-                self._drawn += data
+            while not self._hung_up.is_set():
+                if readable.poll(_LOOK_MS):
+                    self._drawn += os.read(self._master, 65536)
+        self._has_read.set()
 
 
 @contextlib.contextmanager
