@@ -104,6 +104,8 @@ class Prober:
             self._dismiss(self.checkers.pop(key))
         for key, (upstream, checks) in wanted.items():
             checker = self.checkers.get(key)
+            if checker is not None and checker.upstream is upstream:
+                continue  # of 10,000 upstreams an edit leaves most as they were
             if checker is None:
                 limiter = trio.CapacityLimiter(_concurrency(checks))
                 checker = self.checkers[key] = Checker(upstream, checks, UpstreamHealth(checks), limiter)
