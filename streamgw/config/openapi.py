@@ -177,7 +177,11 @@ def _plugin_paths() -> Json:
         f"{BASE}/plugins": {
             "get": operation(
                 "Every plugin with its schema",
-                {"200": json_answer("By name.", schemas), "404": refusal("Without all=true.")},
+                {
+                    "200": json_answer("By name.", schemas),
+                    "400": refusal("No such subsystem."),
+                    "404": refusal("Without all=true."),
+                },
                 parameters=[query("all", {"const": "true"}, required=True), subsystem],
             )
         },

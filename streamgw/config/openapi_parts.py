@@ -14,6 +14,14 @@ from streamgw.config.plugins import PluginSet
 from streamgw.config.schema import COLLECTIONS
 from streamgw.config.wording import Schema
 
+_ITEMS: Final[Schema] = {
+    "anyOf": [
+        {"type": "array", "items": {"type": "object"}},
+        {"type": "object", "maxProperties": 0, "description": "What Lua makes of an empty list."},
+        {"type": "null"},
+    ]
+}
+
 Json: TypeAlias = dict[str, Any]
 """A part of the description, to be put into another."""
 
@@ -68,7 +76,7 @@ def components(plugins: PluginSet) -> Json:
             "type": "object",
             "description": "Each collection as a list of objects with ids, and its conf_version.",
             "properties": {
-                **{collection: {"type": "array", "items": {"type": "object"}} for collection in COLLECTIONS},
+                **dict.fromkeys(COLLECTIONS, _ITEMS),
                 **{f"{collection}_conf_version": {"type": "number"} for collection in COLLECTIONS},
             },
         },

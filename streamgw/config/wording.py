@@ -139,7 +139,7 @@ def _text(schema: Schema, value: object) -> Iterator[str]:
     if len(value) > schema.get("maxLength", len(value)):
         yield f"string too long, expected at most {schema['maxLength']}, got {len(value)}"
     pattern = schema.get("pattern")
-    if pattern is not None and not re.search(pattern, value):
+    if pattern is not None and not re.search(pattern, value, re.ASCII):
         yield f"failed to match pattern {_quoted(pattern)} with {_quoted(shortened(value))}"
 
 

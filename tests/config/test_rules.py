@@ -75,6 +75,7 @@ def test_a_mapping_is_a_mapping() -> None:
 
 def test_labels_are_short_texts_without_spaces() -> None:
     assert rules.labels({"env": "prod", "v": "1"}) == {"env": "prod", "v": "1"}
+    assert rules.labels({"a": "x\x1e\xa0y"}) == {"a": "x\x1e\xa0y"}
     with pytest.raises(Wrong) as caught:
         rules.labels({"a": 1, "b": "x y", "c": "", "d": "x" * 257, "e": "ok"})
     assert [fault.path for fault in caught.value.faults] == [("a",), ("b",), ("c",), ("d",)]

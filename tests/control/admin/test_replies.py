@@ -28,6 +28,15 @@ def test_a_body_is_json() -> None:
 
 
 @pytest.mark.parametrize(
+    ("raw", "number"), [(b"9100.0", 9100), (b"-1e3", -1000), (b"-0.0", 0), (b"1.5", 1.5), (b"1e300", 1e300)]
+)
+def test_a_whole_number_is_an_integer_however_it_is_written(raw: bytes, number: float) -> None:
+    parsed = parse_json(raw)
+
+    assert (parsed, type(parsed)) == (number, type(number))
+
+
+@pytest.mark.parametrize(
     ("raw", "said"),
     [
         (b"{", "Expecting property name"),
