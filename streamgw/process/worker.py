@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import resource
 import socket
 import time
 import traceback
@@ -341,8 +342,12 @@ def _policy(settings: Settings) -> Policy:
 
 def _udp_limits(settings: Settings) -> UDPLimits:
     limits = settings.limits
+    # A datagram is all it takes to begin a session, and its sender's address may be forged. At a limit of sessions one makes
+    # way; out of descriptors nobody does, and TCP, reloads and the Admin API stand still until sessions idle out.
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    room = math.inf if descriptors == resource.RLIM_INFINITY else descriptors // 2
     return UDPLimits(
-        max_sessions=limits.max_udp_sessions or math.inf,
+        max_sessions=min(limits.max_udp_sessions or math.inf, room),
         max_sessions_per_listener=limits.max_udp_sessions_per_listener or math.inf,
         max_sessions_per_client=limits.max_udp_sessions_per_client or math.inf,
         session_rate_per_client=limits.udp_session_rate_per_client,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import attrs
@@ -109,6 +110,22 @@ async def test_limits_change_live(tmp_path: Path) -> None:
 
             with trio.fail_after(5):
                 assert (await waiting.receive_some()).startswith(b"upstream")
+
+
+async def test_udp_sessions_leave_half_of_the_descriptors_to_everything_else(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with worker_on(tmp_path) as scene:
+        worker = scene.worker
+        resource.setrlimit(resource.RLIMIT_NOFILE, (600, hard))
+        try:
+            worker.apply(worker.settings)
+            assert worker.udp.table.limits.max_sessions == 300
+
+            few = attrs.evolve(worker.settings, limits=LimitSettings(max_udp_sessions=20))
+            worker.apply(few)
+            assert worker.udp.table.limits.max_sessions == 20
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_a_drain_waits_for_sessions_and_writes_their_lines(tmp_path: Path) -> None:
