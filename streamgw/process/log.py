@@ -58,6 +58,8 @@ class AccessLog:
         self._reopen = False
         self._wake = trio.Event()
         self._fd = -1
+        self._abandoned = False
+        """A thread may still be writing to `_fd`: the gateway ends, and the file is stuck."""
         self._one_at_a_time = threading.Lock()
         self.dropped = 0
 
@@ -113,15 +115,17 @@ class AccessLog:
                 await trio.to_thread.run_sync(
                     self._write_all, self._fd, text.encode(errors="replace"), abandon_on_cancel=True
                 )
+            except trio.Cancelled:
+                self._abandoned = True
+                raise
             except OSError as error:
                 structlog.get_logger().error("access_log_write_failed", path=self._path, error=str(error))
             self._bytes = sum(map(len, self._lines))
 
     def _close(self) -> None:
-        """Not while an abandoned thread is stuck in a write: it would go on in whatever gets this descriptor next."""
-        if self._fd != sys.stdout.fileno() and self._one_at_a_time.acquire(blocking=False):
+        """Not after a thread was left alone with it: that would go on in whatever gets this descriptor next."""
+        if self._fd != sys.stdout.fileno() and not self._abandoned:
             os.close(self._fd)
-            self._one_at_a_time.release()
 
     def _write_all(self, fd: int, data: bytes) -> None:
         """In a thread. One that was abandoned finishes before the next begins: lines stay in order."""
