@@ -133,7 +133,7 @@ class Load:
 
 
 def test_a_redis_that_is_killed_under_load_is_avoided_and_comes_back_slowly(scene: Scene) -> None:
-    scene.write_upstream({"active": ACTIVE}, streamgw={"slow_start": "4s"})
+    scene.write_upstream({"active": ACTIVE}, streamgw={"slow_start": "10s"})
 
     with (
         scene.redis(0),
@@ -149,14 +149,14 @@ def test_a_redis_that_is_killed_under_load_is_avoided_and_comes_back_slowly(scen
         found_after_s = time.monotonic() - killed_at
         assert load.wait_for(200, time.monotonic()).keys() == {"0"}
         # Two probes, a second apart; a tenth of jitter, and a machine that is busy.
-        assert found_after_s < 4
+        assert found_after_s < 5
 
         with scene.redis(1):
             scene.wait_for_health("healthy", "healthy")
             up_at = time.monotonic()
             wait_until(lambda: time.monotonic() > up_at + 1 or None, what="a second of slow start")
             first_second = load.since(up_at)
-            wait_until(lambda: time.monotonic() > up_at + 4.5 or None, what="the end of slow start")
+            wait_until(lambda: time.monotonic() > up_at + 10.5 or None, what="the end of slow start")
             afterwards = load.wait_for(200, time.monotonic())
 
     assert 0 < first_second["1"] / first_second.total() < 0.25
@@ -278,8 +278,8 @@ def test_health_is_shown_to_people_and_to_prometheus(scene: Scene) -> None:
         labels = f'ip="127.0.0.1",name="/apisix/stream_routes/1",port="{port}"'
         assert f"apisix_upstream_status{{{labels}}} {up}" in metrics
     assert checker["name"] == one["name"] == "/apisix/stream_routes/1"
-    down = checker["nodes"][1]
-    assert (down["ip"], down["port"], down["hostname"]) == ("127.0.0.1", scene.nodes[1], "127.0.0.1")
+    (down,) = [node for node in checker["nodes"] if node["port"] == scene.nodes[1]]
+    assert (down["ip"], down["hostname"]) == ("127.0.0.1", "127.0.0.1")
     assert down["counter"]["tcp_failure"] == 2
 
 
