@@ -138,8 +138,8 @@ class Refusals:
 
     def __init__(self) -> None:
         self._until: OrderedDict[tuple[str, Address], float] = OrderedDict()
-        self._pausing: OrderedDict[tuple[str, str], float] = OrderedDict()
-        """By client and upstream."""
+        self._pausing: OrderedDict[tuple[str | Address, str], float] = OrderedDict()
+        """By client and what is of no use to him: his host and an upstream's key, or his address and a route's id."""
 
     def __len__(self) -> int:
         return len(self._until)
@@ -148,17 +148,23 @@ class Refusals:
         """A node refused a datagram of this client (its host)."""
         _remember(self._until, (client, node), now + REFUSED_FOR_S)
 
-    def pause(self, client: str, upstream: str, now: float) -> None:
-        """Every node of an upstream (its key) refused this client, and then one once more."""
-        _remember(self._pausing, (client, upstream), now + PAUSE_S)
+    def pause(self, client: str | Address, what: str, now: float) -> None:
+        """Another session would end as this client's latest did, before it began.
+
+        Args:
+          client: his host, if it is for want of a node; else his address, which says more: a limit counts others, too.
+          what: the key of the upstream that has no node for him; else the id of the route.
+          now: as everywhere.
+        """
+        _remember(self._pausing, (client, what), now + PAUSE_S)
 
     def holds(self, client: str, node: Address, now: float) -> bool:
         """Whether this client had better go elsewhere."""
         return bool(self._until) and now < self._until.get((client, node), -math.inf)
 
-    def is_pausing(self, client: str, upstream: str, now: float) -> bool:
-        """Whether it is useless for this client to try any node of this upstream."""
-        return bool(self._pausing) and now < self._pausing.get((client, upstream), -math.inf)
+    def is_pausing(self, client: str | Address, what: str, now: float) -> bool:
+        """Whether a session is of no use to this client, for the moment."""
+        return bool(self._pausing) and now < self._pausing.get((client, what), -math.inf)
 
 
 def _remember(times: OrderedDict[K, float], key: K, until: float) -> None:

@@ -50,7 +50,7 @@ class Drop(enum.StrEnum):
     EXHAUSTED = "exhausted"
     """It would have begun a session, and the gateway is out of descriptors."""
     REFUSED = "refused"
-    """It would have begun a session, and every node of the upstream refused this client a moment ago."""
+    """It would have begun a session, and that of a moment ago came to nothing: a plugin or every node refused the client."""
     LISTENER_GONE = "listener_gone"
     """It would have begun a session on a listener that was removed, or while the gateway drains."""
     QUEUE_FULL = "queue_full"

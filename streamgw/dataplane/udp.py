@@ -170,10 +170,9 @@ class UDPSessions:
         if route is None:
             return Drop.NO_ROUTE
         host, upstream = origin.client.host, route.upstream
-        if upstream is None:
-            if not route.hooks:
-                return Drop.NO_UPSTREAM
-        elif self.dialer.refusals.is_pausing(host, upstream.key, now):
+        if upstream is None and not route.hooks:
+            return Drop.NO_UPSTREAM
+        if self.dialer.is_useless(origin.client, route, now):
             return Drop.REFUSED
         drop = self.table.admit(reception.sessions, host, size, now)
         if drop is not None:
@@ -223,9 +222,11 @@ class UDPSessions:
             ending, fault = Ending(error.reason, detail=str(error)), error.fault
             if isinstance(error, Rejected):
                 status = error.status
+            self.dialer.came_to_nothing(session, error)
         except Exception as error:  # noqa: BLE001  the boundary: a bug costs one session, not its neighbours
             ending = Ending(Reason.BUG, detail=f"{type(error).__name__}: {error}")
             self.on_bug(session, error)
+            self.dialer.came_to_nothing(session, error)
         finally:
             if session.reason is None:
                 self.table.end(session, ending.reason, ending.side, ending.detail)

@@ -14,7 +14,7 @@ import attrs
 import trio
 
 from streamgw.core.errors import ConnectFailed, Exhausted, NoNode
-from streamgw.core.model import Address, Attempt, Upstream
+from streamgw.core.model import Address, Attempt, Route, Upstream
 from streamgw.core.udp_room import Refusals
 from streamgw.core.udp_sessions import Drop, Table
 from streamgw.core.wire.proxy_protocol import build_v2
@@ -122,6 +122,24 @@ class UDPDialer:
             self.refusals.pause(session.client, upstream.key, now)
         self._note_failure(session, upstream, failure)
         self.table.end(session, failure.reason, "upstream", str(failure))
+
+    def came_to_nothing(self, session: UDPSession, error: Exception) -> None:
+        """A session ended before it began, and so would the next: for a moment none begins.
+
+        A client cannot know, and sends on. Each of its datagrams would cost a task, a warning and a line of the access log.
+        """
+        now = trio.current_time()
+        if isinstance(error, NoNode | ConnectFailed) and session.upstream is not None:
+            self.refusals.pause(session.client, session.upstream.key, now)
+        elif not isinstance(error, Exhausted):
+            self.refusals.pause(session.origin.client, session.route.id, now)
+
+    def is_useless(self, client: Address, route: Route, now: float) -> bool:
+        """Whether a session of this client came to nothing a moment ago."""
+        refusals, upstream = self.refusals, route.upstream
+        return refusals.is_pausing(client, route.id, now) or (
+            upstream is not None and refusals.is_pausing(client.host, upstream.key, now)
+        )
 
     def answered(self, session: UDPSession) -> None:
         """The node has answered for the first time: it is there."""

@@ -263,6 +263,38 @@ async def test_a_plugin_may_refuse_a_client() -> None:
     assert (outcome.reason, outcome.detail, outcome.status) == ("rejected", "bouncer: not you", 403)
 
 
+async def test_a_client_that_plugins_refuse_makes_few_sessions_however_much_it_sends() -> None:
+    def refuse(*_: object) -> None:
+        raise Rejected("not you", status=403)
+
+    with Peer() as node, Peer() as client, Peer() as other:
+        hooks = (Hooks(plugin="bouncer", on_accept=refuse),)
+        async with udp_gateway(snapshot(route("1", upstream(node.place), hooks=hooks))) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            for _ in range(100):
+                await client.say(b"?", at)
+                await trio.sleep(0.001)
+            await gateway.until(lambda: gateway.drops().get(Drop.REFUSED, 0) > 50)
+            assert [outcome.reason for outcome in gateway.outcomes] == ["rejected"]
+
+            await other.say(b"?", at)
+            await gateway.until(lambda: len(gateway.outcomes) == 2)
+
+
+async def test_nor_does_one_for_whom_there_is_no_node_whatever_port_it_sends_from() -> None:
+    with Peer() as client, Peer() as other:
+        async with udp_gateway(to()) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            for _ in range(50):
+                await client.say(b"?", at)
+                await other.say(b"?", at)
+                await trio.sleep(0.001)
+            await gateway.until(lambda: gateway.drops().get(Drop.REFUSED, 0) > 50)
+
+            assert {str(outcome.reason) for outcome in gateway.outcomes} == {"no_node"}
+            assert len(gateway.outcomes) <= 2
+
+
 async def test_a_plugin_may_choose_the_upstream_and_hears_of_the_end() -> None:
     told = []
     with Peer() as node, Peer() as client:
