@@ -21,6 +21,7 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import attrs
 
+from streamgw.core.batch import Collector
 from streamgw.core.model import Facts, Outcome
 from streamgw.core.wire import NeedMore
 
@@ -115,6 +116,20 @@ class LocalLedger:
             del self._counts[scope, key]
 
 
+class Shipping(Protocol):
+    """Takes what plugins tell the outside world of sessions, and sends it."""
+
+    def ship(self, collector: Collector, record: bytes) -> None:
+        """Queue a record, without a newline. Never waits; one that has no room is dropped and counted."""
+
+
+class NoShipping:
+    """The shipping of a process that runs no sessions: there is nothing to tell."""
+
+    def ship(self, collector: Collector, record: bytes) -> None:
+        """See `Shipping.ship`."""
+
+
 @attrs.frozen(kw_only=True, eq=False)
 class PluginServices:
     """What the process gives to its plugins. Outlives every reload."""
@@ -123,6 +138,7 @@ class PluginServices:
     connections: MutableMapping[str, int] = attrs.Factory(dict)
     """Sessions that have ended, by route: what `apisix_stream_connection_total` shows."""
     hostname: str = ""
+    shipping: Shipping = attrs.Factory(NoShipping)
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -22,6 +22,7 @@ from streamgw.plugins import (
     mqtt_proxy,
     prometheus,
     real_ip,
+    syslog,
     traffic_split,
 )
 
@@ -40,6 +41,7 @@ _BUILT_IN: Final[tuple[AnyPlugin, ...]] = (
     traffic_split.PLUGIN,
     prometheus.PLUGIN,
     echo.PLUGIN,
+    syslog.PLUGIN,
 )
 BUILT_IN: Final = {plugin.name: plugin for plugin in _BUILT_IN}
 """In the order in which they run."""

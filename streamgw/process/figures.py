@@ -85,6 +85,7 @@ async def take_figures(worker: Worker, settings: ReloadStatus) -> Figures:
         certificates=[CertificateFigures(id_, not_after) for id_, not_after in certificates.items()],
         bugs=worker.bugs,
         access_log_dropped=worker.access_log.dropped,
+        records_dropped=dict(worker.shipper.dropped),
         event_clients=len(worker.hub),
         events_lost=worker.hub.lost,
         refused=dict(worker.refused),

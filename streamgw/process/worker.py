@@ -60,6 +60,7 @@ from streamgw.process.log import AccessLog
 from streamgw.process.plugins import plugin_set
 from streamgw.process.prober import Prober
 from streamgw.process.rows import closed_event, health_event, reload_event, session_row
+from streamgw.process.shipper import Shipper
 from streamgw.process.sockets import BindError, Sockets
 
 _LEVELS: Mapping[str, str] = {
@@ -87,7 +88,8 @@ class Worker:
         """`run` has returned."""
         self.hub = Hub(time.time)  # noqa: TID251  events are for people
         self.tally = Tally()
-        self.services = PluginServices(hostname=socket.gethostname())
+        self.shipper = Shipper(lambda: self.settings.tls.trusted_certificate)
+        self.services = PluginServices(hostname=socket.gethostname(), shipping=self.shipper)
         self.refused: Counter[str] = Counter()
         """Requests that the Admin API did not let in, by reason."""
         self.bugs = 0
@@ -181,6 +183,7 @@ class Worker:
         try:
             async with trio.open_nursery() as outer:
                 await outer.start(self.access_log.run)
+                await outer.start(self.shipper.run)
                 await outer.start(self.backgrounds.run)
                 async with trio.open_nursery() as inner:
                     await inner.start(self.pump.run)

@@ -25,7 +25,9 @@ def test_the_built_in_ones_are_there_in_the_order_in_which_they_run() -> None:
 
     assert list(found.plugins) == list(BUILT_IN)
     assert list(BUILT_IN) == sorted(BUILT_IN, key=lambda name: -BUILT_IN[name].priority)
-    assert {"ip-restriction", "limit-conn", "mqtt-proxy", "traffic-split", "prometheus"} <= set(BUILT_IN)
+    assert {"ip-restriction", "limit-conn", "mqtt-proxy", "traffic-split", "prometheus", "syslog"} <= set(
+        BUILT_IN
+    )
 
 
 def test_the_priorities_of_apisix_are_kept() -> None:
@@ -35,6 +37,7 @@ def test_the_priorities_of_apisix_are_kept() -> None:
         "mqtt-proxy": 1000,
         "traffic-split": 966,
         "prometheus": 500,
+        "syslog": 401,
     }
 
     assert {name: BUILT_IN[name].priority for name in theirs} == theirs

@@ -43,6 +43,7 @@ FIGURES = Figures(
     certificates=(CertificateFigures("a.test", 1_800_000_000.0),),
     bugs=0,
     access_log_dropped=1,
+    records_dropped={"tcp://logs.test:514": 6},
     event_clients=2,
     events_lost=3,
     refused={"key": 4},

@@ -113,15 +113,33 @@ class SyslogServer(Server):
 
 
 @contextlib.contextmanager
-def rsyslog(directory: Path, port: int, *, prefix: Prefix = ()) -> Iterator[SyslogServer]:
-    """rsyslog that receives over UDP and writes to a file at once."""
+def rsyslog(
+    directory: Path,
+    port: int,
+    *,
+    prefix: Prefix = (),
+    tcp_port: int = 0,
+    line: str = "%pri% %programname%%msg%",
+) -> Iterator[SyslogServer]:
+    """rsyslog that receives over UDP and writes to a file at once.
+
+    Args:
+      tcp_port: where it receives over TCP too; 0: it does not.
+      line: what it writes of a message, in the language of its templates.
+    """
     program = find_program("rsyslogd", package="rsyslog")
     config, messages = directory / "rsyslog.conf", directory / "messages"
+    tcp = (
+        f'module(load="imtcp")\ninput(type="imtcp" address="{LOOPBACK}" port="{tcp_port}")'
+        if tcp_port
+        else ""
+    )
     config.write_text(f"""\
 global(workDirectory="{directory}")
 module(load="imudp")
-template(name="line" type="string" string="%pri% %programname%%msg%\\n")
+template(name="line" type="string" string="{line}\\n")
 input(type="imudp" address="{LOOPBACK}" port="{port}")
+{tcp}
 action(type="omfile" file="{messages}" template="line")
 """)
     start = [*prefix, program, "-n", "-f", config, "-i", "NONE"]

@@ -164,6 +164,8 @@ class Figures:
     certificates: Sequence[CertificateFigures]
     bugs: int
     access_log_dropped: int
+    records_dropped: Mapping[str, int]
+    """Of plugins that log, by collector."""
     event_clients: int
     events_lost: int
     refused: Mapping[str, int]

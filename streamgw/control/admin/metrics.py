@@ -255,6 +255,12 @@ def _of_the_process(figures: Figures) -> Iterator[Metric]:
         yield _counter(name, text, [], [([], count)])
     yield _gauge("streamgw_event_clients", "Who listens to the live feed.", [], [([], figures.event_clients)])
     yield _counter(
+        "streamgw_records_dropped_total",
+        "Records of plugins that log which never arrived.",
+        ["collector"],
+        (([name], count) for name, count in figures.records_dropped.items()),
+    )
+    yield _counter(
         "streamgw_admin_refused_total",
         "Requests that the Admin API did not let in.",
         ["why"],

@@ -68,6 +68,7 @@ def shown() -> dict[tuple[str, str], float]:
         ("streamgw_certificate_expiry_timestamp_seconds", "certificate=a.test", 1_800_000_000),
         ("streamgw_bugs_total", "", 0),
         ("streamgw_access_log_dropped_lines_total", "", 1),
+        ("streamgw_records_dropped_total", "collector=tcp://logs.test:514", 6),
         ("streamgw_events_lost_total", "", 3),
         ("streamgw_event_clients", "", 2),
         ("streamgw_admin_refused_total", "why=key", 4),
