@@ -227,6 +227,19 @@ async def test_at_the_end_a_collector_that_says_nothing_is_not_waited_for(
     await listener.aclose()
 
 
+async def test_a_server_that_is_silent_in_the_handshake_is_given_up_in_time() -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    where = tcp(listener.socket.getsockname()[1], tls=True, timeout_s=0.05)
+
+    with capture_logs() as logs:
+        async with listener, shipping() as shipper:
+            shipper.ship(where, b"x")
+            await until(lambda: shipper.dropped)
+
+    assert shipper.dropped == {str(where): 1}
+    assert [log["error"] for log in logs] == ["no answer in time"]
+
+
 async def test_a_collector_that_never_closes_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FAREWELL_S", 0.05)
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
