@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,10 +69,16 @@ def test_among_a_thousand_routes_too(scene: Scene) -> None:
         scene.gateway.write_routes(f"r{number}.yaml", route)
     assert scene.lead_to("a").status_code == 201
 
-    for number in range(30):
+    took_ms = []
+    for number in range(60):
         name = NAMES[number % len(NAMES)]
+        began = time.perf_counter()
         assert scene.lead_to(name).status_code == 200
+        took_ms.append((time.perf_counter() - began) * 1000)
         assert whom(scene.port) == name
+    # Not asserted: 25 ms with a processor to itself, more when it is shared. Files that were written within the last two
+    # seconds are read again each time (the clock of the disk cannot tell), so the first ones do not count.
+    sys.stdout.write(f"a PUT among 1,000 routes: median {statistics.median(took_ms[30:]):.1f} ms\n")
 
     assert scene.api.get("/stream_routes", params={"page": 1, "page_size": 10}).json()["total"] == 1001
 
