@@ -16,9 +16,11 @@ from cryptography.x509.oid import NameOID
 
 from streamgw.config.compile import Compilation, Loader
 from streamgw.config.documents import SourceFile
+from streamgw.config.plugins import PluginSet
 from streamgw.config.tls import TLSSettings
 from streamgw.core.errors import ConfigError
 from streamgw.core.model import Certificate, Revision, UpstreamTLS
+from streamgw.plugins import BUILT_IN
 from tests.support.certificates import CA_PEM, OTHER_CA, document, issue
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
@@ -39,7 +41,11 @@ class Scene:
 
     def __attrs_post_init__(self) -> None:
         self.loader = Loader(
-            self, environ=self.environ, tls=lambda: self.settings, wall_clock=lambda: self.now
+            self,
+            environ=self.environ,
+            tls=lambda: self.settings,
+            wall_clock=lambda: self.now,
+            plugins=lambda: PluginSet(dict(BUILT_IN), frozenset(BUILT_IN)),
         )
 
     @property
@@ -342,6 +348,18 @@ def test_an_upstream_speaks_tls_as_it_is_told(scene: Scene) -> None:
     assert tls.context.check_hostname
     assert tls.context.cert_store_stats()["x509_ca"] == 1
     assert not upstream_tls(scene).verify
+
+
+def test_an_upstream_in_the_options_of_a_plugin_speaks_tls_as_it_is_told(scene: Scene) -> None:
+    plain, sealed = {"nodes": {"127.0.0.1:1": 1}}, {"nodes": {"127.0.0.1:2": 1}, "scheme": "tls"}
+    choices = [{"upstream": plain}, {"upstream": {**sealed, "tls": {"server_name": "db.test"}}}]
+    split = {"rules": [{"weighted_upstreams": choices}]}
+    scene.objects["stream_routes"] = [{"id": "r", "upstream": plain, "plugins": {"traffic-split": split}}]
+
+    upstreams = scene.load().snapshot.upstreams.values()
+
+    spoken = {upstream.nodes[0].port: upstream.tls.server_name for upstream in upstreams if upstream.tls}
+    assert spoken == {2: "db.test"}
 
 
 @pytest.mark.parametrize("ca_certs", [{}, {"ca_certs": "system"}])

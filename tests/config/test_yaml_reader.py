@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 import yaml
@@ -200,11 +201,20 @@ def test_what_json_writes_is_read_back(value: object) -> None:
     assert read(json.dumps(value), "a.json") == value
 
 
-@given(VALUES, st.booleans())
+def _looks_like_a_number(value: object) -> bool:
+    """To YAML 1.2 and JSON `0E0` is a number; YAML 1.1 and so PyYAML want more of a point and a sign, and leave the text unquoted."""
+    if isinstance(value, dict):
+        return any(map(_looks_like_a_number, [*value, *value.values()]))
+    if isinstance(value, list):
+        return any(map(_looks_like_a_number, value))
+    return isinstance(value, str) and re.fullmatch(r"[-+]?[0-9.]+[eE][-+]?[0-9]+", value) is not None
+
+
+@given(VALUES.filter(lambda value: not _looks_like_a_number(value)), st.booleans())
 def test_what_yaml_writes_is_read_back(value: object, flow: bool) -> None:
     text = yaml.safe_dump(value, default_flow_style=flow)
 
-    # PyYAML quotes what YAML 1.1 would misread, so plain text differs in no case we convert.
+    # PyYAML quotes what YAML 1.1 would misread, so plain text differs in no other case we convert.
     assert read(text) == value
 
 

@@ -34,6 +34,13 @@ def test_every_error_of_ours_has_one_base() -> None:
     assert all(issubclass(error, StreamgwError) for error in raised_on_purpose)
 
 
+def test_what_a_plugin_says_keeps_what_it_said() -> None:
+    refused, told = errors.Rejected("too many"), errors.Answered(b"bye")
+
+    assert (str(refused), refused.status, refused.reset) == ("too many", 403, False)
+    assert (errors.Rejected("no", status=503, reset=True).status, told.words) == (503, b"bye")
+
+
 def test_reasons_and_faults_print_as_the_words_in_the_log() -> None:
     assert f"{Reason.CONNECT_FAILED} {Fault.UPSTREAM}" == "connect_failed upstream"
 
