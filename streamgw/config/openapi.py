@@ -119,7 +119,7 @@ def _collection(name: str, collection: str) -> Json:
         "get": operation(f"Show a {title}", {"200": one, "404": gone(), **read_refusals()}),
         "put": operation(
             f"Write a {title}: a new one, or in place of the one that is there",
-            {"200": one, "201": one, **written},
+            {"200": one, "201": one, **written, "404": refusal("The id has a slash in it.")},
             parameters=[parameter("ttl"), *conditions],
             body=body,
         ),

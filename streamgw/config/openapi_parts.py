@@ -156,8 +156,8 @@ _PARAMETERS: Final[Mapping[str, Schema]] = {
     "force": {
         "name": "force",
         "in": "query",
-        "schema": {"enum": ["true", "false"]},
-        "description": "Accepted; what is in use is not deleted.",
+        "schema": {"type": "string"},
+        "description": "Accepted, whatever it says: what is in use is not deleted.",
     },
     "if_match": {
         "name": "If-Match",
