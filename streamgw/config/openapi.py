@@ -159,7 +159,11 @@ def _not_for_metadata(method: str) -> Json:
 
 
 def _http_collection(collection: str) -> Json:
-    refused = operation("HTTP only", {"400": refusal("It serves HTTP only.")})
+    return _empty_collection(collection, operation("HTTP only", {"400": refusal("It serves HTTP only.")}))
+
+
+def _empty_collection(collection: str, refused: Json) -> Json:
+    """One that is listed, and holds nothing."""
     return {
         f"{BASE}/{collection}": {
             "get": operation("An empty list", {"200": json_answer("A list.", ref("list"))}),
@@ -257,20 +261,8 @@ def _schema_paths() -> Json:
 
 
 def _secret_paths() -> Json:
-    refused = operation("Not available", {"400": refusal("Secrets are environment variables and files.")})
-    return {
-        f"{BASE}/secrets": {
-            "get": operation("An empty list", {"200": json_answer("A list.", ref("list"))}),
-            "post": refused,
-        },
-        f"{BASE}/secrets/{{id}}": {
-            "parameters": [path_parameter("id", ref("id"))],
-            "get": operation("There is none", {"404": gone()}),
-            "put": refused,
-            "patch": refused,
-            "delete": refused,
-        },
-    }
+    refused = refusal("Secrets are environment variables and files.")
+    return _empty_collection("secrets", operation("Not available", {"400": refused}))
 
 
 def _config_paths() -> Json:
