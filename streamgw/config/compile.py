@@ -56,6 +56,10 @@ class Directory(Protocol):
         """All files, of one moment. Raises StoreError."""
         ...
 
+    def latest(self) -> FileTree:
+        """What `read` found last, and what was written through it since. Raises StoreError."""
+        ...
+
 
 @attrs.frozen
 class Compilation:
@@ -134,7 +138,16 @@ class Loader:
           ConfigError: with every problem of every file; nothing of this state may be used.
           StoreError: the directory could not be read.
         """
-        tree = self._store.read()
+        return self._take(self._store.read(), listeners)
+
+    def load_written(self, listeners: Sequence[Listener]) -> Compilation:
+        """What `load` says right after a write through the store, if nobody else changed a file since.
+
+        Does not look at the directory, which is half the time of such a load. Raises like `load`.
+        """
+        return self._take(self._store.latest(), listeners)
+
+    def _take(self, tree: FileTree, listeners: Sequence[Listener]) -> Compilation:
         with self._turn:
             answer = self._known(tree.revision, listeners)
             if answer is None:

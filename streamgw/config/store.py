@@ -100,6 +100,10 @@ class Store:
         """
         return self._read().tree
 
+    def latest(self) -> Tree:
+        """What the latest look found, changed by what was written through this store since. Raises like `read`."""
+        return self._seen.tree if self._seen is not None else self.read()
+
     def survey(self) -> Survey:
         """Every object of one moment, to look things up in and to plan changes by.
 

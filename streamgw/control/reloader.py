@@ -11,7 +11,7 @@ import contextlib
 import itertools
 from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Literal, NoReturn, Protocol
+from typing import Literal, NoReturn, Protocol, TypeAlias
 
 import attrs
 import structlog
@@ -38,6 +38,12 @@ class Loads(Protocol):
 
     def load(self, listeners: Sequence[Listener]) -> Compilation:
         """Read and compile everything. Blocks. Raises ConfigError or StoreError."""
+
+    def load_written(self, listeners: Sequence[Listener]) -> Compilation:
+        """Compile what a write of ours has left, without looking at the files again. Blocks. Raises like `load`."""
+
+
+_Load: TypeAlias = Callable[[Sequence[Listener]], Compilation]
 
 
 @attrs.frozen
@@ -111,6 +117,8 @@ class Reloader:
         self._documents: tuple[Document, ...] = ()
         self._swapped = trio.Event()
         self._poked = trio.Event()
+        self._wanted: Literal["look", "written"] | None = None
+        """What the pokes since the latest look ask for."""
         self._log = structlog.get_logger()
         self._retry_s = DAY_S
         self.status = ReloadStatus()
@@ -128,6 +136,12 @@ class Reloader:
 
     def poke(self) -> None:
         """Look again, now. Also while a look is under way: then once more after it."""
+        self._wanted = "look"
+        self._poked.set()
+
+    def poke_written(self) -> None:
+        """Run what was just written through the store. What others have changed meanwhile waits for its own poke."""
+        self._wanted = self._wanted or "written"
         self._poked.set()
 
     async def wait_applied(self, key: Key, digest: str | None) -> None:
@@ -151,7 +165,7 @@ class Reloader:
         """
         async with contextlib.aclosing(self._watch()) as looks:
             await anext(looks)
-            self._apply(await self._load())
+            self._apply(await self._load(self._loader.load))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._poke_for_each, looks)
                 task_status.started()
@@ -159,17 +173,18 @@ class Reloader:
                     with trio.move_on_after(self._retry_s):
                         await self._poked.wait()
                     self._poked = trio.Event()
-                    await self._look()
+                    wanted, self._wanted = self._wanted, None
+                    await self._look(self._loader.load_written if wanted == "written" else self._loader.load)
         raise AssertionError("only cancellation ends this")
 
     async def _poke_for_each(self, looks: AsyncGenerator[None]) -> None:
         async for _ in looks:
             self.poke()
 
-    async def _look(self) -> None:
+    async def _look(self, load: _Load) -> None:
         self._retry_s = DAY_S
         try:
-            found = await self._load()
+            found = await self._load(load)
         except ConfigError as error:
             self._reject(error.problems)
         except StoreError as error:
@@ -183,21 +198,23 @@ class Reloader:
             replaced = self._apply(found)
             await trio.to_thread.run_sync(_take_apart, replaced)
 
-    async def _load(self) -> _Found:
+    async def _load(self, load: _Load) -> _Found:
         began_at = trio.current_time()
         listeners = tuple(self._listeners())
         # Not abandoned on cancel: two loads at once would share the loader's memory of parsed files.
         try:
             with polite_to_the_event_loop():
-                compilation, fresh = await trio.to_thread.run_sync(self._load_and_compare, listeners)
+                compilation, fresh = await trio.to_thread.run_sync(self._load_and_compare, load, listeners)
         finally:
             self._on_loaded()
         await trio.lowlevel.checkpoint_if_cancelled()
         return _Found(compilation, fresh, trio.current_time() - began_at)
 
-    def _load_and_compare(self, listeners: tuple[Listener, ...]) -> tuple[Compilation, tuple[Problem, ...]]:
+    def _load_and_compare(
+        self, load: _Load, listeners: tuple[Listener, ...]
+    ) -> tuple[Compilation, tuple[Problem, ...]]:
         """In the worker thread: only the looking task writes `status`, and it waits for this."""
-        compilation = self._loader.load(listeners)
+        compilation = load(listeners)
         known = frozenset(self.status.warnings)
         fresh = (warning for warning in compilation.warnings if warning not in known)
         return compilation, tuple(itertools.islice(fresh, MAX_LOGGED))

@@ -29,7 +29,8 @@ import itertools
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import TypeAlias
 
 import attrs
@@ -74,17 +75,14 @@ class Router:
 
     def __init__(self, routes: Sequence[Route], before: Router | None = None) -> None:
         self.routes = tuple(routes)
-        known = before._sides if before is not None else {}  # noqa: SLF001  of the same class
-        # By the identity of the match, which lives as long as the routes: its hash takes longer than all of this.
-        self._sides: Mapping[int, _Sides] = {
-            id(route.match): known.get(id(route.match)) or _sides(route.match) for route in self.routes
-        }
-        ranked = [(rank, route.match, self._sides[id(route.match)]) for rank, route in enumerate(self.routes)]
-        self._plain = _Index(each for each in ranked if not each[1].server_names)
-        self._named = _Index(each for each in ranked if each[1].server_names)
-        patterns = {pattern for route in self.routes for pattern in route.match.server_names}
-        self._patterns = SNIIndex((pattern, pattern) for pattern in patterns)
-        self._protocols = frozenset(protocol for route in self.routes for protocol in route.match.alpn)
+        matches = tuple(route.match for route in self.routes)
+        known = before._tables if before is not None else None  # noqa: SLF001  of the same class
+        # Most edits change where clients are led to, not which ones: then nothing of this is another. Tuples compare
+        # identities first.
+        tables = known if known is not None and known.matches == matches else _Tables(matches, known)
+        self._tables: _Tables = tables
+        self._plain, self._named = tables.plain, tables.named
+        self._patterns, self._protocols = tables.patterns, tables.protocols
 
     def plan(self, facts: Facts) -> PrereadPlan:  # noqa: ARG002  # what MQTT will be decided by
         """What a client is to be asked for on account of these routes. Nothing, so far.
@@ -140,38 +138,7 @@ class Router:
         (two halves of a network) is not looked for, nor all that may hide a route of very long lists. Where different
         routes hide different parts of one, the one that hides most is named.
         """
-        return tuple(
-            (route, self.routes[hider])
-            for rank, route in enumerate(self.routes)
-            if (hider := self._hider(rank, route.match)) is not None
-        )
-
-    def _hider(self, rank: int, match: Match) -> int | None:
-        index = self._named if match.server_names else self._plain
-        # Only the same pattern can hide a named route: a longer one covers less, a shorter one is tried later.
-        keys, sides = _keys(match), self._sides[id(match)]
-        if _is_wide(sides):
-            corner = next(itertools.product(*sides))
-            found, *others = {index.first_covering(key, corner, below=rank) for key in keys}
-            if (
-                others
-                or found == _NEVER
-                or not _FieldSets(self._sides[id(self.routes[found].match)]).cover(sides)
-            ):
-                return None
-            return found
-        if len(keys) == 1 and all(len(blocks) == 1 for blocks in sides):
-            # Nearly every route: at each reload all of them are asked.
-            (port,), (server,), (client,) = sides
-            hider = index.first_covering(keys[0], (port, server, client), below=rank)
-            return None if hider == _NEVER else hider
-        hiders: Counter[int] = Counter()
-        for key, box in itertools.product(keys, itertools.product(*sides)):
-            hider = index.first_covering(key, box, below=rank)
-            if hider == _NEVER:
-                return None
-            hiders[hider] += 1
-        return min(hiders, key=lambda hider: (-hiders[hider], hider))
+        return tuple((self.routes[rank], self.routes[hider]) for rank, hider in self._tables.hidden)
 
     def _in_order_tried(self, facts: Facts) -> Iterator[Route]:
         """Every route once, in the order that `match` stands for."""
@@ -245,6 +212,58 @@ _ALPN_MARK = "\0"
 _ANY: _Block = (0, 0, 0)
 _PORT_MASK = 0xFFFF
 _HOST_MASKS = {0: 0, 4: (1 << 32) - 1, 6: (1 << 128) - 1}
+
+
+class _Tables:
+    """What a router knows of its routes' matches, by rank. Immutable but for what it finds out later.
+
+    Args:
+      before: of the router that is replaced: what it knows of a match that is the very same is taken over.
+    """
+
+    def __init__(self, matches: tuple[Match, ...], before: _Tables | None) -> None:
+        self.matches = matches
+        # By identity: the hash of a match takes longer than all of this. `before` keeps its matches alive.
+        known = {} if before is None else dict(zip(map(id, before.matches), before.sides, strict=True))
+        self.sides: tuple[_Sides, ...] = tuple(known.get(id(match)) or _sides(match) for match in matches)
+        ranked = list(zip(itertools.count(), matches, self.sides, strict=False))
+        self.plain: _Index = _Index(each for each in ranked if not each[1].server_names)
+        self.named: _Index = _Index(each for each in ranked if each[1].server_names)
+        patterns = {pattern for match in matches for pattern in match.server_names}
+        self.patterns: SNIIndex[str] = SNIIndex((pattern, pattern) for pattern in patterns)
+        self.protocols: frozenset[str] = frozenset(protocol for match in matches for protocol in match.alpn)
+
+    @cached_property
+    def hidden(self) -> tuple[tuple[int, int], ...]:
+        """See `Router.shadowed`."""
+        return tuple(
+            (rank, hider)
+            for rank, match in enumerate(self.matches)
+            if (hider := self._hider(rank, match)) is not None
+        )
+
+    def _hider(self, rank: int, match: Match) -> int | None:
+        index = self.named if match.server_names else self.plain
+        # Only the same pattern can hide a named route: a longer one covers less, a shorter one is tried later.
+        keys, sides = _keys(match), self.sides[rank]
+        if _is_wide(sides):
+            corner = next(itertools.product(*sides))
+            found, *others = {index.first_covering(key, corner, below=rank) for key in keys}
+            if others or found == _NEVER or not _FieldSets(self.sides[found]).cover(sides):
+                return None
+            return found
+        if len(keys) == 1 and all(len(blocks) == 1 for blocks in sides):
+            # Nearly every route: at each reload all of them are asked.
+            (port,), (server,), (client,) = sides
+            hider = index.first_covering(keys[0], (port, server, client), below=rank)
+            return None if hider == _NEVER else hider
+        hiders: Counter[int] = Counter()
+        for key, box in itertools.product(keys, itertools.product(*sides)):
+            hider = index.first_covering(key, box, below=rank)
+            if hider == _NEVER:
+                return None
+            hiders[hider] += 1
+        return min(hiders, key=lambda hider: (-hiders[hider], hider))
 
 
 class _Index:

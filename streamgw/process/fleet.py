@@ -108,8 +108,8 @@ class LocalFleet:
         self._look_at_settings()
 
     def poke(self) -> None:
-        """Look at routes.d again, now."""
-        self._worker.reloader.poke()
+        """Run what was written, now."""
+        self._worker.reloader.poke_written()
 
     async def wait_applied(self, key: Key, digest: str | None, deadline: float) -> Sequence[int]:
         """Empty once the object runs; at the deadline: this worker does not."""

@@ -12,6 +12,7 @@ import pytest
 from streamgw.config import compile as compile_module
 from streamgw.config.compile import Compilation, Loader
 from streamgw.config.documents import ParsedFile, SourceFile, parse_file
+from streamgw.config.store import Store
 from streamgw.config.tls import TLSSettings
 from streamgw.core.errors import ConfigError
 from streamgw.core.model import Address, Facts, Listener, Node, Revision, Upstream
@@ -217,6 +218,19 @@ def test_a_look_at_what_runs_does_not_forget_what_was_checked() -> None:
     directory.texts = new
 
     assert loader.load(()) is checked
+
+
+def test_what_was_written_through_the_store_is_loaded_without_a_look(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    loader = Loader(store, environ={})
+    loader.load(())
+
+    store.put(("stream_routes", "a"), {"upstream": {"nodes": {"a:1": 1}}})
+    (tmp_path / "broken.yaml").write_text("stream_routes: [")
+
+    assert [route.id for route in loader.load_written(()).snapshot.router.routes] == ["a"]
+    with pytest.raises(ConfigError, match=r"broken\.yaml"):
+        loader.load(())
 
 
 def test_what_else_counts_makes_it_compile_again() -> None:

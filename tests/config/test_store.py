@@ -236,6 +236,18 @@ class LateDisk(Disk):
 # Finding
 
 
+def test_after_a_write_the_store_knows_the_state_without_looking(directory: Path) -> None:
+    store = Store(directory)
+    assert store.latest().files == ()  # nobody has looked: it does
+
+    store.put(MYSQL, DATA)
+    (directory / "by-hand.yaml").write_text(HAND_WRITTEN)
+
+    assert [file.path for file in store.latest().files] == ["stream_routes/mysql.yaml"]
+    assert [file.path for file in store.read().files] == ["by-hand.yaml", "stream_routes/mysql.yaml"]
+    assert store.latest() is store.read()
+
+
 def test_objects_are_found_with_file_and_line(directory: Path) -> None:
     (directory / "mine.yaml").write_text(HAND_WRITTEN)
     (directory / "other.json").write_text(

@@ -151,6 +151,28 @@ async def test_a_poke_needs_no_watcher() -> None:
     assert stage.swaps == ["r1", "r2"]
 
 
+async def test_what_was_written_is_run_without_a_look() -> None:
+    async with running(FakeLoader(compilation("r1"))) as stage:
+        stage.loader.content = compilation("r2")
+        stage.reloader.poke_written()
+        await stage.settle()
+
+        assert (stage.loader.loads, stage.loader.written) == (2, 1)
+
+    assert stage.swaps == ["r1", "r2"]
+
+
+@pytest.mark.parametrize("written_first", [True, False])
+async def test_whoever_asks_for_a_look_gets_one_whatever_was_written(written_first: bool) -> None:
+    async with running(FakeLoader(compilation("r1"))) as stage:
+        pokes = [stage.reloader.poke_written, stage.reloader.poke]
+        for poke in pokes if written_first else reversed(pokes):
+            poke()
+        await stage.settle()
+
+        assert (stage.loader.loads, stage.loader.written) == (2, 0)
+
+
 async def test_what_changes_during_a_load_is_seen_by_another_load_after_it() -> None:
     async with running(FakeLoader(compilation("r1"))) as stage:
         stage.loader.content = compilation("r2")

@@ -523,6 +523,22 @@ def test_why_not_is_silent_exactly_when_the_rules_are_met(match: Match, facts: F
     assert (why_not(Route("it", match, None, Source("a.yaml", 1)), facts) is None) is met
 
 
+@given(route_lists, route_lists, st.lists(facts_of_clients, min_size=1, max_size=8), st.data())
+def test_what_is_taken_over_from_the_router_before_changes_no_answer(
+    routes: list[Route], others: list[Route], clients: list[Facts], data: st.DataObject
+) -> None:
+    before = Router(data.draw(st.permutations([*routes, *others])))
+    if data.draw(st.booleans(), label="the same matches, led elsewhere"):
+        copies = [attrs.evolve(route, id=f"new {route.id}") for route in before.routes]
+        routes = [attrs.evolve(route, match=attrs.evolve(route.match)) for route in copies]
+    before.shadowed()
+
+    router, fresh = Router(routes, before), Router(routes)
+
+    assert router.shadowed() == fresh.shadowed()
+    assert [router.match(facts) for facts in clients] == [fresh.match(facts) for facts in clients]
+
+
 def is_wide(route: Route) -> bool:
     return router_module._is_wide(router_module._sides(route.match))
 

@@ -43,11 +43,17 @@ class FakeLoader:
     def __init__(self, content: Compilation | Exception) -> None:
         self.content = content
         self.loads = 0
+        self.written = 0
+        """Loads that did not look."""
         self.seen: list[tuple[Listener, ...]] = []
         self.may_finish = threading.Event()
         self.may_finish.set()
         self.under_way = 0
         self.most_at_once = 0
+
+    def load_written(self, listeners: Sequence[Listener]) -> Compilation:
+        self.written += 1
+        return FakeLoader.load(self, listeners)
 
     def load(self, listeners: Sequence[Listener]) -> Compilation:
         content = self.content

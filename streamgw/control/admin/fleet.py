@@ -217,7 +217,7 @@ class Fleet(Protocol):
         """Look at conf/config.yaml and at routes.d again, now."""
 
     def poke(self) -> None:
-        """Look at routes.d again, now."""
+        """Something was written through the store: run it, now."""
 
     async def wait_applied(self, key: Key, digest: str | None, deadline: float) -> Sequence[int]:
         """Wait until every worker runs the object with that digest (None: without that object).
