@@ -160,6 +160,8 @@ class Fittings:
         """What runs on a route, in its order: by priority, then by name."""
         assert isinstance(route.spec, StreamRouteSpec), "the collection decides the class"
         shared = self._by_key.get(service.key, ()) if service is not None else ()
+        if not route.spec.plugins and not shared:
+            return ()  # nearly every one of thousands, at each load
         fittings = {each.plugin.name: each for each in shared}
         for use in route.spec.plugins:
             fittings.pop(use.name, None)  # also one that is disabled here

@@ -59,6 +59,9 @@ __all__ = [
 LOCK_WAIT_S: Final = 10.0
 """A writer that holds the lock for longer is stuck; the next one gives up with an error."""
 
+MAX_WRITTEN: Final = 1000
+"""Files of which the store remembers how it left them."""
+
 _LOCK_NAME: Final = ".streamgw.lock"
 _READ_ONLY: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
@@ -87,6 +90,8 @@ class Store:
         self._planner = Planner(directory)
         # Looking again every two seconds must cost next to nothing while nothing changes.
         self._seen: Moment | None = None
+        self._written: dict[str, tuple[int, ...] | None] = {}
+        """What the latest writes left, by absolute path: the stamps of a file, None: no file. The latest last."""
 
     def read(self) -> Tree:
         """Every `*.yaml`, `*.yml` and `*.json` below the directory.
@@ -111,6 +116,17 @@ class Store:
           StoreError: like `read`; or a file is broken, or two objects of a kind have the same id.
         """
         return self._surveyor.survey(self._read())
+
+    def is_as_written(self, path: str) -> bool:
+        """Whether this file (an absolute path) is what one of the latest writes through this store has left."""
+        if path not in self._written:
+            return False
+        try:
+            return look_at(path, path)[2:] == self._written[path]
+        except FileNotFoundError:
+            return self._written[path] is None
+        except (OSError, StoreError):
+            return False
 
     def find(self, key: Key) -> Located | None:
         """Where an object stands.
@@ -255,6 +271,11 @@ class Store:
             entries[plan.name] = look_at(str(path), plan.name)
         else:
             del entries[plan.name], contents[plan.name]
+        absolute = os.path.abspath(path)  # noqa: PTH100  as the watcher names it
+        self._written.pop(absolute, None)
+        self._written[absolute] = entries[plan.name][2:] if plan.change.content else None
+        if len(self._written) > MAX_WRITTEN:
+            del self._written[next(iter(self._written))]
         ordered = tuple(entries[name] for name in sorted(entries))
         self._seen = Moment(State(ordered, contents, (), before.began_ns), plan.after)
 

@@ -70,12 +70,15 @@ async def changes(
     relook_s: float,
     force_polling: bool = False,
     further: Further | None = None,
+    is_known: Callable[[str], bool] = lambda _: False,
 ) -> AsyncGenerator[None]:
     """Yield at once, when the watcher stands, and then each time that `path` may have changed.
 
     Args:
       path: a file or a directory, which need not exist. Directories whose name begins with a dot are not entered.
       further: files elsewhere; one that becomes watched counts as a change.
+      is_known: whether a file (an absolute path) is at this moment as whoever looks knows it already, because it was
+        written from here: no alarm then. Asked in a worker thread.
       settle_ms: a burst of events is over after one step this long without another; it counts once.
       relook_s: time between surveys without an alarm.
       force_polling: for file systems without inotify: a survey every POLL_S, and no alarm clock.
@@ -87,7 +90,7 @@ async def changes(
     Cancellation:
       Takes up to `settle_ms`: that often the thread looks whether it is still wanted.
     """
-    watch = _Watch(path, settle_ms, force_polling)
+    watch = _Watch(path, settle_ms, force_polling, is_known)
     further = further or Further()
     survey_every_s = min(relook_s, POLL_S) if force_polling else relook_s
     # A limiter of our own: this thread is always busy and must not count against everybody else's.
@@ -156,10 +159,17 @@ class _Survey:
 class _Watch:
     """The blocking half. Called from one worker thread at a time."""
 
-    def __init__(self, path: Path, settle_ms: int, force_polling: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settle_ms: int,
+        force_polling: bool,
+        is_known: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         self._path = path.absolute()
         self._step_ms = max(settle_ms, 1)
         self._force_polling = force_polling
+        self._is_known = is_known
         self._notify: RustNotify | None = None
         self._watched: dict[str, Identity] | None = None
         self._survey: _Survey | None = None
@@ -189,7 +199,7 @@ class _Watch:
         if isinstance(events, str):
             return False
         assert self._survey is not None, "survey comes first"
-        return any(self._survey.concerns(path) for _, path in events)
+        return any(self._survey.concerns(path) and not self._is_known(path) for _, path in events)
 
     def close(self) -> None:
         """Give the inotify descriptor back."""

@@ -127,7 +127,7 @@ class Worker:
             self.loader,
             lambda: self.settings.listeners,
             self._on_swap,
-            watch=lambda: watch(routes, settings.reload, further),
+            watch=lambda: watch(routes, settings.reload, further, self.store.is_as_written),
             on_loaded=lambda: further.replace(self.loader.files),
             on_told=lambda status: self.publish_reload("routes", status),
         )
@@ -318,7 +318,12 @@ class Worker:
         return compile_format(access_log.format, access_log.escape, hostname=socket.gethostname())
 
 
-def watch(path: Path, reload: ReloadSettings, further: Further | None = None) -> AsyncGenerator[None]:
+def watch(
+    path: Path,
+    reload: ReloadSettings,
+    further: Further | None = None,
+    is_known: Callable[[str], bool] = lambda _: False,
+) -> AsyncGenerator[None]:
     """Say "look again" for a file or a directory, and for whatever it refers to, as the settings tell."""
     return changes(
         path,
@@ -326,6 +331,7 @@ def watch(path: Path, reload: ReloadSettings, further: Further | None = None) ->
         relook_s=reload.relook_s,
         force_polling=reload.force_polling,
         further=further,
+        is_known=is_known,
     )
 
 

@@ -248,6 +248,39 @@ def test_after_a_write_the_store_knows_the_state_without_looking(directory: Path
     assert store.latest() is store.read()
 
 
+def test_the_store_tells_its_own_writes_from_those_of_others(directory: Path) -> None:
+    store = Store(directory)
+    by_hand = directory / "by-hand.yaml"
+    by_hand.write_text(HAND_WRITTEN)
+
+    own = store.put(("stream_routes", "own"), DATA).path
+    assert store.is_as_written(str(own))
+    assert not store.is_as_written(str(by_hand))
+
+    own.write_text("stream_routes: []\n")
+    assert not store.is_as_written(str(own))
+    own.unlink()
+    own.mkdir()
+    assert not store.is_as_written(str(own))
+    own.rmdir()
+    assert not store.is_as_written(str(own))
+
+    store.put(("stream_routes", "own"), DATA)
+    store.delete(("stream_routes", "own"))
+    assert store.is_as_written(str(own))  # not there, as we left it
+
+
+def test_the_store_remembers_a_bounded_number_of_its_writes(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamgw.config.store.MAX_WRITTEN", 2)
+    store = Store(directory)
+
+    paths = [str(store.put(("stream_routes", id_), DATA).path) for id_ in "abc"]
+
+    assert [store.is_as_written(path) for path in paths] == [False, True, True]
+
+
 def test_objects_are_found_with_file_and_line(directory: Path) -> None:
     (directory / "mine.yaml").write_text(HAND_WRITTEN)
     (directory / "other.json").write_text(

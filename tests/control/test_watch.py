@@ -277,6 +277,30 @@ async def test_neighbours_and_hidden_files_wake_nobody(routes: Path) -> None:
         assert patience.cancelled_caught
 
 
+async def test_a_file_that_is_known_wakes_nobody_until_somebody_else_changes_it(routes: Path) -> None:
+    known: dict[str, str] = {}
+
+    def is_known(path: str) -> bool:
+        return known.get(path) == Path(path).read_text()
+
+    @asynccontextmanager
+    async def knowing() -> AsyncIterator[AsyncGenerator[None]]:
+        async with aclosing(changes(routes, settle_ms=20, relook_s=NEVER_S, is_known=is_known)) as looks:
+            await anext(looks)
+            known[str(routes / "a.yaml")] = "ours"
+            (routes / "a.yaml").write_text("ours")
+            yield looks
+
+    async with knowing() as looks:
+        with trio.move_on_after(0.3):
+            await anext(looks)
+            raise AssertionError("nobody needs to look")
+    async with knowing() as looks:
+        (routes / "a.yaml").write_text("theirs")
+        with trio.fail_after(10):
+            await anext(looks)
+
+
 async def test_a_lost_event_is_made_up_for_by_the_next_re_look(routes: Path, tmp_path: Path) -> None:
     """A link to elsewhere: nothing in the directory itself changes, so there is no event."""
     elsewhere = tmp_path / "elsewhere"
