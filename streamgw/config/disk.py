@@ -5,11 +5,17 @@ The store is written as a sequence of these steps, and a test stops it between a
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import os
 import stat
 from pathlib import Path
 from time import sleep, time_ns
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+"""linux/fs.h."""
 
 
 class Disk:
@@ -54,6 +60,23 @@ class Disk:
     def rename(self, old: Path, new: Path) -> None:
         """Put a file in the place of another, at once."""
         old.rename(new)
+
+    def exchange(self, one: Path, other: Path) -> bool:
+        """Let two files swap their names, at once. False: this file system cannot (NFS), or this C library.
+
+        Source:
+          renameat2(2).
+        """
+        try:
+            rename = ctypes.CDLL(None, use_errno=True).renameat2
+        except AttributeError:
+            return False
+        if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+            return True
+        error = ctypes.get_errno()
+        if error in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}:
+            return False
+        raise OSError(error, os.strerror(error), str(other))
 
     def link(self, old: Path, new: Path) -> None:
         """Give a file a second name, which must be free."""

@@ -7,8 +7,9 @@ Writing is a sequence of steps under a lock that every streamgw process takes (e
 
 1. read the directory, find the object, make the new text of its file, check it (`plan.py`, `edit.py`);
 2. write it to a hidden file in the same directory and sync that;
-3. an existing file: look once more whether somebody changed it, then rename over it; a new one: link, which fails if
-   the name was taken meanwhile, then unlink the hidden name;
+3. an existing file: look once more whether somebody changed it, then swap the two names, and look at what really stood
+   there: if somebody else's file came in between, swap back; a new one: link, which fails if the name was taken
+   meanwhile; then unlink the hidden name;
 4. sync the directory.
 
 Whatever step is the last one, a reader sees the old file or the new one. What a crash leaves behind is hidden from
@@ -299,7 +300,7 @@ class Store:
             self._write(temporary, change)
             if change.replaces:
                 self._check_unchanged(change)
-                disk.rename(temporary, change.path)
+                self._swap(temporary, change)
             else:
                 disk.link(temporary, change.path)
                 disk.unlink(temporary)
@@ -322,8 +323,33 @@ class Store:
         finally:
             self._disk.close(fd)
 
+    def _swap(self, temporary: Path, change: Change) -> None:
+        disk = self._disk
+        if not disk.exchange(temporary, change.path):
+            disk.rename(temporary, change.path)
+        elif self._stood_there(temporary, change):
+            disk.unlink(temporary)
+        else:
+            disk.exchange(temporary, change.path)
+            raise Stale(f"{change.path}: changed meanwhile; nothing was written")
+
+    def _stood_there(self, path: Path, change: Change) -> bool:
+        """Whether this is the file that the change was made from. Moving a file changes its ctime."""
+        assert change.replaces is not None, "asked of files that were there"
+        try:
+            found = look_at(str(path), "")
+        except StoreError:
+            return False  # not even a file
+        expected = change.replaces
+        return (found.device, found.inode, found.size, found.modified_ns) == (
+            expected.device,
+            expected.inode,
+            expected.size,
+            expected.modified_ns,
+        )
+
     def _check_unchanged(self, change: Change) -> None:
-        """An editor takes no lock: this leaves it the microseconds until the rename."""
+        """An editor takes no lock. Where names cannot be swapped, this leaves it the microseconds until the rename."""
         assert change.replaces is not None, "asked of files that are there"
         if look_at(str(change.path), change.replaces.name) != change.replaces:
             raise Stale(f"{change.path}: changed meanwhile; nothing was written")

@@ -26,6 +26,35 @@ def test_a_file_is_created_once_only(tmp_path: Path) -> None:
         disk.create(path, 0o600)
 
 
+def test_two_files_swap_their_names(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_text("1")
+    other.write_text("2")
+
+    assert Disk().exchange(one, other)
+
+    assert (one.read_text(), other.read_text()) == ("2", "1")
+    with pytest.raises(FileNotFoundError, match="missing"):
+        Disk().exchange(one, tmp_path / "missing")
+
+
+def test_where_names_cannot_be_swapped_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_text("1")
+    other.write_text("2")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "streamgw.config.disk._RENAME_EXCHANGE", 1 << 30
+        )  # as a file system that does not know it
+        assert not Disk().exchange(one, other)
+    with monkeypatch.context() as patch:
+        patch.setattr("ctypes.CDLL", lambda *_, **__: object())  # as a C library without the call
+        assert not Disk().exchange(one, other)
+
+    assert (one.read_text(), other.read_text()) == ("1", "2")
+
+
 @pytest.mark.parametrize("user", [0, 1000])
 def test_a_file_takes_the_mode_and_where_it_may_the_owner_of_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -479,6 +480,67 @@ def test_what_an_editor_saves_meanwhile_is_not_overwritten(directory: Path) -> N
     assert not list(directory.glob(".*tmp"))
 
 
+class QuickEditorDisk(Disk):
+    """An editor puts something in place between our last look and our write."""
+
+    def __init__(self, put: Callable[[Path], None]) -> None:
+        self._put = put
+        self._is_saved = False
+
+    def exchange(self, one: Path, other: Path) -> bool:
+        if not self._is_saved:
+            self._put(other)
+            self._is_saved = True
+        return super().exchange(one, other)
+
+
+def save_as_editors_do(path: Path) -> None:
+    beside = path.with_name(".mine.yaml.swx")
+    beside.write_text("# mine!\n")
+    beside.rename(path)
+
+
+def test_what_an_editor_saves_at_the_very_last_moment_is_put_back(directory: Path) -> None:
+    path = directory / "mine.yaml"
+    path.write_text(HAND_WRITTEN)
+
+    with pytest.raises(Stale, match=r"mine\.yaml: changed meanwhile; nothing was written"):
+        Store(directory, disk=QuickEditorDisk(save_as_editors_do)).put(MYSQL, {})
+
+    assert content(directory) == {"mine.yaml": "# mine!\n"}
+    assert not list(directory.glob(".*tmp"))
+
+
+def test_so_is_whatever_else_is_there_then(directory: Path) -> None:
+    path = directory / "mine.yaml"
+    path.write_text(HAND_WRITTEN)
+
+    def replace_by_a_pipe(path: Path) -> None:
+        path.unlink()
+        os.mkfifo(path)
+
+    with pytest.raises(Stale):
+        Store(directory, disk=QuickEditorDisk(replace_by_a_pipe)).put(MYSQL, {})
+
+    assert path.is_fifo()
+
+
+class PlainDisk(Disk):
+    """Cannot swap names."""
+
+    def exchange(self, one: Path, other: Path) -> bool:
+        return False
+
+
+def test_where_names_cannot_be_swapped_the_file_is_replaced_by_a_rename(directory: Path) -> None:
+    (directory / "mine.yaml").write_text(HAND_WRITTEN)
+
+    Store(directory, disk=PlainDisk()).put(MYSQL, {"priority": 1})
+
+    assert "priority: 1" in (directory / "mine.yaml").read_text()
+    assert not list(directory.glob(".*tmp"))
+
+
 def test_a_file_that_appears_meanwhile_is_not_overwritten(directory: Path) -> None:
     path = directory / "stream_routes" / "mysql.yaml"
 
@@ -511,6 +573,7 @@ def test_a_writer_waits_for_another_but_not_for_ever(directory: Path) -> None:
 
 _WRITER = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from streamgw.config.store import Store
 directory, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 WRITERS = 4
 TURNS = 15
+SAVES = 100
 
 
 @attrs.frozen
@@ -133,6 +134,35 @@ def test_what_an_editor_has_saved_meanwhile_is_not_overwritten(scene: Scene) -> 
     assert answer.status_code == 412
     assert answer.json()["error_msg"].startswith("nothing was written")
     assert scene.text() == edited
+
+
+def test_what_an_editor_saves_again_and_again_is_never_undone_by_the_api(scene: Scene) -> None:
+    """Both change one file as fast as they can. Whatever the API writes was made from what the editor saved last."""
+    scene.write_by_hand(BY_HAND)
+    scene.route()
+    over, written = threading.Event(), []
+
+    def write() -> None:
+        with api_client(scene.port) as api:
+            while not over.is_set():
+                answer = api.patch("/stream_routes/x", json={"desc": f"write {len(written)}"})
+                assert answer.status_code in {200, 409}, answer.text
+                written.append(answer.status_code)
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(write)
+        try:
+            for number in range(SAVES):
+                text = scene.text()
+                scene.write_by_hand(f"# save {number}\n{text[text.index('# Databases') :]}")
+                seen = len(written)
+                while len(written) < seen + 2 and not running.done():
+                    assert scene.text().startswith(f"# save {number}\n")
+        finally:
+            over.set()
+        running.result()
+
+    assert written.count(200) >= SAVES
 
 
 def test_a_change_by_the_api_leaves_every_other_byte_of_a_persons_file(scene: Scene) -> None:

@@ -60,6 +60,13 @@ class CrashingDisk(Disk):
         super().rename(old, new)
         self._unsynced = {fd: new if path == old else path for fd, path in self._unsynced.items()}
 
+    def exchange(self, one: Path, other: Path) -> bool:
+        self._step("exchange")
+        assert super().exchange(one, other), "tests run on a file system that can"
+        swapped = {one: other, other: one}
+        self._unsynced = {fd: swapped.get(path, path) for fd, path in self._unsynced.items()}
+        return True
+
     def link(self, old: Path, new: Path) -> None:
         self._step("link")
         super().link(old, new)
