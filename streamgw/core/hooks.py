@@ -16,6 +16,7 @@ Whatever a hook raises but `SessionError` is a bug of the plugin: it costs this 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
@@ -87,20 +88,49 @@ class Hooks:
 
 
 class Ledger(Protocol):
-    """Counts of live things that are the whole gateway's business, however many processes it has."""
+    """What is the whole gateway's business, however many processes it has: how many there are of a thing, and when the
+    next may come.
+    """
 
     def enter(self, scope: str, key: str) -> int:
-        """Count one more, and say how many there are with it. May overestimate for a moment, never underestimate."""
+        """Count one more, and say how many there are with it. May overestimate for a moment, never underestimate.
+
+        Raises:
+          Rejected: it cannot be counted, as there are too many keys. Nothing to take back.
+        """
 
     def leave(self, scope: str, key: str) -> None:
         """Take back one `enter`."""
+
+    def book(self, scope: str, key: str, now: float, *, interval_s: float, ahead_s: float) -> float | None:
+        """Take the next free moment of a key; those of one key are `interval_s` apart.
+
+        Args:
+          scope: who counts: `limit-rate 7`.
+          key: of whom.
+          now: of the caller's clock. A ledger of several processes goes by a clock that all of them have.
+          interval_s: from one moment to the next.
+          ahead_s: how far in the future it may be.
+
+        Returns:
+          How many seconds away it is, 0: now. None: too far, and nothing was taken.
+        """
+
+
+MAX_BOOKED = 65_536
+"""Keys whose next moment is remembered. Beyond that the one that was not heard of for longest is forgotten."""
+ROUNDING_S = 1e-9
+"""Exactly on time is not too early, whatever the clock's last bits say."""
 
 
 class LocalLedger:
     """The ledger of a gateway with one process. Holds one entry for each key that is in use."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_booked: int = MAX_BOOKED) -> None:
         self._counts: dict[tuple[str, str], int] = {}
+        self._booked: OrderedDict[tuple[str, str], float] = OrderedDict()
+        """When the next may come, the key heard of last at the end."""
+        self._max_booked = max_booked
 
     def enter(self, scope: str, key: str) -> int:
         """See `Ledger.enter`."""
@@ -114,6 +144,17 @@ class LocalLedger:
             self._counts[scope, key] = count
         else:
             del self._counts[scope, key]
+
+    def book(self, scope: str, key: str, now: float, *, interval_s: float, ahead_s: float) -> float | None:
+        """See `Ledger.book`."""
+        at = max(self._booked.get((scope, key), now), now)
+        if at - now > ahead_s + ROUNDING_S:
+            return None
+        self._booked[scope, key] = at + interval_s
+        self._booked.move_to_end((scope, key))
+        if len(self._booked) > self._max_booked:
+            self._booked.popitem(last=False)
+        return at - now
 
 
 class Shipping(Protocol):

@@ -1,0 +1,48 @@
+"""A process that enters and leaves as fast as it can: `ledger_hammer.py FD SEAT LIMIT WITNESS SEED`.
+
+Says how often it was let in, how often it was refused, and the most that it ever saw inside.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import sys
+
+from streamgw.process.ledger import SharedLedger
+
+ROUNDS = 20_000
+
+
+def counted(witness: int, change: int) -> int:
+    """How many are inside, one more or less; by a lock, and by nothing of the ledger's."""
+    fcntl.flock(witness, fcntl.LOCK_EX)
+    try:
+        inside = int.from_bytes(os.pread(witness, 8, 0)) + change
+        os.pwrite(witness, inside.to_bytes(8), 0)
+    finally:
+        fcntl.flock(witness, fcntl.LOCK_UN)
+    return inside
+
+
+def main(fd: int, seat: int, limit: int, path: str, seed: int) -> None:
+    ledger, rng = SharedLedger(fd, seat), random.Random(seed + seat)
+    witness = os.open(path, os.O_RDWR)
+    admitted = refused = most = 0
+    for _ in range(ROUNDS):
+        if ledger.enter("hammer", "x") > limit:
+            ledger.leave("hammer", "x")
+            refused += 1
+            continue
+        admitted += 1
+        most = max(most, counted(witness, 1))
+        for _ in range(rng.randrange(20)):
+            pass
+        counted(witness, -1)
+        ledger.leave("hammer", "x")
+    print(admitted, refused, most)  # noqa: T201  that is what it is for
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
