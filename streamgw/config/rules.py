@@ -238,6 +238,20 @@ _DURATION_PART = re.compile(r"([0-9]+)\s*(ms|[smhdwMy])\s*")
 _DURATION = re.compile(rf"(?:{_DURATION_PART.pattern})+")
 
 
+def size(value: object) -> int:
+    """Bytes: a number, nginx's `512k`, `10m`, `1g` (of 1,024), or `10KiB`, `10kB` and their like (1,024 and 1,000)."""
+    if type(value) is str and (found := _SIZE.fullmatch(value)):
+        value = int(found[1]) * _BYTES[found[2]]
+    if type(value) is int and 1 <= value < _HUGE:
+        return value
+    raise Wrong(f"expected a number of bytes like 65536, 512k or 10MiB, got {shown(value)}")
+
+
+_BYTES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_BYTES |= {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+_SIZE = re.compile(r"([1-9][0-9]{0,11})\s*(|[kmg]|[KMG]iB|[kMG]B)")
+
+
 def about(rule: Stated[_T], description: str) -> Stated[_T]:
     """The same rule, with a text that editors show."""
     return attrs.evolve(rule, schema={**rule.schema, "description": description})
@@ -286,6 +300,12 @@ _DURATION_SCHEMA: Schema = {
         _STRING | {"pattern": r"^(?:[0-9]+|(?:[0-9]+\s*(?:ms|[smhdwMy])\s*)+)$"},
     ],
 }
+_SIZE_SCHEMA: Schema = {
+    "anyOf": [
+        {"type": "integer", "minimum": 1, "exclusiveMaximum": _HUGE},
+        _STRING | {"pattern": rf"^(?:{_SIZE.pattern})$"},
+    ],
+}
 
 Id: TypeAlias = Annotated[
     str, about(Stated(identifier, ID_SCHEMA), "1 to 64 of a-z A-Z 0-9 - _ . or an integer from 1 on.")
@@ -307,3 +327,4 @@ Ports: TypeAlias = Annotated[PortRange, Stated(port_range, _PORTS_SCHEMA)]
 ServerName: TypeAlias = Annotated[str, Stated(server_name, _SERVER_NAME_SCHEMA)]
 HostName: TypeAlias = Annotated[str, Stated(host_name, _HOST_NAME_SCHEMA, _SERVER_NAME_SCHEMA)]
 Duration: TypeAlias = Annotated[float, Stated(duration, _DURATION_SCHEMA)]
+Size: TypeAlias = Annotated[int, Stated(size, _SIZE_SCHEMA)]

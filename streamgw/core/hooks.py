@@ -23,6 +23,7 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 import attrs
 
 from streamgw.core.batch import Collector
+from streamgw.core.bucket import Bucket
 from streamgw.core.model import Facts, Outcome
 from streamgw.core.wire import NeedMore
 
@@ -44,10 +45,33 @@ class UseUpstream:
     """`UpstreamUse.key` of one that the plugin has declared (`Plugin.upstreams`)."""
 
 
-Decision: TypeAlias = Delay | UseUpstream | Facts | None
+@attrs.frozen
+class Shape:
+    """The session's bytes pass no faster than each of these allows. Those of all plugins count. UDP: what is too fast is
+    dropped.
+    """
+
+    up: tuple[Bucket, ...] = ()
+    down: tuple[Bucket, ...] = ()
+
+
+@attrs.frozen
+class Cut:
+    """The session is cut off, by RST to both sides, as soon as so many bytes have passed. None: never. The least of all
+    plugins counts. Nothing over UDP.
+    """
+
+    up: int | None = None
+    down: int | None = None
+
+
+Decision: TypeAlias = Delay | UseUpstream | Shape | Cut | Facts | None
 """None: go on. Facts: go on, and this is what is known of the client from now on (`attrs.evolve` of what was given)."""
 
-Hook: TypeAlias = Callable[[Facts, float], Decision | Awaitable[Decision]]
+Decisions: TypeAlias = Decision | tuple[Decision, ...]
+"""One, or several in their order."""
+
+Hook: TypeAlias = Callable[[Facts, float], Decisions | Awaitable[Decisions]]
 """Gets the facts and now: monotonic seconds. To refuse the client it raises `core.errors.Rejected`; to answer it and be done,
 `core.errors.Answered`."""
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Collection, Hashable, Iterator
 
 import attrs
 
+from streamgw.core.bucket import Gate
 from streamgw.core.errors import Reason, Side
 from streamgw.core.udp_room import Client, Scope
 
@@ -61,6 +62,8 @@ class Drop(enum.StrEnum):
     """An answer that would have been too much for a client that may not have asked."""
     SEND_FAILED = "send_failed"
     """The kernel took it not: no room, or too long."""
+    BANDWIDTH = "bandwidth"
+    """It came faster than a plugin lets datagrams of its session, or of its key, pass."""
 
 
 @attrs.frozen
@@ -108,6 +111,9 @@ class Entry:
     responses: int | None = None
     requests: int = 0
     amplification: float = 0.0
+    up: Gate | None = None
+    """What datagrams of the client have to pass. Set before it is opened."""
+    down: Gate | None = None
 
     active_at: float = 0.0
     """When the last datagram came, from either side."""
@@ -285,6 +291,13 @@ class Table:
         entry.lost += 1
         entry.home.drops[drop] += 1
 
+    def lets_pass(self, entry: Entry, size: int, now: float) -> bool:
+        """Whether an accepted datagram of the client may go to the upstream now. False: it was dropped."""
+        if entry.up is None or entry.up.lets_pass(size, now):
+            return True
+        self.lose(entry, size, Drop.BANDWIDTH)
+        return False
+
     def answer(self, entry: Entry, size: int, now: float) -> bool:
         """Count a datagram of the upstream. False: the client must not get it."""
         entry.active_at = now
@@ -296,6 +309,9 @@ class Table:
             and entry.bytes_down > entry.amplification * entry.bytes_up
         ):
             self.withhold(entry, size, Drop.AMPLIFICATION)
+            return False
+        if entry.down is not None and not entry.down.lets_pass(size, now):
+            self.withhold(entry, size, Drop.BANDWIDTH)
             return False
         self._refresh(entry)
         return True
@@ -378,10 +394,13 @@ class Table:
 
     def _refresh(self, entry: Entry) -> None:
         """Decide anew whether the pump may take its fast path, each way."""
-        may_send = entry.assured and not (entry.requests or entry.stale)
+        may_send = entry.assured and entry.up is None and not (entry.requests or entry.stale)
         entry.send = entry.sender if may_send else None
         entry.plain = (
-            entry.answers > 0 and entry.responses is None and (entry.assured or not entry.amplification)
+            entry.answers > 0
+            and entry.responses is None
+            and entry.down is None
+            and (entry.assured or not entry.amplification)
         )
 
     def _takes_token(self, host: str, now: float) -> bool:

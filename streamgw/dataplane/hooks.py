@@ -13,8 +13,9 @@ from typing import NoReturn
 
 import trio
 
+from streamgw.core.bucket import Bucket, Gate
 from streamgw.core.errors import ParseError, Rejected
-from streamgw.core.hooks import Delay, Hook, Hooks, Look, UseUpstream
+from streamgw.core.hooks import Cut, Decision, Delay, Hook, Hooks, Look, Shape, UseUpstream
 from streamgw.core.model import Facts, Outcome
 from streamgw.core.wire import NeedMore
 
@@ -23,7 +24,7 @@ HOOK_TIMEOUT_S = 30.0
 RESTART_S = 1.0
 """Until a background task that ended or raised is started again."""
 
-_DECISIONS = (Delay, UseUpstream, Facts, NoneType)
+_DECISIONS = (Delay, UseUpstream, Shape, Cut, Facts, NoneType)
 
 Looks = Callable[[Look, Facts], Awaitable[Facts]]
 """Shows a plugin the client's first bytes, and brings the facts with what it saw."""
@@ -106,7 +107,7 @@ class HookRun:
       A hook under way is cancelled, and counts as one that never began.
     """
 
-    __slots__ = ("_backgrounds", "_entered", "_hooks", "_out", "_wait", "upstream_key")
+    __slots__ = ("_backgrounds", "_entered", "_hooks", "_out", "_wait", "_ways", "upstream_key")
 
     def __init__(self, hooks: Sequence[Hooks], backgrounds: Backgrounds, *, wait: Waits = trio.sleep) -> None:
         self._hooks = hooks
@@ -121,6 +122,12 @@ class HookRun:
         """Those whose filter said no."""
         self.upstream_key = ""
         """Of the upstream that a plugin has chosen (`Snapshot.upstreams`)."""
+        self._ways: tuple[_Way, _Way] | None = None
+        """Up and down; None: no plugin has said anything about them."""
+
+    def gates(self) -> tuple[Gate | None, Gate | None]:
+        """What the bytes of the session have to pass, up and down. New ones each time."""
+        return (None, None) if self._ways is None else (self._ways[0].gate(), self._ways[1].gate())
 
     async def accept(self, facts: Facts) -> Facts:
         """Run what only needs addresses and names. Returns what is known now."""
@@ -175,20 +182,59 @@ class HookRun:
 
     async def _ask(self, hooks: Hooks, hook: Hook, facts: Facts) -> Facts:
         with _speaking_for(hooks):
-            decision = hook(facts, trio.current_time())
-            if isinstance(decision, Awaitable):
+            decisions = hook(facts, trio.current_time())
+            if isinstance(decisions, Awaitable):
                 with trio.fail_after(HOOK_TIMEOUT_S):
-                    decision = await decision
-            if not isinstance(decision, _DECISIONS):
-                raise TypeError(f"a hook decided {decision!r}")
+                    decisions = await decisions
+            if not isinstance(decisions, tuple):
+                decisions = (decisions,)
+            for decision in decisions:
+                if not isinstance(decision, _DECISIONS):
+                    raise TypeError(f"a hook decided {decision!r}")
         self._entered[hooks] = facts
+        for decision in decisions:
+            facts = await self._follow(hooks, decision, facts)
+        return facts
+
+    async def _follow(self, hooks: Hooks, decision: Decision, facts: Facts) -> Facts:
         if isinstance(decision, Facts):
             return decision
         if isinstance(decision, Delay):
             await self._wait(decision.seconds)
         elif isinstance(decision, UseUpstream):
             self.upstream_key = decision.key
+        elif isinstance(decision, Shape | Cut):
+            if self._ways is None:
+                self._ways = (_Way("up"), _Way("down"))
+            for way, said in zip(self._ways, (decision.up, decision.down), strict=True):
+                way.note(hooks.plugin, said)
         return facts
+
+
+class _Way:
+    """What plugins have said about one direction of a session."""
+
+    __slots__ = ("_buckets", "_ends_after", "_name", "_why")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._buckets: list[Bucket] = []
+        self._ends_after: int | None = None
+        self._why = ""
+
+    def note(self, plugin: str, said: tuple[Bucket, ...] | int | None) -> None:
+        """What one plugin says: buckets, or after how many bytes it ends."""
+        if isinstance(said, tuple):
+            self._buckets += said
+        elif said is not None and (self._ends_after is None or said < self._ends_after):
+            self._ends_after = said
+            self._why = f"{plugin}: cut off after {said} bytes {self._name}"
+
+    def gate(self) -> Gate | None:
+        """None: whatever comes passes at once."""
+        if not self._buckets and self._ends_after is None:
+            return None
+        return Gate(self._buckets, ends_after=self._ends_after, why=self._why)
 
 
 def shows_datagram(datagram: bytes) -> Looks:

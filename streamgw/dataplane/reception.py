@@ -26,7 +26,9 @@ TELL_EVERY_S = 1.0
 """How often a listener's dropped datagrams are told of."""
 
 _GATEWAYS_FAULT = frozenset({Reason.BUG, Reason.EXHAUSTED})
-_TOLD_BY_OUTCOME = frozenset({Drop.QUEUE_FULL, Drop.UNOPENED, Drop.AMPLIFICATION, Drop.SEND_FAILED})
+_TOLD_BY_OUTCOME = frozenset(
+    {Drop.QUEUE_FULL, Drop.UNOPENED, Drop.AMPLIFICATION, Drop.SEND_FAILED, Drop.BANDWIDTH}
+)
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -215,6 +217,8 @@ class Reception:
         """
         side = session.upstream_side
         assert side is not None, "it is open"
+        if session.up is not None and not self.table.lets_pass(session, len(payload), trio.current_time()):
+            return
         try:
             if session.preface:
                 side.send_parts((session.preface, payload))

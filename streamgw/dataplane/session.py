@@ -66,6 +66,7 @@ _FAULTS = {
     Reason.DRAIN: Fault.NONE,
     Reason.KILLED: Fault.NONE,
     Reason.NODE_DOWN: Fault.UPSTREAM,
+    Reason.REJECTED: Fault.CLIENT,
     Reason.EXHAUSTED: Fault.GATEWAY,
     Reason.BUG: Fault.GATEWAY,
 }
@@ -252,13 +253,16 @@ class Sessions:
         upstream = session.upstream = _upstream_of(session, route)
         session.phase = "connect"
         self.on_opened(session)
+        up, down = session.hooks.gates() if session.hooks is not None else (None, None)
         return await self.dialer.join(
             session.end,
             upstream,
             introduction=Introduction(session.facts, _proxy_header(session, upstream)),
             trail=session.trail,
             meter=session.meter,
-            limits=Limits(upstream.timeouts.idle_s, session.started_at + session.policy.max_duration_s),
+            limits=Limits(
+                upstream.timeouts.idle_s, session.started_at + session.policy.max_duration_s, up, down
+            ),
         )
 
     async def _ask_plugins(self, session: Session, route: Route, *, before_handshake: bool) -> None:

@@ -294,6 +294,7 @@ class UDPSessions:
         first = session.queue[0]
         session.facts = await hooks.accept(session.facts)
         session.facts = await hooks.preread(session.facts, shows_datagram(first))
+        session.up, session.down = hooks.gates()
         if hooks.upstream_key:
             session.upstream = session.snapshot.upstreams[hooks.upstream_key]
 

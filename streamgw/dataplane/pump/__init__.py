@@ -18,6 +18,7 @@ import trio
 if TYPE_CHECKING:
     import ssl
 
+from streamgw.core.bucket import Gate
 from streamgw.core.errors import Reason, Side
 from streamgw.core.model import Address
 
@@ -65,6 +66,10 @@ class Limits:
     """No byte either way for this long, counted from the connect: IDLE_TIMEOUT."""
     ends_at: float = math.inf
     """trio.current_time() at which the session has lasted long enough: MAX_DURATION."""
+    up: Gate | None = None
+    """How fast and how far bytes go that way; None: as they come. A direction that has to wait is not idle, its sender is
+    not read meanwhile. The relay closes it."""
+    down: Gate | None = None
 
 
 @attrs.frozen

@@ -38,8 +38,8 @@ class Pipe:
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._write_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
-    def fill(self, fd: int) -> int:
-        """Take what waits in a socket's receive buffer; the pipe must be empty.
+    def fill(self, fd: int, most: int = PIPE_BYTES) -> int:
+        """Take what waits in a socket's receive buffer, at most so many bytes; the pipe must be empty.
 
         Returns:
           How many bytes; 0 is EOF.
@@ -50,7 +50,7 @@ class Pipe:
           OSError: of that socket.
         """
         assert not self.held
-        self.held = os.splice(fd, self._write_fd, PIPE_BYTES, flags=_FLAGS)
+        self.held = os.splice(fd, self._write_fd, most, flags=_FLAGS)
         return self.held
 
     def empty(self, fd: int) -> int:

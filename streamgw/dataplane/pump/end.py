@@ -19,6 +19,7 @@ from socket import SocketType
 
 import trio
 
+from streamgw.core.bucket import Gate
 from streamgw.core.errors import ConnectFailed, Reason, Side
 from streamgw.core.model import UNIX_HOST, Address
 from streamgw.dataplane.pump import Ending, Limits, Meter
@@ -60,6 +61,7 @@ class Socket:
         "fast",
         "fd",
         "full",
+        "gate",
         "is_client",
         "may_splice",
         "owed",
@@ -129,6 +131,9 @@ class Socket:
         self.bulk = False
         self.may_splice = True
 
+        self.gate: Gate | None = None
+        """What bytes read from here have to pass (`throttle`)."""
+
         self.preface = b""
         self.dialed_at = 0.0
         self.deadline = 0.0
@@ -163,8 +168,12 @@ class Socket:
         assert peer is not None
         blocked = self.stuck or peer.stuck
         # Never a TLS end: close_notify stands behind bytes without a flag that would tell.
-        self.fast = not (blocked or self.bulk or self.eof or self.queued or self.tls is not None)
-        peer.fast = not (blocked or peer.bulk or peer.eof or peer.queued or peer.tls is not None)
+        self.fast = not (
+            blocked or self.bulk or self.eof or self.queued or self.tls is not None or self.gate is not None
+        )
+        peer.fast = not (
+            blocked or peer.bulk or peer.eof or peer.queued or peer.tls is not None or peer.gate is not None
+        )
 
 
 class Relay:
@@ -176,6 +185,7 @@ class Relay:
         "connecting",
         "ending",
         "failure",
+        "is_gated",
         "limits",
         "meter",
         "moved",
@@ -192,6 +202,7 @@ class Relay:
         self.upstream = upstream
         self.meter = meter
         self.limits = limits
+        self.is_gated = limits.up is not None or limits.down is not None
         self.connecting = True
         self.uncounted = 0
         """Bytes of the preface that are still in `client.pend`."""
@@ -212,6 +223,14 @@ class Relay:
         if self.quiet_ending is None:
             self.quiet_since = self.active_at = trio.current_time()
             self.quiet_s, self.quiet_ending = quiet_s, ending
+
+    @property
+    def held_back(self) -> bool:
+        """A direction waits for its gate: nobody moves, and nobody is idle."""
+        for gate in (self.client.gate, self.upstream.gate):
+            if gate is not None and (gate.waits or gate.is_spent):
+                return True
+        return False
 
     @property
     def over(self) -> bool:

@@ -46,9 +46,10 @@ from streamgw.dataplane.pump.end import (
 )
 from streamgw.dataplane.pump.handshake import Handshakes
 from streamgw.dataplane.pump.linger import Lingering, discard, say
-from streamgw.dataplane.pump.move import SPLICE_AFTER, Mover
+from streamgw.dataplane.pump.move import SPLICE_AFTER
 from streamgw.dataplane.pump.peek import Peeks
 from streamgw.dataplane.pump.sweep import Sweep
+from streamgw.dataplane.pump.throttle import GatedMover
 
 HOT_WAIT_S = 0.001
 """The longest that Trio waits for a pump with nothing to do before the pump lets go of the thread."""
@@ -98,7 +99,7 @@ class SocketPump(Pump):
         self._on_trouble = on_trouble
         self._on_bug = on_bug
         self._epoll = select.epoll()
-        self._mover = Mover(self._finish, splice_after=splice_after)
+        self._mover = GatedMover(self._finish, splice_after=splice_after)
         self._table: dict[int, Socket] = {}
         """Every open end by descriptor."""
         self._acceptors: dict[int, Acceptor] = {}
@@ -163,6 +164,7 @@ class SocketPump(Pump):
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._sweep.run)
+                nursery.start_soon(self._mover.keep_time, self.bug)
                 task_status.started()
                 await self._drive()
         finally:
@@ -456,6 +458,7 @@ class SocketPump(Pump):
                 return
         client.peer, upstream.peer = upstream, client
         client.relay = upstream.relay = relay
+        client.gate, upstream.gate = relay.limits.up, relay.limits.down
         self._relays[relay] = None
         self._sweep.watch()
         if client.broken and client.tls is None:  # what a TLS end said before counts, see Mover._check

@@ -83,7 +83,7 @@ class Sweep:
                 self._fail(relay, f"timed out after {upstream.deadline - upstream.dialed_at:.1f} s")
         else:
             moved = relay.meter.bytes_up + relay.meter.bytes_down
-            if moved != relay.moved:
+            if moved != relay.moved or (relay.is_gated and relay.held_back):
                 relay.moved = moved
                 relay.active_at = now
             elif now - relay.active_at >= relay.limits.idle_s:
