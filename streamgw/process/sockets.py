@@ -1,11 +1,20 @@
 """Listening sockets: the only place that makes them. A change of listeners is all or nothing.
 
-The sockets of a process manager (systemd socket activation) are taken over where their address is one of ours.
+Each worker has its own socket of each listener, all in one reuse-port group: the kernel spreads the clients. They are the
+supervisor's; what a worker has are copies of the descriptors, so a worker that dies takes no waiting client with it.
+
+The first socket of a group is bound without SO_REUSEPORT, which is set afterwards, so that the others can join it. A second
+gateway on the address must fail loudly, not share the clients, and the kernel refuses whoever binds without the option
+(inet_csk_bind_conflict, udp_lib_lport_inuse; tried on Linux 6.18 with TCP and UDP, on IPv4, IPv6 and both).
+
+The sockets of a process manager (systemd socket activation), and those of the gateway that this one takes over from, are used
+where their address is one of ours.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import socket
 import stat
@@ -42,36 +51,78 @@ class BindError(StreamgwError):
 
 @attrs.frozen
 class Bound:
-    """A listener and its socket. The listener's port is the real one, also when port 0 was asked for."""
+    """A listener and its sockets. The listener's port is the real one, also when port 0 was asked for."""
 
     listener: Listener
-    sock: socket.socket
+    socks: tuple[socket.socket, ...]
+    """One for each slot; or only one, for all of them (over UDP for the first)."""
 
     def follow(self, listener: Listener) -> Bound:
-        """The same socket with the settings of now."""
-        return Bound(attrs.evolve(listener, port=self.listener.port), self.sock)
+        """The same sockets with the settings of now."""
+        return Bound(attrs.evolve(listener, port=self.listener.port), self.socks)
+
+    def of(self, slot: int) -> socket.socket | None:
+        """What the worker in this slot accepts from."""
+        if slot < len(self.socks):
+            return self.socks[slot]
+        # Whoever accepts a connection has all of it; but of a UDP client everybody would get a part.
+        return None if self.listener.transport == "udp" else self.socks[0]
 
 
 class Sockets:
-    """The listening sockets of this process, by the name of the listener as configured.
+    """The listening sockets of a gateway, by the name of the listener as configured.
+
+    Args:
+      inherited: of a service manager, used by address.
+      slots: how many workers there are.
+      handed: of the gateway that this one takes over from, used by the name of the listener.
 
     Resource handling:
       Owns every socket it returns, until `close_all`, or until a `replace` that no longer names it has been `finish`ed.
     """
 
-    def __init__(self, inherited: Iterable[socket.socket] = ()) -> None:
+    def __init__(
+        self,
+        inherited: Iterable[socket.socket] = (),
+        *,
+        slots: int = 1,
+        handed: Mapping[str, Sequence[socket.socket]] | None = None,
+    ) -> None:
         self._bound: dict[str, Bound] = {}
+        self._slots = slots
         self._inherited = {_place_of(sock): sock for sock in inherited}
+        self._handed = {name: tuple(socks) for name, socks in (handed or {}).items()}
+        self.are_handed_on = False
+        """Another gateway has them too: files of Unix sockets stay."""
 
-    def bound(self) -> Mapping[Listener, socket.socket]:
-        """What `Listeners.sync` wants."""
-        return {bound.listener: bound.sock for bound in self._bound.values()}
+    def bound(self, slot: int = 0) -> Mapping[Listener, socket.socket]:
+        """What the worker in this slot accepts from."""
+        found = {bound.listener: bound.of(slot) for bound in self._bound.values()}
+        return {listener: sock for listener, sock in found.items() if sock is not None}
+
+    def listeners(self) -> tuple[Listener, ...]:
+        """What clients can connect to."""
+        return tuple(bound.listener for bound in self._bound.values())
+
+    def all(self) -> Mapping[str, Sequence[socket.socket]]:
+        """Every socket by the name of its listener as configured: what `handed` takes."""
+        return {name: bound.socks for name, bound in self._bound.items()}
+
+    def in_the_way(self, listeners: Sequence[Listener]) -> tuple[Listener, ...]:
+        """What `replace` may have to let go: listeners on their way out whose port a new one wants."""
+        names = {listener.name for listener in listeners}
+        new = [listener for listener in listeners if listener.name not in self._bound]
+        return tuple(
+            bound.listener
+            for name, bound in self._bound.items()
+            if name not in names and any(_overlaps(bound.listener, listener) for listener in new)
+        )
 
     def replace(
         self,
         listeners: Sequence[Listener],
         *,
-        let_go: Callable[[Collection[Listener]], None] = lambda _: None,
+        let_go: LetGo = lambda _: None,
     ) -> Callable[[], None]:
         """Open what is new and forget what is gone: all or nothing.
 
@@ -96,7 +147,7 @@ class Sockets:
                     opened[listener.name] = self._open_past(listener, gone, early, let_go)
         except BindError:
             for bound in opened.values():
-                _close(bound)
+                self._close(bound)
             for name, bound in early.items():
                 self._bound[name] = self._open(bound.listener)
             raise
@@ -110,18 +161,28 @@ class Sockets:
         def finish() -> None:
             for name, bound in gone.items():
                 if name not in early:
-                    _close(bound)
+                    self._close(bound)
 
         return finish
+
+    def forget_unused(self) -> None:
+        """Close what was handed over and no listener wants."""
+        for sock in (*self._inherited.values(), *itertools.chain(*self._handed.values())):
+            sock.close()
+        self._inherited.clear()
+        self._handed.clear()
 
     def close_all(self) -> None:
         """Close every socket, and remove the files of Unix sockets."""
         for bound in self._bound.values():
-            _close(bound)
-        for sock in self._inherited.values():
-            sock.close()
+            self._close(bound)
         self._bound.clear()
-        self._inherited.clear()
+        self.forget_unused()
+
+    def _close(self, bound: Bound) -> None:
+        _close_each(bound.socks)
+        if bound.listener.path and not self.are_handed_on:
+            Path(bound.listener.path).unlink(missing_ok=True)
 
     def _open_past(
         self, listener: Listener, gone: Mapping[str, Bound], early: dict[str, Bound], let_go: LetGo
@@ -139,57 +200,134 @@ class Sockets:
                 raise
         let_go([bound.listener for bound in in_the_way.values()])
         for bound in in_the_way.values():
-            bound.sock.close()
+            _close_each(bound.socks)
         early.update(in_the_way)
         return self._open(listener)
 
     def _open(self, listener: Listener) -> Bound:
-        sock = self._inherited.pop((listener.transport, _wanted_address(listener)), None)
+        socks: tuple[socket.socket, ...] = ()
         try:
-            if sock is None:
-                sock = _listen(listener)
-            elif listener.transport == "udp":
-                _prepare(sock, listener)
+            found = self._found(listener)
+            socks = found or (_bind(listener),)
+            socks = _completed(socks, listener, self._slots, may_share=bool(found or listener.path))
         except OSError as error:
+            _close_each(socks)
             raise BindError(listener, error) from error
-        return Bound(attrs.evolve(listener, port=listener.port or _port_of(listener, sock)), sock)
+        return Bound(attrs.evolve(listener, port=listener.port or port_of(listener, socks[0])), socks)
+
+    def _found(self, listener: Listener) -> tuple[socket.socket, ...]:
+        """What is open already, made by somebody else."""
+        handed = self._handed.pop(listener.name, ())
+        if handed:
+            return handed
+        sock = self._inherited.pop((listener.transport, _wanted_address(listener)), None)
+        if sock is None:
+            return ()
+        if listener.transport == "udp":
+            _prepare(sock, listener)
+        return (sock,)
+
+
+def listen_for_http(address: Address) -> socket.socket:
+    """A listening socket for one of our HTTP servers. Port 0 asks the kernel for one.
+
+    Raises:
+      OSError: the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.create_server((address.host, address.port), family=family)
+    sock.setblocking(False)
+    return sock
 
 
 def _overlaps(old: Listener, new: Listener) -> bool:
     return old.transport == new.transport and old.port == new.port != 0 and not old.path and not new.path
 
 
-def _listen(listener: Listener) -> socket.socket:
-    """A listening, non-blocking socket; for UDP one that receives from anybody.
+def _completed(
+    socks: tuple[socket.socket, ...], listener: Listener, slots: int, *, may_share: bool
+) -> tuple[socket.socket, ...]:
+    """One for each slot, all of them listening.
+
+    With `may_share`, rather than none, all slots get the sockets there are. A Unix socket cannot be bound twice; nor what
+    another user has made (systemd is root), nor a port that only root may bind.
+
+    Raises:
+      OSError: an address cannot be had. `socks` are still the caller's.
+    """
+    joined: list[socket.socket] = []
+    try:
+        if slots > 1 and not listener.path:
+            for sock in socks:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            for _ in range(slots - len(socks)):
+                joined.append(_join(socks[0], listener))  # noqa: PERF401  what was made is closed when one fails
+    except OSError:
+        _close_each(joined)
+        joined.clear()
+        if not may_share:
+            raise
+    try:
+        for sock in (*socks, *joined):
+            if listener.transport == "tcp":
+                sock.listen(BACKLOG)
+    except OSError:
+        _close_each(joined)
+        raise
+    _close_each(socks[slots:])
+    return (*socks, *joined)[:slots]
+
+
+def _bind(listener: Listener) -> socket.socket:
+    """A bound, non-blocking socket that does not listen yet; for UDP one that receives from anybody.
 
     Without SO_REUSEPORT on purpose: a second gateway on the same address must fail loudly, not share the clients. For the
     same reason without SO_REUSEADDR over UDP, where the last to bind takes every datagram (socket(7) tells of TCP only).
     """
     if listener.path:
-        return _listen_unix(listener.path)
+        return _bind_unix(listener.path)
     family = socket.AF_INET6 if ":" in listener.host else socket.AF_INET
     try:
-        kind = socket.SOCK_DGRAM if listener.transport == "udp" else socket.SOCK_STREAM
-        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+        sock = _make(listener, family)
     except OSError as error:
         if listener.dual_stack and error.errno == errno.EAFNOSUPPORT:
-            return _listen(attrs.evolve(listener, host="0.0.0.0", dual_stack=False))  # noqa: S104  what a bare port means
+            return _bind(attrs.evolve(listener, host="0.0.0.0", dual_stack=False))  # noqa: S104  what a bare port means
         raise
+    try:
+        sock.bind((listener.host, listener.port))
+    except OSError as error:
+        sock.close()
+        if listener.dual_stack and error.errno == errno.EADDRNOTAVAIL:
+            # The family exists but IPv6 is switched off (net.ipv6.conf.all.disable_ipv6): a bare port still means IPv4.
+            return _bind(attrs.evolve(listener, host="0.0.0.0", dual_stack=False))  # noqa: S104  as above
+        raise
+    return sock
+
+
+def _join(first: socket.socket, listener: Listener) -> socket.socket:
+    """One more socket on the same address."""
+    sock = _make(listener, first.family)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(first.getsockname()[:2])
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _make(listener: Listener, family: int) -> socket.socket:
+    kind = socket.SOCK_DGRAM if listener.transport == "udp" else socket.SOCK_STREAM
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if listener.dual_stack else 1)
         if listener.transport == "udp":
             _prepare(sock, listener)
-            sock.bind((listener.host, listener.port))
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((listener.host, listener.port))
-            sock.listen(BACKLOG)
-    except OSError as error:
+    except OSError:
         sock.close()
-        if listener.dual_stack and error.errno == errno.EADDRNOTAVAIL:
-            # The family exists but IPv6 is switched off (net.ipv6.conf.all.disable_ipv6): a bare port still means IPv4.
-            return _listen(attrs.evolve(listener, host="0.0.0.0", dual_stack=False))  # noqa: S104  as above
         raise
     return sock
 
@@ -210,14 +348,13 @@ def _prepare(sock: socket.socket, listener: Listener) -> None:
             sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
 
 
-def _listen_unix(path: str) -> socket.socket:
+def _bind_unix(path: str) -> socket.socket:
     """Bind a Unix socket; a dead socket file of a gateway that was killed is replaced, a live one is EADDRINUSE."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         if _is_dead_socket(path):
             Path(path).unlink(missing_ok=True)
         sock.bind(path)
-        sock.listen(BACKLOG)
     except OSError:
         sock.close()
         raise
@@ -234,13 +371,13 @@ def _is_dead_socket(path: str) -> bool:
         return probe.connect_ex(path) == errno.ECONNREFUSED
 
 
-def _close(bound: Bound) -> None:
-    bound.sock.close()
-    if bound.listener.path:
-        Path(bound.listener.path).unlink(missing_ok=True)
+def _close_each(socks: Iterable[socket.socket]) -> None:
+    for sock in socks:
+        sock.close()
 
 
-def _port_of(listener: Listener, sock: socket.socket) -> int:
+def port_of(listener: Listener, sock: socket.socket) -> int:
+    """The real one; 0 for a Unix socket."""
     return 0 if listener.path else int(sock.getsockname()[1])
 
 

@@ -34,10 +34,11 @@ from streamgw.core.errors import ConfigError, Problem, StoreError
 from streamgw.process import systemd
 from streamgw.process.fleet import LocalFleet
 from streamgw.process.log import configure_logging
+from streamgw.process.routes import watch
 from streamgw.process.servers import Servers
 from streamgw.process.sockets import BindError, Sockets
 from streamgw.process.status import StatusBoard
-from streamgw.process.worker import Worker, watch
+from streamgw.process.worker import Worker
 
 EX_OK, EX_IOERR, EX_CONFIG = 0, 74, 78
 """Exit codes of sysexits.h."""

@@ -17,152 +17,173 @@ Worker.run
 
 from __future__ import annotations
 
-import math
-import os
 import random
-import resource
 import socket
 import time
-import traceback
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import NoReturn, Protocol
 
 import attrs
-import structlog
 import trio
 
-from streamgw.config.compile import Loader
 from streamgw.config.identity import read_client_certificate
-from streamgw.config.settings import ReloadSettings, Settings
-from streamgw.config.store import Store
-from streamgw.control.admin.feed import Hub
-from streamgw.control.reloader import Reloader, ReloadStatus
-from streamgw.control.watch import Further, changes
-from streamgw.core.access_log import compile_format
-from streamgw.core.errors import Fault
+from streamgw.config.settings import ResolverSettings, Settings
+from streamgw.control.reloader import ReloadStatus
 from streamgw.core.health import Change
-from streamgw.core.hooks import PluginServices
-from streamgw.core.model import Listener, Outcome, Upstream
+from streamgw.core.hooks import Ledger, LocalLedger, PluginServices
+from streamgw.core.model import Listener, Upstream
 from streamgw.core.snapshot import Snapshot
-from streamgw.core.tally import Tally
-from streamgw.core.udp_sessions import Drop, UDPLimits
 from streamgw.dataplane.dialer import Dialer
 from streamgw.dataplane.hooks import Backgrounds
 from streamgw.dataplane.listener import Listeners
 from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.pump.loop import SocketPump
-from streamgw.dataplane.reception import UDPSession
 from streamgw.dataplane.resolver import DNSLookup, Resolver
-from streamgw.dataplane.session import Policy, Session, Sessions
+from streamgw.dataplane.session import Sessions
 from streamgw.dataplane.udp import UDPSessions
-from streamgw.process.log import AccessLog
+from streamgw.process.handed import SocketSet
+from streamgw.process.limits import policy, udp_limits
 from streamgw.process.plugins import plugin_set
-from streamgw.process.prober import Prober
-from streamgw.process.rows import closed_event, health_event, reload_event, session_row
+from streamgw.process.prober import Checker, Prober
+from streamgw.process.reports import Reports
+from streamgw.process.routes import Routes
 from streamgw.process.shipper import Shipper
-from streamgw.process.sockets import BindError, Sockets
+from streamgw.process.sockets import BindError
 
-_LEVELS: Mapping[str, str] = {
-    Fault.CLIENT: "info",
-    Fault.UPSTREAM: "warning",
-    Fault.OPERATOR: "error",
-    Fault.GATEWAY: "error",
-}
+
+class Health(Protocol):
+    """Keeps the pool's idea of which nodes are up: the prober, or what stands for it where it runs in another process."""
+
+    checkers: dict[str, Checker]
+
+    def sync(self, upstreams: Mapping[str, Upstream], *, is_on: bool = True) -> None:
+        """See `Prober.sync`."""
+
+    def on_names_changed(self, name: str) -> None:
+        """See `Prober.on_names_changed`."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Ends only by cancellation."""
+
+
+class MakeHealth(Protocol):
+    """As the constructor of `Prober`."""
+
+    def __call__(
+        self,
+        pool: UpstreamPool,
+        *,
+        rng: random.Random,
+        on_change: Callable[[Upstream, Change], None],
+        on_bug: Callable[[Exception], None],
+    ) -> Health:
+        """Made once, before anything runs."""
+
+
+@attrs.frozen(kw_only=True)
+class Surroundings:
+    """What a worker has from its gateway. The defaults are those of a gateway with one worker."""
+
+    number: int = 0
+    """Its slot."""
+    ledger: Ledger = attrs.Factory(LocalLedger)
+    make_health: MakeHealth = Prober
 
 
 class Worker:
     """Everything that serves clients, in one process.
 
+    Args:
+      routes: the directory.
+
     Resource handling:
       `sockets` belongs to the caller, who closes it after `run` has returned.
     """
 
-    def __init__(self, settings: Settings, routes: Path, sockets: Sockets) -> None:
+    def __init__(
+        self, settings: Settings, routes: Path, sockets: SocketSet, surroundings: Surroundings | None = None
+    ) -> None:
+        surroundings = surroundings or Surroundings()
         self.settings = settings
         self.sockets = sockets
+        self.number = surroundings.number
         self.started_at = 0.0
         """trio.current_time() when `run` began."""
         self.draining = False
         self.ended = trio.Event()
         """`run` has returned."""
-        self.hub = Hub(time.time)  # noqa: TID251  events are for people
-        self.tally = Tally()
+        self.reports = reports = Reports(settings.access_log)
+        self.hub, self.tally, self.access_log = reports.hub, reports.tally, reports.access_log
         self.shipper = Shipper(lambda: self.settings.tls.trusted_certificate)
-        self.services = PluginServices(hostname=socket.gethostname(), shipping=self.shipper)
+        self.services = PluginServices(
+            hostname=socket.gethostname(), shipping=self.shipper, ledger=surroundings.ledger
+        )
         self.refused: Counter[str] = Counter()
         """Requests that the Admin API did not let in, by reason."""
-        self.bugs = 0
-        """Since the start."""
-        self._log = structlog.get_logger()
-        self.pump = SocketPump(
-            on_trouble=lambda trouble: self._log.error("accepting", trouble=trouble),
-            on_bug=self._on_pump_bug,
-        )
-        resolver = settings.resolver
-        self.resolver = Resolver(
-            DNSLookup(
-                servers=resolver.servers,
-                timeout_s=resolver.timeout_s,
-                search=resolver.search,
-                ttl_override_s=resolver.ttl_override_s,
-            ),
-            min_ttl_s=resolver.min_ttl_s,
-            max_ttl_s=resolver.max_ttl_s,
-            stale_s=resolver.stale_s,
-            on_change=self._on_names_changed,
-        )
+        self.pump = SocketPump(on_trouble=reports.trouble("accepting"), on_bug=reports.bug("relay"))
+        self.resolver = build_resolver(settings.resolver, self._on_names_changed)
         rng = random.Random()  # noqa: S311  where a balancer starts is no secret
         self.pool = UpstreamPool(self.resolver, rng=rng)
-        self.prober = Prober(self.pool, rng=rng, on_change=self._on_health, on_bug=self._on_background_bug)
-        self.store = Store(routes)
-        self.loader = Loader(
-            self.store,
-            environ=os.environ,
+        self.prober = surroundings.make_health(
+            self.pool, rng=rng, on_change=self._on_health, on_bug=reports.bug("background")
+        )
+        followed = Routes(
+            routes,
+            settings.reload,
             tls=lambda: self.settings.tls,
             plugins=lambda: plugin_set(self.settings, self.services),
-        )
-        further = Further()
-        self.reloader = Reloader(
-            self.loader,
-            lambda: self.settings.listeners,
-            self._on_swap,
-            watch=lambda: watch(routes, settings.reload, further, self.store.is_as_written),
-            on_loaded=lambda: further.replace(self.loader.files),
+            listeners=lambda: self.settings.listeners,
+            on_swap=self._on_swap,
             on_told=lambda status: self.publish_reload("routes", status),
         )
-        self.backgrounds = Backgrounds(self._on_background_bug)
+        self.store, self.loader, self.reloader = followed.store, followed.loader, followed.reloader
+        self.backgrounds = Backgrounds(reports.bug("background"))
         id_prefix = f"{rng.randrange(1 << 24):06x}-"
-        self.sessions = Sessions(
+        self.sessions = self._tcp(id_prefix)
+        self.udp = self._udp(id_prefix)
+        self.listeners = Listeners(self.pump, self.sessions, self.udp)
+
+    def _tcp(self, id_prefix: str) -> Sessions:
+        reports = self.reports
+        return Sessions(
             pump=self.pump,
             dialer=Dialer(self.pump, self.pool),
             get_snapshot=lambda: self.reloader.current,
-            on_outcome=self._on_outcome,
-            on_bug=self._on_bug,
+            on_outcome=reports.ended,
+            on_opened=reports.opened,
+            on_bug=reports.session_bug,
             wall_clock=time.time,  # noqa: TID251  for the log only
             read_certificate=read_client_certificate,
             id_prefix=id_prefix,
-            policy=_policy(settings),
+            policy=policy(self.settings),
             backgrounds=self.backgrounds,
         )
-        self.udp = UDPSessions(
+
+    def _udp(self, id_prefix: str) -> UDPSessions:
+        reports = self.reports
+        udp = UDPSessions(
             datagrams=self.pump.datagrams,
             pool=self.pool,
             get_snapshot=lambda: self.reloader.current,
-            on_outcome=self._on_outcome,
-            on_bug=self._on_bug,
-            on_drops=self._on_drops,
-            on_trouble=lambda trouble: self._log.error("udp", trouble=trouble),
+            on_outcome=reports.ended,
+            on_opened=reports.opened,
+            on_bug=reports.session_bug,
+            on_drops=reports.drops,
+            on_trouble=reports.trouble("udp"),
             wall_clock=time.time,  # noqa: TID251  as above
             id_prefix=id_prefix,
             totals=self.sessions.totals,
             backgrounds=self.backgrounds,
         )
-        self.sessions.on_opened = self.udp.on_opened = self._on_opened
-        self.udp.obey(_udp_limits(settings), max_duration_s=self.sessions.policy.max_duration_s)
-        self.listeners = Listeners(self.pump, self.sessions, self.udp)
-        self.access_log = AccessLog(settings.access_log.path)
-        self._format = self._formatter(settings)
+        udp.obey(udp_limits(self.settings), max_duration_s=self.sessions.policy.max_duration_s)
+        return udp
+
+    @property
+    def bugs(self) -> int:
+        """Since the start."""
+        return self.reports.bugs
 
     @property
     def live_sessions(self) -> int:
@@ -210,9 +231,9 @@ class Worker:
             self.listen()
             raise
         self.settings = settings
-        self.sessions.policy = _policy(settings)
-        self.udp.obey(_udp_limits(settings), max_duration_s=self.sessions.policy.max_duration_s)
-        self._format = self._formatter(settings)
+        self.sessions.policy = policy(settings)
+        self.udp.obey(udp_limits(settings), max_duration_s=self.sessions.policy.max_duration_s)
+        self.reports.follow(settings.access_log)
         self.prober.sync(self.reloader.current.upstreams, is_on=settings.checks_health)
         self.listen()
         finish()
@@ -255,8 +276,7 @@ class Worker:
         self.prober.on_names_changed(name)
 
     def _on_health(self, upstream: Upstream, change: Change) -> None:
-        if "health" in self.hub.wanted:
-            self.hub.publish("health", health_event(upstream, change))
+        self.reports.health(upstream, change)
         is_down = change.was_up and not change.is_up
         if is_down and upstream.checks is not None and upstream.checks.ends_sessions:
             self.sessions.leave_node(upstream.key, change.node)
@@ -264,105 +284,20 @@ class Worker:
 
     def publish_reload(self, what: str, status: ReloadStatus) -> None:
         """Tell the live feed what became of a configuration (`routes` or `settings`)."""
-        if "reload" in self.hub.wanted:
-            self.hub.publish("reload", reload_event(what, status, len(self.reloader.current.router.routes)))
-
-    def _on_opened(self, session: Session | UDPSession) -> None:
-        if "session_opened" in self.hub.wanted:
-            self.hub.publish(
-                "session_opened", attrs.asdict(session_row(session, trio.current_time()), recurse=False)
-            )
-
-    def _on_outcome(self, outcome: Outcome) -> None:
-        self.tally.count(outcome)
-        if "session_closed" in self.hub.wanted:
-            self.hub.publish("session_closed", closed_event(outcome))
-        if self._format is not None:
-            self.access_log.write(self._format(outcome))
-        if outcome.fault != Fault.NONE:
-            getattr(self._log, _LEVELS[outcome.fault])(
-                "session_failed",
-                session=outcome.session_id,
-                reason=str(outcome.reason),
-                client=str(outcome.facts.client),
-                listener=outcome.facts.listener,
-                route=outcome.route_id,
-                detail=outcome.detail,
-            )
-
-    def _on_drops(self, listener: str, drops: Mapping[Drop, int]) -> None:
-        counts = {str(drop): count for drop, count in drops.items()}
-        self._log.warning("datagrams_dropped", listener=listener, **counts)
-
-    def _on_pump_bug(self, error: Exception) -> None:
-        self.bugs += 1
-        self._log.error("bug", phase="relay", traceback=_traceback(error))
-
-    def _on_bug(self, session: Session | UDPSession, error: Exception) -> None:
-        self.bugs += 1
-        self._log.error(
-            "bug",
-            session=session.id,
-            phase=session.phase,
-            traceback=_traceback(error),
-        )
-
-    def _on_background_bug(self, error: Exception) -> None:
-        self.bugs += 1
-        self._log.error("bug", phase="background", traceback=_traceback(error))
-
-    def _formatter(self, settings: Settings) -> Callable[[Outcome], str] | None:
-        access_log = settings.access_log
-        if not access_log.enabled:
-            return None
-        return compile_format(access_log.format, access_log.escape, hostname=socket.gethostname())
+        self.reports.reload(what, status, len(self.reloader.current.router.routes))
 
 
-def watch(
-    path: Path,
-    reload: ReloadSettings,
-    further: Further | None = None,
-    is_known: Callable[[str], bool] = lambda _: False,
-) -> AsyncGenerator[None]:
-    """Say "look again" for a file or a directory, and for whatever it refers to, as the settings tell."""
-    return changes(
-        path,
-        settle_ms=reload.settle_ms,
-        relook_s=reload.relook_s,
-        force_polling=reload.force_polling,
-        further=further,
-        is_known=is_known,
+def build_resolver(settings: ResolverSettings, on_change: Callable[[str], None]) -> Resolver:
+    """As the settings say."""
+    return Resolver(
+        DNSLookup(
+            servers=settings.servers,
+            timeout_s=settings.timeout_s,
+            search=settings.search,
+            ttl_override_s=settings.ttl_override_s,
+        ),
+        min_ttl_s=settings.min_ttl_s,
+        max_ttl_s=settings.max_ttl_s,
+        stale_s=settings.stale_s,
+        on_change=on_change,
     )
-
-
-def _policy(settings: Settings) -> Policy:
-    limits = settings.limits
-    return Policy(
-        trusted_proxies=settings.trusted_proxies,
-        preread_timeout_s=limits.preread_timeout_s,
-        preread_limit_bytes=limits.preread_limit_bytes,
-        handshake_timeout_s=limits.handshake_timeout_s,
-        max_handshakes=limits.max_handshakes or math.inf,
-        max_duration_s=limits.max_session_duration_s or math.inf,
-        max_sessions=limits.max_sessions or math.inf,
-        max_sessions_per_listener=limits.max_sessions_per_listener or math.inf,
-    )
-
-
-def _udp_limits(settings: Settings) -> UDPLimits:
-    limits = settings.limits
-    # A datagram is all it takes to begin a session, and its sender's address may be forged. At a limit of sessions one makes
-    # way; out of descriptors nobody does, and TCP, reloads and the Admin API stand still until sessions idle out.
-    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    room = math.inf if descriptors == resource.RLIM_INFINITY else descriptors // 2
-    return UDPLimits(
-        max_sessions=min(limits.max_udp_sessions or math.inf, room),
-        max_sessions_per_listener=limits.max_udp_sessions_per_listener or math.inf,
-        max_sessions_per_client=limits.max_udp_sessions_per_client or math.inf,
-        session_rate_per_client=limits.udp_session_rate_per_client,
-        queue_datagrams=limits.udp_queue_datagrams,
-    )
-
-
-def _traceback(error: Exception) -> str:
-    return "".join(traceback.format_exception(error))

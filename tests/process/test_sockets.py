@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from streamgw.core.model import Listener
-from streamgw.process.sockets import BindError, Sockets
+from streamgw.core.model import Address, Listener
+from streamgw.process import sockets as module
+from streamgw.process.sockets import BindError, Sockets, listen_for_http
 
 
 @pytest.fixture
@@ -293,3 +295,167 @@ def test_an_inherited_udp_socket_is_made_ready(sockets: Sockets) -> None:
         assert sent_to(port, "127.0.0.3", datagram) == (b"hello", 1)
         assert datagram.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) == 0
         inherited.close_all()
+
+
+@pytest.fixture
+def three() -> Iterator[Sockets]:
+    made = Sockets(slots=3)
+    yield made
+    made.close_all()
+
+
+def socks_of(sockets: Sockets) -> list[socket.socket | None]:
+    (listener,) = sockets.listeners()
+    return [sockets.bound(slot).get(listener) for slot in range(3)]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::"])
+def test_each_slot_has_its_own_socket_on_the_same_address(three: Sockets, host: str) -> None:
+    three.replace([tcp(0, host, dual_stack=host == "::")])
+
+    first, second, third = socks_of(three)
+
+    assert len({first, second, third}) == 3
+    assert first.getsockname() == second.getsockname() == third.getsockname()
+
+
+def test_the_kernel_spreads_clients_over_the_slots(three: Sockets) -> None:
+    three.replace([tcp()])
+    (listener,) = three.listeners()
+
+    clients = [socket.create_connection((listener.host, listener.port)) for _ in range(60)]
+
+    counts = [accepted(sock) for sock in socks_of(three)]
+    assert sum(counts) == 60
+    assert all(counts)
+    for client in clients:
+        client.close()
+
+
+def accepted(sock: socket.socket) -> int:
+    count = 0
+    while True:
+        try:
+            sock.accept()[0].close()
+        except BlockingIOError:
+            return count
+        count += 1
+
+
+def test_the_kernel_keeps_a_udp_client_in_its_slot(three: Sockets) -> None:
+    three.replace([Listener("udp", "127.0.0.1", 0)])
+    (listener,) = three.listeners()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.connect((listener.host, listener.port))
+        for number in range(20):
+            client.send(b"%d" % number)
+
+        assert sorted(received(sock) for sock in socks_of(three)) == [0, 0, 20]
+
+
+def received(sock: socket.socket) -> int:
+    count = 0
+    while True:
+        try:
+            sock.recv(10)
+        except BlockingIOError:
+            return count
+        count += 1
+
+
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+@pytest.mark.parametrize(("host", "other"), [("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1")])
+def test_a_second_gateway_with_workers_is_refused_as_loudly(
+    three: Sockets, transport: str, host: str, other: str
+) -> None:
+    three.replace([Listener(transport, host, 0)])
+    (listener,) = three.listeners()
+    second = Sockets(slots=3)
+
+    for address in (host, other):
+        with pytest.raises(BindError, match="address already in use"):
+            second.replace([Listener(transport, address, listener.port)])
+
+
+def test_a_unix_socket_is_shared_by_all_slots(three: Sockets, tmp_path: Path) -> None:
+    three.replace([Listener("tcp", "unix:", 0, path=str(tmp_path / "in.sock"))])
+
+    assert len(set(socks_of(three))) == 1
+
+
+def test_a_socket_that_cannot_be_bound_once_more_is_shared_and_over_udp_the_first_slots(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a service manager under another user: the kernel refuses whoever wants to join it (EADDRINUSE)."""
+
+    def refuse(first: socket.socket, listener: Listener) -> socket.socket:
+        raise OSError(errno.EADDRINUSE, "")
+
+    monkeypatch.setattr(module, "_join", refuse)
+    stream, datagram = socket.socket(), socket.socket(type=socket.SOCK_DGRAM)
+    for sock in (stream, datagram):
+        sock.bind(("127.0.0.1", 0))
+    stream.listen()
+    sockets = Sockets([stream, datagram], slots=2)
+
+    sockets.replace([tcp(stream.getsockname()[1]), Listener("udp", "127.0.0.1", datagram.getsockname()[1])])
+
+    assert [[*sockets.bound(slot).values()] for slot in range(2)] == [[stream, datagram], [stream]]
+    sockets.close_all()
+
+
+def test_an_inherited_socket_of_our_own_is_joined() -> None:
+    stream = socket.create_server(("127.0.0.1", 0))
+    sockets = Sockets([stream], slots=2)
+
+    sockets.replace([tcp(stream.getsockname()[1])])
+
+    assert len(sockets.all()[tcp(stream.getsockname()[1]).name]) == 2
+    sockets.close_all()
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (1, 3), (3, 2)])
+def test_a_gateway_takes_over_the_sockets_of_another(before: int, after: int, tmp_path: Path) -> None:
+    listeners = [
+        tcp(),
+        Listener("udp", "127.0.0.1", 0),
+        Listener("tcp", "unix:", 0, path=str(tmp_path / "in.sock")),
+    ]
+    old = Sockets(slots=before)
+    old.replace(listeners)
+    handed = {name: [sock.dup() for sock in socks] for name, socks in old.all().items()}
+
+    new = Sockets(slots=after, handed=handed)
+    new.replace(listeners)
+    old.are_handed_on = True
+    old.close_all()
+
+    ports = [listener.port for listener in new.listeners()]
+    assert answers(ports[0])
+    assert [len(socks) for socks in new.all().values()] == [after, after, 1]
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "in.sock"))
+    new.close_all()
+    assert not (tmp_path / "in.sock").exists()
+
+
+def test_what_nobody_wants_of_another_gateway_is_closed() -> None:
+    fds = open_fds()
+    sockets = Sockets([socket.create_server(("127.0.0.1", 0))], handed={"x": [socket.socket()]})
+
+    sockets.forget_unused()
+
+    assert open_fds() == fds
+
+
+def test_who_is_in_the_way_is_known_beforehand(sockets: Sockets) -> None:
+    port = free_port()
+    sockets.replace([tcp(port), tcp(free_port())])
+
+    assert [listener.port for listener in sockets.in_the_way([tcp(port, "0.0.0.0")])] == [port]
+    assert sockets.in_the_way([tcp(port)]) == ()
+
+
+def test_an_address_for_http_is_taken_or_said_to_be_taken() -> None:
+    with listen_for_http(Address("127.0.0.1", 0)) as sock, pytest.raises(OSError, match="in use"):
+        listen_for_http(Address("127.0.0.1", sock.getsockname()[1]))
