@@ -13,7 +13,7 @@ from fractions import Fraction
 
 import attrs
 
-from streamgw.core.model import Node
+from streamgw.core.model import Address, Node
 
 MAX_TOTAL_WEIGHT = 1 << 24
 """Of one priority. Beyond, weights are made smaller together, which is exact to one in 16 million."""
@@ -40,6 +40,9 @@ class Discovered:
 
     node: Node
     name: str
+
+    def __str__(self) -> str:
+        return str(Address(self.node.host, self.node.port))
 
 
 def split_service_name(service_name: str) -> tuple[str, int]:

@@ -44,6 +44,7 @@ def test_each_address_of_a_name_is_a_node() -> None:
 
     assert [each.node for each in found] == [Node("10.0.0.1", 3306), Node("fd00::1", 3306)]
     assert {each.name for each in found} == {"db.example"}
+    assert [str(each) for each in found] == ["10.0.0.1:3306", "[fd00::1]:3306"]
 
 
 def test_the_example_of_apisix() -> None:

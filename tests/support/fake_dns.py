@@ -13,9 +13,9 @@ import trio
 import trio.testing
 
 from streamgw.core.model import Address
-from streamgw.dataplane.resolver import Answer, LookupFailed
+from streamgw.dataplane.refresher import Answer, LookupFailed
 
-Script = Answer | LookupFailed | Sequence[Answer | LookupFailed]
+Script = Answer[str] | LookupFailed | Sequence[Answer[str] | LookupFailed]
 
 
 class FakeLookup:
@@ -28,7 +28,7 @@ class FakeLookup:
         self._asked_more = trio.Event()
         self.under_way = 0
 
-    async def __call__(self, name: str) -> Answer:
+    async def __call__(self, name: str) -> Answer[str]:
         self._asked_at.append((name, trio.current_time()))
         self._asked_more.set()
         self._asked_more = trio.Event()
@@ -66,12 +66,17 @@ class DNSServer:
     """
 
     def __init__(self, zone: str) -> None:
-        self._records = dns.zone.from_text(
-            "$ORIGIN .\n" + zone, origin=".", relativize=False, check_origin=False
-        )
+        self.publish(zone)
         self.address = Address("127.0.0.1", 0)
         self.asked: list[tuple[str, str]] = []
         self.broken_kinds: set[str] = set()
+        self.broken_names: set[str] = set()
+
+    def publish(self, zone: str) -> None:
+        """Answer from this zone from now on."""
+        self._records = dns.zone.from_text(
+            "$ORIGIN .\n" + zone, origin=".", relativize=False, check_origin=False
+        )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as sock:
@@ -91,7 +96,8 @@ class DNSServer:
         reply.flags |= dns.flags.RA
         if str(name).startswith("silent."):
             return None
-        if str(name).startswith("servfail.") or dns.rdatatype.to_text(kind) in self.broken_kinds:
+        is_broken = str(name) in self.broken_names or dns.rdatatype.to_text(kind) in self.broken_kinds
+        if is_broken or str(name).startswith("servfail."):
             reply.set_rcode(dns.rcode.SERVFAIL)
         elif self._records.get_node(name) is None:
             reply.set_rcode(dns.rcode.NXDOMAIN)
