@@ -235,6 +235,70 @@ def test_reserved_and_unknown_extensions_are_passed_over() -> None:
     assert parse(hello(alpn=PLAIN.alpn, extensions=grease)) == PLAIN
 
 
+X25519, P256, P521, FFDHE_8192, KYBER_DRAFT, X25519_MLKEM_768, GREASE = (
+    29,
+    23,
+    25,
+    0x104,
+    0x6399,
+    0x11EC,
+    0x3A3A,
+)
+
+
+def groups(*numbers: int) -> Extension:
+    return 10, vector(2, b"".join(number.to_bytes(2, "big") for number in numbers))
+
+
+def shares(*numbers: int) -> Extension:
+    return 51, vector(2, b"".join(number.to_bytes(2, "big") + vector(2, b"key") for number in numbers))
+
+
+@pytest.mark.parametrize(
+    "extensions",
+    [
+        pytest.param([], id="before TLS 1.3, where a client may leave it to us"),
+        pytest.param([groups(P521, P256)], id="before TLS 1.3, where we choose"),
+        pytest.param([groups(X25519, FFDHE_8192), shares(X25519)], id="one share"),
+        pytest.param(
+            [groups(GREASE, X25519_MLKEM_768, X25519), shares(GREASE, X25519_MLKEM_768, X25519)], id="Chrome"
+        ),
+        pytest.param([groups(KYBER_DRAFT, P256), shares()], id="no share yet"),
+    ],
+)
+def test_keys_are_exchanged_quickly(extensions: list[Extension]) -> None:
+    assert parse(with_extensions(*extensions)).is_quick
+
+
+@pytest.mark.parametrize(
+    "extensions",
+    [
+        pytest.param([groups(P521)], id="nothing better offered"),
+        pytest.param([groups(FFDHE_8192, GREASE), shares()], id="nothing better offered, no share yet"),
+        pytest.param([groups(X25519, FFDHE_8192), shares(FFDHE_8192, X25519)], id="a slow share first"),
+        pytest.param(
+            [groups(X25519, KYBER_DRAFT), shares(KYBER_DRAFT, X25519)], id="a share of who knows what"
+        ),
+        pytest.param([(10, b"\x00\x02\x00\x1d\x00")], id="half a group"),
+        pytest.param([(10, b"")], id="no list of groups"),
+        pytest.param([groups(X25519), (51, b"\x00\x05\x00\x1d\x00\x02k")], id="half a share"),
+        pytest.param([groups(X25519), (51, b"\x00\x02\x00\x1d")], id="a share without a length"),
+    ],
+)
+def test_keys_may_be_exchanged_slowly(extensions: list[Extension]) -> None:
+    assert not parse(with_extensions(*extensions)).is_quick
+
+
+@pytest.mark.parametrize(
+    ("curve", "is_quick"), [("prime256v1", True), ("X25519", True), ("secp521r1", False)]
+)
+def test_openssl_takes_the_group_that_a_hello_is_judged_by(curve: str, *, is_quick: bool) -> None:
+    context = openssl_client()
+    assert parse(said_by_openssl(context)).is_quick
+    context.set_ecdh_curve(curve)
+    assert parse(said_by_openssl(context)).is_quick == is_quick
+
+
 def test_with_an_encrypted_hello_the_outer_name_counts() -> None:
     outer = hello("public.example", extensions=[(ECH, b"\x00" + bytes(200))])
 
