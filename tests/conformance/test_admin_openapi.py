@@ -36,7 +36,7 @@ def test_every_answer_is_as_the_description_says(admin_port: int, tmp_path: Path
         [
             *(Path(sys.executable).with_name("schemathesis"), "--config-file", SETTINGS, "run"),
             f"http://127.0.0.1:{admin_port}{BASE}/openapi.json",
-            *("--header", f"X-API-KEY: {KEY}", "--phases", "coverage,fuzzing", "--max-examples", "10"),
+            *("--header", f"X-API-KEY: {KEY}", "--phases", "coverage,fuzzing", "--max-examples", "5"),
             *("--exclude-path-regex", ALIKE, "--continue-on-failure", "--no-color"),
         ],
         cwd=tmp_path,  # it keeps what it found there
