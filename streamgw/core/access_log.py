@@ -165,12 +165,18 @@ _VARIABLE = re.compile(r"\$(?:\{([a-zA-Z0-9_]+)\}|([a-zA-Z0-9_]+))")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
-def _variable(name: str, hostname: str) -> _Variable:
+def lookup(name: str, hostname: str = "") -> Callable[[Outcome], str | None] | None:
+    """How the value of a variable is had, as that of `core.variables` for facts; None if there is no variable of that name."""
     if name == "hostname":
         return lambda _: hostname or None
-    if name not in _VARIABLES:
+    return _VARIABLES.get(name)
+
+
+def _variable(name: str, hostname: str) -> _Variable:
+    variable = lookup(name, hostname)
+    if variable is None:
         raise ValueError(f"unknown variable ${name}")
-    return _VARIABLES[name]
+    return variable
 
 
 def _end(outcome: Outcome) -> dt.datetime:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import attrs
 
@@ -40,24 +40,80 @@ class BatchPolicy:
 
 
 @attrs.frozen(kw_only=True)
-class Collector:
-    """Where records go, and how. Equal values are one destination with one queue, however many routes name it."""
+class OverTCP:
+    """A line for each record, on a connection for each batch."""
 
-    transport: Literal["tcp", "udp"]
     host: str
     port: int
     tls: bool = False
-    """Over TCP."""
     verify: bool = False
     """Its certificate is checked."""
+    server_name: str = ""
+    """That TLS asks for, and that is verified. Empty: the host."""
+
+    def __str__(self) -> str:
+        return f"{'tls' if self.tls else 'tcp'}://{_place(self.host, self.port)}"
+
+
+@attrs.frozen(kw_only=True)
+class OverUDP:
+    """A datagram for each record."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"udp://{_place(self.host, self.port)}"
+
+
+@attrs.frozen(kw_only=True)
+class OverHTTP:
+    """A POST for each batch. Records are texts of JSON."""
+
+    host: str
+    port: int
+    target: str = attrs.field(default="/", repr=False)
+    """Path and query. May hold a secret: not in the name."""
+    tls: bool = False
+    verify: bool = True
+    authorization: str = attrs.field(default="", repr=False)
+    form: Literal["object", "array", "lines"] = "array"
+    """The body: the one record of a batch, all of them as a list, or each as a line."""
+
+    def __str__(self) -> str:
+        return f"{'https' if self.tls else 'http'}://{_place(self.host, self.port)}"
+
+
+@attrs.frozen(kw_only=True)
+class ToFile:
+    """A line for each record at the end of a file."""
+
+    path: str
+    """Relative: to the working directory of the gateway."""
+
+    def __str__(self) -> str:
+        return f"file:{self.path}"
+
+
+Destination: TypeAlias = OverTCP | OverUDP | OverHTTP | ToFile
+
+
+def _place(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+@attrs.frozen(kw_only=True)
+class Collector:
+    """Where records go, and how. Equal values are one destination with one queue, however many routes name it."""
+
+    to: Destination
     timeout_s: float = 3.0
-    """For one batch: connecting, handshake and sending."""
+    """For one batch: connecting, handshake and sending; with HTTP the answer, too."""
     policy: BatchPolicy = BatchPolicy()
 
     def __str__(self) -> str:
         """For the log and the metrics: `tls://logs.example:6514`."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'tls' if self.tls else self.transport}://{host}:{self.port}"
+        return str(self.to)
 
 
 @attrs.frozen

@@ -24,7 +24,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import attrs
 
@@ -39,6 +39,8 @@ Lookup: TypeAlias = Callable[[str], Variable | None]
 """From a name to how its value is had; None: there is no such variable."""
 Condition: TypeAlias = Callable[[Facts], bool]
 _Test: TypeAlias = Callable[[str | None], bool]
+_SubjectT = TypeVar("_SubjectT")
+"""What has the variables: facts, or an outcome."""
 
 
 @attrs.frozen
@@ -70,8 +72,10 @@ class Expression:
         """The names it asks for."""
         return frozenset(_names(self.root))
 
-    def bind(self, lookup: Lookup) -> Condition:
-        """The condition as a function of the facts. A variable that there is not never has a value."""
+    def bind(
+        self, lookup: Callable[[str], Callable[[_SubjectT], str | None] | None]
+    ) -> Callable[[_SubjectT], bool]:
+        """The condition as a function of what has the variables. A variable that there is not never has a value."""
         return _bind(self.root, lookup)
 
 
@@ -251,14 +255,18 @@ def _names(part: Comparison | Group) -> Iterator[str]:
             yield from _names(inner)
 
 
-def _bind(part: Comparison | Group, lookup: Lookup) -> Condition:
+def _bind(
+    part: Comparison | Group, lookup: Callable[[str], Callable[[_SubjectT], str | None] | None]
+) -> Callable[[_SubjectT], bool]:
     if isinstance(part, Comparison):
         return _bind_comparison(part, lookup(part.variable) or (lambda _: None))
     conditions = tuple(_bind(inner, lookup) for inner in part.parts)
     decide, negated = any if part.is_or else all, part.negated
-    return lambda facts: decide(condition(facts) for condition in conditions) is not negated
+    return lambda subject: decide(condition(subject) for condition in conditions) is not negated
 
 
-def _bind_comparison(part: Comparison, variable: Variable) -> Condition:
+def _bind_comparison(
+    part: Comparison, variable: Callable[[_SubjectT], str | None]
+) -> Callable[[_SubjectT], bool]:
     test, negated = part.test, part.negated
-    return lambda facts: test(variable(facts)) is not negated
+    return lambda subject: test(variable(subject)) is not negated

@@ -1,17 +1,33 @@
-"""What loggers have in common: which facts of a session they tell, and when what they tell is sent."""
+"""What loggers have in common: of which sessions they tell, what they tell, and when what they tell is sent."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Final, TypeAlias
+from typing import Annotated, ClassVar, Final, TypeAlias
 
 import attrs
 
-from streamgw.core.access_log import compile_format
-from streamgw.core.batch import BatchPolicy
-from streamgw.core.model import Outcome
-from streamgw.plugins.options import Count, Fault, Seconds, Stated, Wrong, integer, number, shown, text
+from streamgw.core.access_log import compile_format, lookup
+from streamgw.core.batch import BatchPolicy, Collector, Destination
+from streamgw.core.hooks import Hooks, PluginContext
+from streamgw.core.model import Facts, Outcome
+from streamgw.plugins.options import (
+    Count,
+    Expression,
+    Fault,
+    Schema,
+    Seconds,
+    Stated,
+    Wrong,
+    does_nothing,
+    expression,
+    integer,
+    number,
+    shown,
+    text,
+)
 
 DEFAULT_FORMAT: Final[Mapping[str, str]] = {
     "time": "$time_iso8601",
@@ -29,6 +45,7 @@ DEFAULT_FORMAT: Final[Mapping[str, str]] = {
     "session_time": "$session_time",
 }
 """What is told without a `log_format`. APISIX then sends nothing."""
+MAX_MATCHES: Final = 20
 
 _VARIABLE = re.compile(r"\$(?:\w+|\{\w+\})")
 
@@ -60,6 +77,15 @@ LogFormat: TypeAlias = Annotated[
 ]
 
 
+def _any_list(value: object) -> tuple[object, ...]:
+    if not isinstance(value, list):
+        raise Wrong(f"expected a list, got {shown(value)}")
+    return tuple(value)
+
+
+_AnyList: TypeAlias = Annotated[tuple[object, ...], Stated(_any_list, {"type": "array"})]
+
+
 @attrs.frozen(kw_only=True)
 class LogMetadata:
     """What all uses of a logger share."""
@@ -74,14 +100,37 @@ class LoggerOptions:
     """What every logger is told. Times are seconds."""
 
     log_format: LogFormat | None = None
+    match: tuple[Annotated[Expression, expression("match")], ...] = ()
+    """Sessions that are told of: any of these holds of how they went. Empty: every session."""
     name: Annotated[str, text(1)] | None = None
     max_retry_count: Count = 0
     retry_delay: Seconds = 1.0
     buffer_duration: Annotated[float, number(1)] = 60.0
     inactive_timeout: Annotated[float, number(1)] = 5.0
     batch_max_size: Annotated[int, integer(1)] = 1000
+    drop_limit: Annotated[int, integer(1)] = 1 << 20
+    """Bytes that wait."""
+    schema: ClassVar[Schema] = {"properties": {"match": {"maxItems": MAX_MATCHES}}}
 
-    def policy(self, metadata: LogMetadata, pending_limit_bytes: int) -> BatchPolicy:
+    def check(self) -> Iterator[Fault]:
+        """What no field alone can say."""
+        if len(self.match) > MAX_MATCHES:
+            words = f'property "match" validation failed: expect array to have at most {MAX_MATCHES} items'
+            yield Fault(("match",), f"expected at most {MAX_MATCHES} entries", apisix=words)
+
+    def warnings(self) -> Iterator[Fault]:
+        """Variables that no session has: of HTTP, or misspelt."""
+        for name, value in (self.log_format or {}).items():
+            try:
+                compile_format(value)
+            except ValueError as error:
+                yield Fault(("log_format", name), f"{error}: records are without it")
+        for position, condition in enumerate(self.match):
+            for name in sorted(condition.variables):
+                if lookup(name) is None:
+                    yield Fault(("match", position), f"unknown variable ${name}: it never has a value")
+
+    def policy(self, metadata: LogMetadata) -> BatchPolicy:
         """When records are sent."""
         return BatchPolicy(
             max_records=self.batch_max_size,
@@ -90,17 +139,64 @@ class LoggerOptions:
             max_retries=self.max_retry_count,
             retry_delay_s=self.retry_delay,
             max_pending=metadata.max_pending_entries,
-            pending_limit_bytes=pending_limit_bytes,
+            pending_limit_bytes=self.drop_limit,
         )
 
 
-def unknown_in(log_format: Mapping[str, str] | None) -> Iterator[Fault]:
-    """Entries that no record will have: their variables are of HTTP, or misspelt."""
-    for name, value in (log_format or {}).items():
-        try:
-            compile_format(value)
-        except ValueError as error:
-            yield Fault(("log_format", name), f"{error}: records are without it")
+@attrs.frozen(kw_only=True)
+class HTTPLoggerOptions(LoggerOptions):
+    """Of the loggers that APISIX has for HTTP only: what they say about bodies, which no stream has."""
+
+    include_req_body: bool | None = None
+    include_req_body_expr: _AnyList | None = None
+    include_resp_body: bool | None = None
+    include_resp_body_expr: _AnyList | None = None
+    max_req_body_bytes: Count | None = None
+    max_resp_body_bytes: Count | None = None
+
+    def warnings(self) -> Iterator[Fault]:
+        """What is written here and has no effect."""
+        own = {field.name for field in attrs.fields(HTTPLoggerOptions)}
+        yield from does_nothing(self, *sorted(own - {field.name for field in attrs.fields(LoggerOptions)}))
+        yield from LoggerOptions.warnings(self)
+
+
+def believes_everybody(*, tls: bool, verify: bool) -> Iterator[Fault]:
+    """What is said when TLS hides the records from all but whoever pretends to be the server."""
+    if tls and not verify:
+        message = "whoever answers is believed: the server's certificate is not verified (tls_verify)"
+        yield Fault(("tls",), message, at_key=True)
+
+
+def _no_head(_: Outcome) -> str:
+    return ""
+
+
+def telling(
+    options: LoggerOptions,
+    context: PluginContext,
+    to: Destination,
+    *,
+    timeout_s: float,
+    head: Callable[[Outcome], str] = _no_head,
+) -> Hooks:
+    """Hand a record of each session to the process at its close, which sends it: `head`, then JSON.
+
+    `timeout_s` is for one batch.
+    """
+    metadata = context.metadata
+    assert isinstance(metadata, LogMetadata)
+    collector = Collector(to=to, timeout_s=timeout_s, policy=options.policy(metadata))
+    hostname = context.known["hostname"]
+    record = compile_record(options, metadata, hostname)
+    conditions = [each.bind(lambda name: lookup(name, hostname)) for each in options.match]
+    shipping = context.services.shipping
+
+    def on_close(_: Facts, outcome: Outcome) -> None:
+        if not conditions or any(holds(outcome) for holds in conditions):
+            shipping.ship(collector, (head(outcome) + json.dumps(record(outcome))).encode())
+
+    return Hooks(on_close=on_close)
 
 
 def compile_record(
@@ -116,7 +212,7 @@ def compile_record(
         try:
             entry = compile_format(value, "none", hostname=hostname)
         except ValueError:
-            continue  # `unknown_in` has said so
+            continue  # `warnings` has said so
         entries.append((name, entry, _VARIABLE.fullmatch(value) is not None))
 
     def record(outcome: Outcome) -> Mapping[str, str]:

@@ -6,7 +6,6 @@ Source:
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -14,11 +13,11 @@ from typing import Annotated, Literal
 import attrs
 
 from streamgw.core.access_log import compile_format
-from streamgw.core.batch import Collector
+from streamgw.core.batch import OverTCP, OverUDP
 from streamgw.core.hooks import Hooks, Plugin, PluginContext
-from streamgw.core.model import Facts, Outcome
+from streamgw.core.model import Outcome
 from streamgw.plugins.options import Fault, Port, integer, text
-from streamgw.plugins.records import LoggerOptions, LogMetadata, compile_record, unknown_in
+from streamgw.plugins.records import LoggerOptions, LogMetadata, believes_everybody, telling
 
 _PRIORITY = 5 * 8 + 6
 """Facility syslog, severity informational."""
@@ -38,13 +37,12 @@ class Syslog(LoggerOptions):
     """The server's certificate is checked, by what `apisix.ssl.ssl_trusted_certificate` trusts."""
     timeout: Annotated[int, integer(1)] = 3000
     """Milliseconds for one batch."""
-    drop_limit: Annotated[int, integer(1)] = 1 << 20
-    """Bytes that wait."""
     flush_limit: Annotated[int, integer(1)] | None = None
     pool_size: Annotated[int, integer(5)] | None = None
 
     def check(self) -> Iterator[Fault]:
         """Nothing may be sent in the clear that was to be encrypted."""
+        yield from LoggerOptions.check(self)
         if self.tls and self.sock_type == "udp":
             yield Fault(("tls",), "TLS needs sock_type: tcp", at_key=True)
         if self.tls_verify and not self.tls:
@@ -59,35 +57,25 @@ class Syslog(LoggerOptions):
                     "does nothing: every batch is sent whole, on a connection of its own",
                     at_key=True,
                 )
-        if self.tls and not self.tls_verify:
-            message = "whoever answers is believed: the server's certificate is not verified (tls_verify)"
-            yield Fault(("tls",), message, at_key=True)
-        yield from unknown_in(self.log_format)
+        yield from believes_everybody(tls=self.tls, verify=self.tls_verify)
+        yield from LoggerOptions.warnings(self)
 
 
 def build(options: Syslog, context: PluginContext) -> Hooks:
-    """Hand one message to the process at the close; it sends it."""
-    metadata = context.metadata
-    assert isinstance(metadata, LogMetadata)
-    collector = Collector(
-        transport=options.sock_type,
-        host=options.host,
-        port=options.port,
-        tls=options.tls,
-        verify=options.tls_verify,
-        timeout_s=options.timeout / 1000,
-        policy=options.policy(metadata, options.drop_limit),
+    """A header of RFC 5424 before each record."""
+    host, port = options.host, options.port
+    to = (
+        OverUDP(host=host, port=port)
+        if options.sock_type == "udp"
+        else OverTCP(host=host, port=port, tls=options.tls, verify=options.tls_verify)
     )
-    hostname = context.known["hostname"]
-    record = compile_record(options, metadata, hostname)
     stamp = compile_format("$time_iso8601", "none")
-    shipping = context.services.shipping
+    hostname = context.known["hostname"] or "-"
 
-    def on_close(_: Facts, outcome: Outcome) -> None:
-        header = f"<{_PRIORITY}>1 {stamp(outcome)} {hostname or '-'} {_APPLICATION} {os.getpid()} - - "
-        shipping.ship(collector, (header + json.dumps(record(outcome))).encode())
+    def head(outcome: Outcome) -> str:
+        return f"<{_PRIORITY}>1 {stamp(outcome)} {hostname} {_APPLICATION} {os.getpid()} - - "
 
-    return Hooks(on_close=on_close)
+    return telling(options, context, to, timeout_s=options.timeout / 1000, head=head)
 
 
 PLUGIN = Plugin(name="syslog", priority=401, options=Syslog, build=build, metadata=LogMetadata)

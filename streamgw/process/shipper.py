@@ -1,14 +1,13 @@
 """Sends what plugins log: one task for each collector, batches out of a bounded queue.
 
-The connection is made for each batch. One that is kept open would take a batch that nobody reads, when the collector went away
-meanwhile, and say nothing; this way the end of the connection says that the collector has read it all.
+The queues are the process's, not the configuration's: a reload does not touch them. A collector that no route names any more
+gets what was meant for it.
 """
 
 from __future__ import annotations
 
-import ssl
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NoReturn
 
 import attrs
@@ -16,16 +15,12 @@ import structlog
 import trio
 
 from streamgw.core.batch import Batches, Collector
+from streamgw.process.senders import TROUBLES, Senders
 
 LINGER_S = 60.0
 """After which the task of a collector that gets nothing any more ends."""
-FAREWELL_S = 1.0
-"""What a collector has for closing the connection after us. One that keeps it open is believed to have read everything."""
 PATIENCE_S = 2.0
 """For everything that is left when the gateway ends."""
-
-_TROUBLES = (OSError, ValueError, trio.BrokenResourceError, trio.TooSlowError)
-"""What a collector can do to us. A name that cannot even be looked up is a ValueError."""
 
 
 @attrs.define(eq=False)
@@ -47,7 +42,7 @@ class Shipper:
     """
 
     def __init__(self, trusted: Callable[[], str]) -> None:
-        self._trusted = trusted
+        self._senders = Senders(trusted)
         self._queues: dict[Collector, _Queue] = {}
         self._nursery: trio.Nursery | None = None
         self._log = structlog.get_logger()
@@ -98,7 +93,9 @@ class Shipper:
             with trio.move_on_after(PATIENCE_S, shield=True):
                 while queue.batches and await self._deliver(queue):
                     pass
-            self._lose(queue, len(queue.batches))
+            if left := len(queue.batches):
+                self._lose(queue, left)
+                self._log.warning("records_dropped", collector=str(queue.collector), pending=left)
             raise
         finally:
             del self._queues[queue.collector]
@@ -117,8 +114,8 @@ class Shipper:
     async def _deliver(self, queue: _Queue) -> bool:
         """Try the next batch; whether it arrived."""
         try:
-            await self._send(queue.collector, queue.batches.take())
-        except _TROUBLES as error:
+            await self._senders.send(queue.collector, queue.batches.take())
+        except TROUBLES as error:
             self._lose(queue, queue.batches.failed(trio.current_time()))
             if not queue.is_failing:
                 queue.is_failing = True
@@ -134,63 +131,6 @@ class Shipper:
     def _lose(self, queue: _Queue, records: int) -> None:
         if records:
             self.dropped[str(queue.collector)] += records
-
-    async def _send(self, collector: Collector, records: Sequence[bytes]) -> None:
-        if collector.transport == "udp":
-            with trio.fail_after(collector.timeout_s):
-                await _send_datagrams(collector, records)
-            return
-        context = None
-        if collector.tls:
-            context = await trio.to_thread.run_sync(_client_context, self._trusted(), collector.verify)
-        with trio.fail_after(collector.timeout_s) as deadline:
-            await _send_lines(collector, records, context, deadline)
-
-
-async def _send_datagrams(collector: Collector, records: Sequence[bytes]) -> None:
-    """One for each record. RFC 5426 and its like: no newline."""
-    (family, _, _, _, address), *_ = await trio.socket.getaddrinfo(
-        collector.host, collector.port, type=trio.socket.SOCK_DGRAM
-    )
-    with trio.socket.socket(family, trio.socket.SOCK_DGRAM) as sock:
-        await sock.connect(address)
-        for record in records:
-            await sock.send(record)
-
-
-async def _send_lines(
-    collector: Collector, records: Sequence[bytes], context: ssl.SSLContext | None, deadline: trio.CancelScope
-) -> None:
-    """Connect, send one line for each record, and see the collector close.
-
-    `deadline` is moved once the last byte is sent: that the collector is slow to close is no failure.
-    """
-    stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]
-    stream = socket_stream = await trio.open_tcp_stream(collector.host, collector.port)
-    try:
-        if context is not None:
-            stream = trio.SSLStream(socket_stream, context, server_hostname=collector.host)
-        await stream.send_all(b"\n".join((*records, b"")))
-        deadline.deadline = trio.current_time() + 2 * FAREWELL_S
-        with trio.move_on_after(FAREWELL_S):
-            # Closing while bytes of theirs are unread (TLS session tickets) would be a reset, which destroys ours on the way.
-            if isinstance(stream, trio.SSLStream):
-                await stream.aclose()
-            else:
-                await stream.send_eof()
-                while await stream.receive_some(4096):
-                    pass
-    finally:
-        await trio.aclose_forcefully(socket_stream)
-
-
-def _client_context(trusted: str, verify: bool) -> ssl.SSLContext:
-    """Reads files: for a thread."""
-    context = ssl.create_default_context(cafile=None if trusted == "system" else trusted)
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def _said(error: BaseException) -> str:

@@ -8,7 +8,16 @@ import secrets
 
 import pytest
 
-from streamgw.core.batch import Batches, BatchPolicy, Collector
+from streamgw.core.batch import (
+    Batches,
+    BatchPolicy,
+    Collector,
+    Destination,
+    OverHTTP,
+    OverTCP,
+    OverUDP,
+    ToFile,
+)
 
 
 def test_an_empty_queue_has_nothing_due() -> None:
@@ -119,12 +128,21 @@ def test_every_record_is_delivered_once_or_given_up_in_the_order_it_came() -> No
 
 
 @pytest.mark.parametrize(
-    ("collector", "name"),
+    ("to", "name"),
     [
-        (Collector(transport="udp", host="192.0.2.1", port=514), "udp://192.0.2.1:514"),
-        (Collector(transport="tcp", host="::1", port=514), "tcp://[::1]:514"),
-        (Collector(transport="tcp", host="logs.test", port=6514, tls=True), "tls://logs.test:6514"),
+        (OverUDP(host="192.0.2.1", port=514), "udp://192.0.2.1:514"),
+        (OverTCP(host="::1", port=514), "tcp://[::1]:514"),
+        (OverTCP(host="logs.test", port=6514, tls=True), "tls://logs.test:6514"),
+        (OverHTTP(host="logs.test", port=80), "http://logs.test:80"),
+        (ToFile(path="/var/log/sessions.json"), "file:/var/log/sessions.json"),
     ],
 )
-def test_a_collector_has_a_name_for_people(collector: Collector, name: str) -> None:
-    assert str(collector) == name
+def test_a_collector_has_a_name_for_people(to: Destination, name: str) -> None:
+    assert str(Collector(to=to)) == name
+
+
+def test_what_may_be_a_secret_is_not_in_the_name() -> None:
+    to = OverHTTP(host="logs.test", port=443, tls=True, target="/in/TOKEN", authorization="Bearer TOKEN")
+
+    assert str(Collector(to=to)) == "https://logs.test:443"
+    assert "TOKEN" not in repr(Collector(to=to))

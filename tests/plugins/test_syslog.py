@@ -6,25 +6,14 @@ import json
 import os
 import re
 
-import attrs
 import pytest
 
-from streamgw.core.batch import BatchPolicy, Collector
+from streamgw.core.batch import BatchPolicy, Collector, OverTCP, OverUDP
 from streamgw.core.hooks import PluginServices
 from streamgw.plugins.syslog import PLUGIN
-from tests.support.plugins import built, close, context, refusals, said_by_api, warnings
+from tests.support.plugins import Shelf, built, close, context, refusals, said_by_api, warnings
 
 WHERE = {"host": "logs.test", "port": 514}
-
-
-@attrs.define
-class Shelf:
-    """A shipping that keeps what it was given."""
-
-    shipped: list[tuple[Collector, bytes]] = attrs.Factory(list)
-
-    def ship(self, collector: Collector, record: bytes) -> None:
-        self.shipped.append((collector, record))
 
 
 def test_a_message_is_that_of_rfc_5424() -> None:
@@ -33,7 +22,7 @@ def test_a_message_is_that_of_rfc_5424() -> None:
     close(built(PLUGIN, PluginServices(shipping=shelf), **WHERE, log_format={"ip": "$remote_addr"}))
 
     ((collector, message),) = shelf.shipped
-    assert collector == Collector(transport="tcp", host="logs.test", port=514)
+    assert collector == Collector(to=OverTCP(host="logs.test", port=514))
     found = re.fullmatch(r"<46>1 (\S+) gw apisix (\d+) - - (\{.*\})", message.decode())
     assert found is not None
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", found[1])
@@ -70,8 +59,16 @@ def test_the_options_say_where_and_when() -> None:
         max_records=2, inactive_s=3, buffer_s=4, max_retries=5, retry_delay_s=6, pending_limit_bytes=9
     )
     assert shelf.shipped[0][0] == Collector(
-        transport="tcp", host="logs.test", port=514, tls=True, verify=True, timeout_s=1.5, policy=policy
+        to=OverTCP(host="logs.test", port=514, tls=True, verify=True), timeout_s=1.5, policy=policy
     )
+
+
+def test_udp_is_another_destination() -> None:
+    shelf = Shelf()
+
+    close(built(PLUGIN, PluginServices(shipping=shelf), **WHERE, sock_type="udp"))
+
+    assert shelf.shipped[0][0].to == OverUDP(host="logs.test", port=514)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +79,7 @@ def test_the_options_say_where_and_when() -> None:
         ({**WHERE, "tls_verify": True}, "tls_verify: needs tls: true"),
         ({**WHERE, "log_format": "$remote_addr"}, "log_format: expected a mapping of names to texts"),
         ({**WHERE, "log_format": {"a": 1}}, "log_format.a: expected text, got 1"),
+        ({**WHERE, "match": [[]] * 21}, "match: expected at most 20 entries"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, object], said: str) -> None:

@@ -2,54 +2,22 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import attrs
 import pytest
 import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from streamgw.core.batch import BatchPolicy, Collector
+from streamgw.core.batch import BatchPolicy, Collector, OverHTTP, OverTCP, OverUDP, ToFile
 from streamgw.process import shipper as module
 from streamgw.process.shipper import Shipper
-from tests.support.certificates import CA_PEM, issue
+from tests.support.collectors import listening, receiving, until
 
 AT_ONCE = BatchPolicy(max_records=1)
 LATER = BatchPolicy(inactive_s=1000, buffer_s=1000)
-
-
-@attrs.define
-class Listening:
-    """A collector that notes what it reads until its client is done."""
-
-    port: int
-    connections: list[bytes] = attrs.Factory(list)
-
-
-@asynccontextmanager
-async def listening(context: ssl.SSLContext | None = None) -> AsyncIterator[Listening]:
-    async with trio.open_nursery() as nursery:
-        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        found = Listening(listener.socket.getsockname()[1])
-
-        async def serve(stream: trio.SocketStream) -> None:
-            talk = stream if context is None else trio.SSLStream(stream, context, server_side=True)
-            read = b""
-            try:
-                async for chunk in talk:
-                    read += chunk
-                await talk.aclose()
-            except trio.BrokenResourceError:
-                return
-            found.connections.append(read)
-
-        nursery.start_soon(trio.serve_listeners, serve, [listener])
-        yield found
-        nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
@@ -61,15 +29,12 @@ async def shipping(trusted: str = "system") -> AsyncIterator[Shipper]:
         nursery.cancel_scope.cancel()
 
 
-async def until(look: object) -> None:
-    assert callable(look)
-    with trio.fail_after(10):
-        while not look():
-            await trio.sleep(0.005)
+def tcp(port: int, policy: BatchPolicy = AT_ONCE, timeout_s: float = 3.0, **settings: object) -> Collector:
+    return Collector(to=OverTCP(host="127.0.0.1", port=port, **settings), timeout_s=timeout_s, policy=policy)
 
 
-def tcp(port: int, policy: BatchPolicy = AT_ONCE, **settings: object) -> Collector:
-    return Collector(transport="tcp", host="127.0.0.1", port=port, policy=policy, **settings)
+def udp(port: int, policy: BatchPolicy = AT_ONCE) -> Collector:
+    return Collector(to=OverUDP(host="127.0.0.1", port=port), policy=policy)
 
 
 async def test_a_batch_is_a_line_for_each_record_on_one_connection() -> None:
@@ -97,45 +62,13 @@ async def test_what_was_shipped_before_the_start_is_sent() -> None:
 async def test_over_udp_a_record_is_a_datagram() -> None:
     with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as server:
         await server.bind(("127.0.0.1", 0))
-        where = Collector(
-            transport="udp", host="127.0.0.1", port=server.getsockname()[1], policy=BatchPolicy(max_records=2)
-        )
+        where = udp(server.getsockname()[1], BatchPolicy(max_records=2))
         async with shipping() as shipper:
             shipper.ship(where, b"a")
             shipper.ship(where, b"b")
 
             with trio.fail_after(10):
                 assert [await server.recv(100) for _ in "ab"] == [b"a", b"b"]
-
-
-@pytest.mark.parametrize("verify", [False, True])
-async def test_tls_is_spoken(tmp_path: Path, verify: bool) -> None:
-    ca = tmp_path / "ca.pem"
-    ca.write_text(CA_PEM)
-    issue("127.0.0.1").write(tmp_path)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(tmp_path / "a.pem", tmp_path / "a.key")
-
-    async with listening(context) as server, shipping(str(ca)) as shipper:
-        shipper.ship(tcp(server.port, tls=True, verify=verify), b"secret")
-        await until(lambda: server.connections)
-
-    assert server.connections == [b"secret\n"]
-
-
-async def test_a_server_that_is_not_believed_gets_nothing(tmp_path: Path) -> None:
-    issue("127.0.0.1").write(tmp_path)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(tmp_path / "a.pem", tmp_path / "a.key")
-
-    with capture_logs() as logs:
-        async with listening(context) as server, shipping() as shipper:
-            shipper.ship(tcp(server.port, tls=True, verify=True), b"secret")
-            await until(lambda: shipper.dropped)
-
-    assert server.connections == []
-    assert shipper.dropped == {f"tls://127.0.0.1:{server.port}": 1}
-    assert "certificate verify failed" in logs[0]["error"]
 
 
 async def test_a_collector_that_is_away_is_told_of_once_and_when_it_is_back() -> None:
@@ -219,11 +152,12 @@ async def test_at_the_end_a_collector_that_says_nothing_is_not_waited_for(
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     where = tcp(listener.socket.getsockname()[1], LATER)
 
-    with trio.fail_after(5):
+    with trio.fail_after(5), capture_logs() as logs:
         async with shipping() as shipper:
             shipper.ship(where, b"last")
 
     assert shipper.dropped == {str(where): 1}
+    assert [(log["event"], log.get("pending")) for log in logs] == [("records_dropped", 1)]
     await listener.aclose()
 
 
@@ -240,27 +174,12 @@ async def test_a_server_that_is_silent_in_the_handshake_is_given_up_in_time() ->
     assert [log["error"] for log in logs] == ["no answer in time"]
 
 
-async def test_a_collector_that_never_closes_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FAREWELL_S", 0.05)
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with listener, shipping() as shipper:
-        where = tcp(listener.socket.getsockname()[1])
-        shipper.ship(where, b"a")
-        async with await listener.accept() as first:
-            assert await first.receive_some() == b"a\n"
-            shipper.ship(where, b"b")
-            async with await listener.accept() as second:
-                assert await second.receive_some() == b"b\n"
-
-    assert not shipper.dropped
-
-
 async def test_the_task_of_a_collector_that_gets_nothing_ends_and_comes_back(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as server:
         await server.bind(("127.0.0.1", 0))
-        where = Collector(transport="udp", host="127.0.0.1", port=server.getsockname()[1], policy=AT_ONCE)
+        where = udp(server.getsockname()[1])
         async with shipping() as shipper:
             for record in (b"a", b"b"):
                 shipper.ship(where, record)
@@ -269,3 +188,63 @@ async def test_the_task_of_a_collector_that_gets_nothing_ends_and_comes_back(
                 assert len(shipper) == 1
                 await trio.sleep(module.LINGER_S)
                 assert len(shipper) == 0
+
+
+async def test_a_server_that_refuses_gets_the_batch_again_and_then_the_next_one() -> None:
+    busy = b"HTTP/1.1 503 Busy\r\n\r\n"
+    with capture_logs() as logs:
+        async with receiving(busy, busy, busy) as receiver, shipping() as shipper:
+            policy = BatchPolicy(max_records=1, max_retries=1, retry_delay_s=0)
+            where = Collector(to=OverHTTP(host="127.0.0.1", port=receiver.port, form="object"), policy=policy)
+            shipper.ship(where, b"1")
+            shipper.ship(where, b"2")
+            await until(lambda: len(receiver.requests) == 4)
+            await until(lambda: len(logs) == 2)
+
+    assert receiver.bodies == [b"1", b"1", b"2", b"2"]
+    assert shipper.dropped == {f"http://127.0.0.1:{receiver.port}": 1}
+    assert [(log["event"], log.get("error")) for log in logs] == [
+        ("collector_failed", "answered 503"),
+        ("collector_back", None),
+    ]
+
+
+async def test_a_directory_that_vanishes_is_told_of_once_and_when_it_is_back(tmp_path: Path) -> None:
+    directory = tmp_path / "logs"
+    where = Collector(to=ToFile(path=str(directory / "a.log")), policy=AT_ONCE)
+
+    with capture_logs() as logs:
+        async with shipping() as shipper:
+            for count in (1, 2):
+                shipper.ship(where, b"lost")
+                await until(lambda count=count: shipper.dropped[str(where)] == count)
+            directory.mkdir()
+            shipper.ship(where, b"here")
+            await until(lambda: len(logs) == 2)
+
+    assert (directory / "a.log").read_bytes() == b"here\n"
+    assert [log["event"] for log in logs] == ["collector_failed", "collector_back"]
+    assert "No such file or directory" in logs[0]["error"]
+
+
+async def test_a_queue_whose_policy_was_edited_is_still_sent() -> None:
+    """The route ships to another queue from now on; what waits in the old one is sent when it is due."""
+    async with listening() as server, shipping() as shipper:
+        shipper.ship(tcp(server.port, BatchPolicy(inactive_s=0.1)), b"before")
+        shipper.ship(tcp(server.port, BatchPolicy(max_records=1)), b"after")
+
+        await until(lambda: len(server.connections) == 2)
+
+    assert sorted(server.connections) == [b"after\n", b"before\n"]
+    assert not shipper.dropped
+
+
+async def test_a_slow_collector_holds_up_nobody_else() -> None:
+    (silent,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with silent, listening() as server, shipping() as shipper:
+        slow = tcp(silent.socket.getsockname()[1], tls=True, timeout_s=60)
+        shipper.ship(slow, b"waits")
+        async with await silent.accept():
+            for number in range(5):
+                shipper.ship(tcp(server.port), b"%d" % number)
+            await until(lambda: b"".join(server.connections) == b"0\n1\n2\n3\n4\n")

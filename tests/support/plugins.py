@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 
 from streamgw.config.apisix import refusal
 from streamgw.config.plugins import PluginSet
 from streamgw.config.strict import Wrong, structure
 from streamgw.config.yaml_reader import pointer_of
+from streamgw.core.batch import Collector
 from streamgw.core.errors import Rejected
 from streamgw.core.hooks import Decision, Hooks, Plugin, PluginContext, PluginServices
 from streamgw.core.model import Facts
@@ -17,6 +19,16 @@ from tests.support.scenes import facts, outcome
 
 CLIENT = facts("192.0.2.9")
 KNOWN = {"route_id": "r1", "route_name": "db", "service_id": "", "service_name": "", "hostname": "gw"}
+
+
+@attrs.define
+class Shelf:
+    """A shipping that keeps what it was given."""
+
+    shipped: list[tuple[Collector, bytes]] = attrs.Factory(list)
+
+    def ship(self, collector: Collector, record: bytes) -> None:
+        self.shipped.append((collector, record))
 
 
 def context(
