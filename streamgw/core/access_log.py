@@ -10,6 +10,7 @@ import functools
 import json
 import re
 from collections.abc import Callable, Mapping
+from json.encoder import encode_basestring_ascii
 from typing import Literal, TypeAlias
 
 import attrs
@@ -108,7 +109,8 @@ def format_json(outcome: Outcome) -> str:
     )
 
 
-_QUOTE = json.JSONEncoder().encode
+_QUOTE = encode_basestring_ascii
+"""Of JSON, for text."""
 
 
 def _tls_json(outcome: Outcome) -> str:
@@ -120,7 +122,7 @@ def _tls_json(outcome: Outcome) -> str:
         return tls
     return (
         f'{tls},"client_subject":{_QUOTE(certificate.subject)},"client_fingerprint":{_QUOTE(certificate.fingerprint)}'
-        f',"client_sans":{_QUOTE(certificate.sans)}'
+        f',"client_sans":{json.dumps(certificate.sans)}'
     )
 
 
@@ -134,7 +136,7 @@ def _datagrams_json(outcome: Outcome) -> str:
 
 
 def _attempts_json(outcome: Outcome) -> str:
-    if not any(attempt.error for attempt in outcome.attempts):
+    if not outcome.attempts or not any(attempt.error for attempt in outcome.attempts):
         return ""
     attempts = ",".join(
         f'{{"node":"{attempt.node}","ms":{attempt.seconds * 1000:.3f},"error":{_QUOTE(attempt.error)}}}'

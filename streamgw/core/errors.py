@@ -62,6 +62,9 @@ class Reason(enum.StrEnum):
     """A UDP session whose node went away: the client's next datagram began another one."""
     BUG = "bug"
 
+    # Not Enum's own, which is written in Python, and hashes another word than the equal `str` does.
+    __hash__ = str.__hash__
+
 
 class StreamgwError(Exception):
     """Base of every error that streamgw raises on purpose."""

@@ -124,7 +124,7 @@ class UpstreamLoad:
         that a node that was slow gets another chance.
         """
         state = self._of(node)
-        return state.latency_s * self._remaining(state)
+        return state.latency_s * _remaining(state, self._now())
 
     def answered(self, node: Address, connect_s: float) -> None:
         """A connect to it succeeded."""
@@ -191,12 +191,14 @@ class UpstreamLoad:
         if state.answered + state.failed == 1:
             state.latency_s = seconds
         else:
-            kept = self._remaining(state)
+            kept = _remaining(state, now)
             state.latency_s = state.latency_s * kept + seconds * (1 - kept)
         state.measured_at = now
 
-    def _remaining(self, state: NodeLoad) -> float:
-        return math.exp(-max(0.0, self._now() - state.measured_at) / DECAY_S)
+
+def _remaining(state: NodeLoad, now: float) -> float:
+    """Of its latency."""
+    return math.exp(-max(0.0, now - state.measured_at) / DECAY_S)
 
 
 def _nobody_waits() -> None:

@@ -137,9 +137,12 @@ class Listener:
     fallback_sni: str = ""
     """The name of a client that sends none. The listener's own, else `apisix.ssl.fallback_sni`."""
 
-    @property
-    def name(self) -> str:
-        """What logs, metrics and `status` call it: `tcp 127.0.0.1:9101`, `tcp [::1]:9100`, `tcp *:9100`, `tcp unix:/run/x`."""
+    name: str = attrs.field(init=False, eq=False, repr=False)
+    """What logs, metrics and `status` call it: `tcp 127.0.0.1:9101`, `tcp [::1]:9100`, `tcp *:9100`, `tcp unix:/run/x`.
+    Put together once: each session asks for it several times."""
+
+    @name.default
+    def _name(self) -> str:
         if self.path:
             return f"{self.transport} {UNIX_HOST}{self.path}"
         if self.dual_stack:
@@ -167,6 +170,12 @@ class Node:
     """0: never picked, also when it is the only node."""
     priority: int = 0
     """Higher is preferred; lower groups are for when the higher ones failed."""
+    address: Address = attrs.field(init=False, eq=False, repr=False)
+    """Where to connect, once the host is an IP literal. Put together once: each session needs it."""
+
+    @address.default
+    def _address(self) -> Address:
+        return Address(self.host, self.port)
 
     @property
     def is_looked_up(self) -> bool:

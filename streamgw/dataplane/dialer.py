@@ -113,12 +113,16 @@ class Dialer:
         limits: Limits,
     ) -> Ending:
         """One round: each candidate once, as far as `retries` and `retry_timeout` go."""
-        facts, began_at = introduction.facts, self.now()
+        facts, began_at = introduction.facts, 0.0
         failure: ConnectFailed | None = None
-        candidates = await self.pool.candidates(upstream, facts, since=trail.began_at)
+        candidates = self.pool.candidates_at_once(upstream, facts)
+        if candidates is None:
+            candidates = await self.pool.candidates(upstream, facts, since=trail.began_at)
         for node in _allowed(candidates, upstream):
             dialled_at = self.now()
-            if failure is not None and 0 < upstream.retry_timeout_s <= dialled_at - began_at:
+            if failure is None:
+                began_at = dialled_at
+            elif 0 < upstream.retry_timeout_s <= dialled_at - began_at:
                 break
             trail.node, trail.dialled_at = node, dialled_at
             meter.on_connected = partial(self._on_connected, upstream, node, dialled_at)

@@ -181,6 +181,8 @@ class Listeners:
                 each.accepting.pause()
 
     def _resume_where_there_is_room(self) -> None:
+        if not self._paused:
+            return
         for live in [live for live in self._paused if self._has_room(live)]:
             self._paused.remove(live)
             assert live.accepting is not None, "only what accepts is paused"

@@ -5,6 +5,7 @@ a reload.
 from __future__ import annotations
 
 import itertools
+import operator
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from functools import partial
@@ -20,6 +21,7 @@ from streamgw.core.model import Address, Facts, Node, Pacing, Upstream
 from streamgw.core.variables import compile_template
 from streamgw.dataplane.waiting import WaitingLine
 
+_ADDRESS: Callable[[Node], Address] = operator.attrgetter("address")
 _MAX_INLINE_WEIGHT = 16
 """A ring of 2,560 points is made in a millisecond; a bigger one in a thread, so that nobody else waits for it."""
 
@@ -318,16 +320,12 @@ class _Search:
         limit = self.pacing.max_conns
         free = (node for node in nodes if not 0 < limit <= entry.load.active(node))
         first = next(free, None)
-        return None if first is None else map(_address, itertools.chain((first,), free))
+        return None if first is None else map(_ADDRESS, itertools.chain((first,), free))
 
     @property
     def patience_s(self) -> float:
         """How long to go on."""
         return self.pacing.queue_timeout_s if self.is_full else self.pacing.wait_for_node_s
-
-
-def _address(node: Node) -> Address:
-    return Address(node.host, node.port)
 
 
 def _hashed_by(upstream: Upstream) -> Callable[[Facts], str]:
@@ -340,7 +338,7 @@ def _hashed_by(upstream: Upstream) -> Callable[[Facts], str]:
 
 
 def _in_order(entry: _Entry, facts: Facts) -> Iterator[Address]:
-    return (Address(node.host, node.port) for node in entry.balancer.order(facts, entry.load))
+    return map(_ADDRESS, entry.balancer.order(facts, entry.load))
 
 
 def _balances_alike(one: Upstream, other: Upstream) -> bool:

@@ -71,6 +71,10 @@ _FAULTS = {
     Reason.BUG: Fault.GATEWAY,
 }
 
+_DRAINED = Ending(Reason.DRAIN)
+_CUT = frozenset({Reason.BUG, Reason.EXHAUSTED, Reason.DRAIN})
+"""What must not look complete to the client."""
+
 
 @attrs.frozen
 class Policy:
@@ -186,7 +190,7 @@ class Sessions:
         Cancellation:
           Both sockets are reset, the outcome says `drain`, Cancelled goes on.
         """
-        ending = Ending(Reason.DRAIN)
+        ending = _DRAINED
         fault: Fault | None = None
         status, reset = 0, False
         try:
@@ -202,7 +206,7 @@ class Sessions:
             self.on_bug(session, error)
         finally:
             # A refused client (no route, no node) sees a plain close, as behind APISIX. A cut one must not look complete.
-            cut = ending.reason in {Reason.BUG, Reason.EXHAUSTED, Reason.DRAIN}
+            cut = ending.reason in _CUT
             self.pump.close(session.end, reset=cut or reset)
             self._leave(session, _outcome(session, ending, fault, status))
 

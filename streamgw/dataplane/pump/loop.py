@@ -118,6 +118,8 @@ class SocketPump(Pump):
         self._kick = False
         """A task was started or woken: let Trio run at the end of this batch."""
         self._nursery: trio.Nursery | None = None
+        self._now = trio.current_time
+        """The same clock without a look-up, once `run` knows it."""
         self._stopped = False
 
     @property
@@ -203,7 +205,7 @@ class SocketPump(Pump):
             raise ConnectFailed("the gateway stops")
         end = start_connect(node, self.adopt)
         end.preface = preface
-        end.dialed_at = trio.current_time()
+        end.dialed_at = self._now()
         end.deadline = deadline
         return end
 
@@ -350,7 +352,7 @@ class SocketPump(Pump):
     # The loop
 
     async def _drive(self) -> NoReturn:
-        clock = trio.lowlevel.current_clock().current_time
+        clock = self._now = trio.lowlevel.current_clock().current_time
         poll, mover = self._epoll.poll, self._mover
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
@@ -435,7 +437,7 @@ class SocketPump(Pump):
             self._fail(relay, words_for(number))
         elif upstream.writable:
             meter = relay.meter
-            meter.connected_at = relay.active_at = trio.current_time()
+            meter.connected_at = relay.active_at = self._now()
             if meter.on_connected is not None:
                 meter.on_connected(meter.connected_at)
             self._mover.start(relay)
