@@ -265,6 +265,7 @@ def _compile(
         upstreams=upstreams,
         backgrounds=tuple(dict.fromkeys(each for each in hooks if each.background is not None)),
         names=frozenset(node.host for node in nodes if node.is_looked_up),
+        services=frozenset(each.service_name for each in upstreams.values() if each.service_name),
         certificates=SNIIndex(entries, one_label=True),
         sources={document.key: document.digest for document in resolution.documents},
     )

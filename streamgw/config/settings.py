@@ -8,6 +8,7 @@ from typing import Literal
 
 import attrs
 
+from streamgw.config.discovery import DiscoverySettings, build_discovery
 from streamgw.config.documents import Locations, SourceFile
 from streamgw.config.endpoints import (
     ADMIN,
@@ -70,7 +71,7 @@ class AccessLogSettings:
 
 @attrs.frozen
 class ResolverSettings:
-    """How node names become addresses: `apisix.dns_resolver*`, `apisix.resolver_timeout`, `streamgw.resolver`."""
+    """What is asked of DNS: `apisix.dns_resolver*`, `apisix.resolver_timeout`, `streamgw.resolver`, `discovery.dns`."""
 
     servers: tuple[Address, ...] = ()
     """Empty: /etc/resolv.conf."""
@@ -83,6 +84,9 @@ class ResolverSettings:
     """How long the last answer is used while the servers do not answer (RFC 8767)."""
     search: bool = True
     """`apisix.enable_resolv_search_opt`: short names go through the search domains."""
+    max_records: int = 256
+    """Of one name or service that are used."""
+    discovery: DiscoverySettings = attrs.field(factory=DiscoverySettings)
 
 
 _DEFAULT_STATUS = Address("127.0.0.1", 7085)
@@ -272,6 +276,8 @@ def _resolver(spec: ConfigSpec) -> ResolverSettings:
         timeout_s=apisix.resolver_timeout,
         stale_s=ours.stale_s,
         search=apisix.enable_resolv_search_opt,
+        max_records=ours.max_records,
+        discovery=build_discovery(spec.discovery),
     )
 
 

@@ -18,6 +18,7 @@ from typing import Annotated, ClassVar, Literal
 import attrs
 
 from streamgw.config.contexts import DEFAULT_CIPHERS, VERSIONS, Version, set_ciphers
+from streamgw.config.discovery import ELSEWHERE, DiscoverySpec, name_server
 from streamgw.config.endpoints import AdminSpec, HTTPLimits, ListenSpec, PluginAttrSpec, Text, ip, plugin_attr
 from streamgw.config.listen import TCPEntries, UDPEntries
 from streamgw.config.rules import (
@@ -45,6 +46,8 @@ SECTIONS: tuple[Path, ...] = (
     ("nginx_config", "stream"),
     ("deployment",),
     ("deployment", "admin"),
+    ("discovery",),
+    ("discovery", "dns"),
     ("streamgw",),
     ("streamgw", "admin"),
     ("streamgw", "limits"),
@@ -58,7 +61,6 @@ SECTIONS: tuple[Path, ...] = (
 
 WITHOUT_EFFECT: Mapping[Path, tuple[str, ...]] = {
     (): (
-        "discovery",
         "etcd",
         "ext-plugin",
         "graphql",
@@ -133,16 +135,8 @@ WITHOUT_EFFECT: Mapping[Path, tuple[str, ...]] = {
     ),
     ("nginx_config", "stream"): ("lua_shared_dict", "metrics_zone_size"),
     ("deployment",): ("certs", "etcd"),
+    ("discovery",): ELSEWHERE,
 }
-
-
-def _name_server(value: object) -> Address:
-    """`10.0.0.2`, `10.0.0.2:5353`, `[fd00::2]:53`, `fd00::2`."""
-    if type(value) is str:
-        host, colon, port = value.rpartition(":")
-        if colon and port.isdecimal() and (host.count(":") == 0 or host.endswith("]")):
-            return Address(ip(host), integer(1, 65535)(int(port)))
-    return Address(ip(value), 53)
 
 
 def _workers(value: object) -> int:
@@ -233,7 +227,7 @@ class ApisixSpec:
     enable_admin: bool = True
     enable_control: bool = True
     control: ListenSpec = attrs.field(factory=ListenSpec)
-    dns_resolver: tuple[Annotated[Address, _name_server], ...] = ()
+    dns_resolver: tuple[Annotated[Address, name_server], ...] = ()
     dns_resolver_valid: PositiveSeconds | None = None
     resolver_timeout: PositiveSeconds = 5.0
     enable_resolv_search_opt: bool = True
@@ -295,6 +289,7 @@ class ResolverSpec:
     min_ttl_s: Seconds = 1.0
     max_ttl_s: PositiveSeconds = 300.0
     stale_s: Seconds = 86_400.0
+    max_records: Annotated[int, integer(1, 1024)] = 256
 
     def check(self) -> Iterator[Fault]:
         """What no field alone can say."""
@@ -382,4 +377,5 @@ class ConfigSpec:
     deployment: DeploymentSpec = DeploymentSpec()
     plugin_attr: Annotated[PluginAttrSpec, plugin_attr] = attrs.field(factory=PluginAttrSpec)
     stream_plugins: tuple[Text, ...] | None = None
+    discovery: DiscoverySpec = attrs.field(factory=DiscoverySpec)
     streamgw: StreamgwSpec = StreamgwSpec()

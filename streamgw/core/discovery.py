@@ -10,11 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from typing import Final, Literal, TypeAlias
 
 import attrs
 
 from streamgw.core.model import Address, Node
 
+RecordKind: TypeAlias = Literal["last", "SRV", "A", "AAAA", "CNAME"]
+ORDER: Final[tuple[RecordKind, ...]] = ("last", "SRV", "A", "AAAA", "CNAME")
+"""What APISIX asks for, and in which order, unless it is told otherwise."""
 MAX_TOTAL_WEIGHT = 1 << 24
 """Of one priority. Beyond, weights are made smaller together, which is exact to one in 16 million."""
 MAX_RING_WEIGHT = 1024

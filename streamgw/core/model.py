@@ -251,6 +251,12 @@ class Upstream:
     pacing: Pacing = NO_PACING
     checks: Checks | None = None
     """None: every node is taken for healthy."""
+    service_name: str = ""
+    """`name` or `name:port`: the nodes are those that DNS says, and `nodes` is empty."""
+
+    def is_from(self, name: str) -> bool:
+        """Whether a name in DNS, of a node or a service, says what its nodes are."""
+        return name == self.service_name or any(node.host == name for node in self.nodes)
 
 
 @attrs.frozen

@@ -165,7 +165,7 @@ class Dialer:
 def _allowed(candidates: Iterator[Address], upstream: Upstream) -> Iterator[Address]:
     if upstream.retries is None:
         return candidates
-    if len(upstream.nodes) == 1:
+    if upstream.service_name or len(upstream.nodes) == 1:
         nodes = tuple(candidates)
         if len(nodes) == 1:
             return itertools.repeat(nodes[0], 1 + upstream.retries)

@@ -11,18 +11,24 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Final, Literal, TypeAlias
+from typing import Final, NoReturn
 
 import attrs
 import structlog
 import trio
 
-from streamgw.core.discovery import Discovered, ServiceRecord, nodes_at, nodes_of, split_service_name
+from streamgw.core.discovery import (
+    ORDER,
+    Discovered,
+    RecordKind,
+    ServiceRecord,
+    nodes_at,
+    nodes_of,
+    split_service_name,
+)
 from streamgw.dataplane.refresher import Answer, LookupFailed, Refresher
-from streamgw.dataplane.resolver import BOTH, DNSLookup, NotThere
+from streamgw.dataplane.resolver import BOTH, DNSLookup, NotThere, Resolver
 
-RecordKind: TypeAlias = Literal["last", "SRV", "A", "AAAA", "CNAME"]
-ORDER: Final[tuple[RecordKind, ...]] = ("last", "SRV", "A", "AAAA", "CNAME")
 MAX_QUERIES: Final = 16
 """For targets of one service, under way at a time; each may be one for each family."""
 RETRY_TARGETS_S: Final = 5.0
@@ -202,3 +208,41 @@ class ServiceLookup:
                 still_used=still_used,
             )
         return {target: addresses for target, (addresses, _) in kept.items()}
+
+
+class Naming:
+    """Everything that is asked of DNS for upstreams: the names of their nodes, and services. Implements `pool.Names`."""
+
+    def __init__(self, resolver: Resolver, discovery: Discovery) -> None:
+        self.resolver = resolver
+        self.discovery = discovery
+
+    def sync(self, names: Collection[str], services: Collection[str]) -> None:
+        """Keep exactly these names and services fresh from now on."""
+        self.resolver.sync(names)
+        self.discovery.sync(services)
+
+    def addresses(self, name: str) -> tuple[str, ...]:
+        """See `Resolver.addresses`."""
+        return self.resolver.addresses(name)
+
+    def nodes(self, service_name: str) -> tuple[Discovered, ...]:
+        """What is known of a service."""
+        return self.discovery.known(service_name)
+
+    def trouble(self, service_name: str) -> str:
+        """Why the latest lookup of a service failed; empty: it did not."""
+        return self.discovery.trouble(service_name)
+
+    async def first(self, name: str) -> None:
+        """Wait until the first lookup of a name or a service has ended, well or not."""
+        await self.resolver.first(name)
+        await self.discovery.first(name)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Keep looking, see `Refresher.run`."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.resolver.run)
+            await nursery.start(self.discovery.run)
+            task_status.started()
+        raise AssertionError("nobody ends them")

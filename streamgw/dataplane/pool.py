@@ -15,6 +15,7 @@ import attrs
 import trio
 
 from streamgw.core.balancer import Balancer, build_balancer
+from streamgw.core.discovery import Discovered, fit_ring
 from streamgw.core.errors import ConnectFailed, NoNode
 from streamgw.core.load import Lease, UpstreamLoad
 from streamgw.core.model import Address, Facts, Node, Pacing, Upstream
@@ -27,16 +28,22 @@ _MAX_INLINE_WEIGHT = 16
 
 
 class Names(Protocol):
-    """What the pool asks of a resolver (`resolver.Resolver`)."""
+    """What the pool asks of DNS (`discovery.Naming`)."""
 
-    def sync(self, names: Collection[str]) -> None:
-        """Keep exactly these names fresh from now on."""
+    def sync(self, names: Collection[str], services: Collection[str]) -> None:
+        """Keep exactly these names and services fresh from now on."""
 
     def addresses(self, name: str) -> tuple[str, ...]:
         """What is known now, without waiting; empty when nothing is."""
 
+    def nodes(self, service_name: str) -> tuple[Discovered, ...]:
+        """What is known now of a service, without waiting; empty when nothing is."""
+
+    def trouble(self, service_name: str) -> str:
+        """Why the latest lookup of a service failed; empty: it did not."""
+
     async def first(self, name: str) -> None:
-        """Wait until the first lookup of a name has ended, well or not."""
+        """Wait until the first lookup of a name or a service has ended, well or not."""
 
 
 @attrs.frozen
@@ -51,7 +58,8 @@ class _Entry:
 class UpstreamPool:
     """Gives each session its candidates, in the order in which they shall be tried, and is told how that went.
 
-    A name contributes one node per address, each with the weight and priority that the name has.
+    A name contributes one node per address, each with the weight and priority that the name has; a service the nodes that
+    DNS says, with theirs.
 
     An upstream gets its entry when the first session asks for it: of 10,000 upstreams few are in use, and what a reload
     does here is done on the event loop.
@@ -74,15 +82,18 @@ class UpstreamPool:
         """Told of the connects of sessions to the nodes of an upstream (its key). Must neither block nor raise."""
         self.on_failed: Callable[[str, Address, ConnectFailed], None] = lambda *_: None
 
-    def sync(self, upstreams: Mapping[str, Upstream], names: Collection[str]) -> None:
+    def sync(
+        self, upstreams: Mapping[str, Upstream], names: Collection[str], services: Collection[str] = ()
+    ) -> None:
         """Follow a new snapshot. An upstream whose key and nodes did not change keeps its balancer's position; sessions are
         counted on, whatever changed.
 
         Args:
           upstreams: all, by key.
           names: all that their nodes need looked up (`Snapshot.names`).
+          services: all whose nodes DNS says (`Snapshot.services`).
         """
-        self._names.sync(names)
+        self._names.sync(names, services)
         self._upstreams = upstreams
         self._entries = {
             key: entry
@@ -98,12 +109,8 @@ class UpstreamPool:
         self._wake()
 
     def on_names_changed(self, name: str) -> None:
-        """A name has other addresses now: the upstreams that use it get them, with a new balancer."""
-        changed = [
-            key
-            for key, entry in self._entries.items()
-            if any(node.host == name for node in entry.upstream.nodes)
-        ]
+        """A name has other addresses now, or a service other nodes: the upstreams that use it get them, with a new balancer."""
+        changed = [key for key, entry in self._entries.items() if entry.upstream.is_from(name)]
         for key in changed:
             del self._entries[key]
         self._wake()
@@ -132,6 +139,8 @@ class UpstreamPool:
             for node in upstream.nodes:
                 if node.is_looked_up:
                     await self._names.first(node.host)
+            if upstream.service_name:
+                await self._names.first(upstream.service_name)
             entry = await self._entry_of(upstream)
         if upstream.pacing.max_conns or upstream.pacing.wait_for_node_s:
             return await self._paced(upstream, facts, self._now() if since is None else since)
@@ -188,8 +197,10 @@ class UpstreamPool:
 
     def places(self, upstream: Upstream) -> Mapping[Address, str]:
         """Where its nodes are, as far as their names' addresses are known by now, and each one's host as it is written.
-        Without those whose weight is 0: no session goes there.
+        Without those whose weight is 0: no session goes there. Of a service: the names that its records have.
         """
+        if upstream.service_name:
+            return {_address(found.node): found.name for found in self._names.nodes(upstream.service_name)}
         return {
             Address(host, node.port): node.host
             for node in upstream.nodes
@@ -199,10 +210,13 @@ class UpstreamPool:
 
     def why_empty(self, upstream: Upstream) -> str:
         """Why there is no candidate, for a person."""
-        if not upstream.nodes:
+        if not upstream.nodes and not upstream.service_name:
             return "it lists none"
         if self.load(upstream.key).is_all_down:
             return "every one is down"
+        if upstream.service_name:
+            why = self._names.trouble(upstream.service_name) or "it is not available there"
+            return f"DNS says none for {upstream.service_name}: {why}"
         names = sorted({node.host for node in upstream.nodes if node.is_looked_up})
         return f"no address for {', '.join(names)}" if names else "every weight is 0"
 
@@ -286,6 +300,9 @@ class UpstreamPool:
 
     def _nodes_of(self, upstream: Upstream) -> list[Node]:
         """Those that may be dialled, names replaced by their addresses."""
+        if upstream.service_name:
+            discovered = [found.node for found in self._names.nodes(upstream.service_name)]
+            return list(fit_ring(discovered)) if upstream.type == "chash" else discovered
         nodes: list[Node] = []
         for node in upstream.nodes:
             if node.is_looked_up:
@@ -343,5 +360,8 @@ def _in_order(entry: _Entry, facts: Facts) -> Iterator[Address]:
 
 def _balances_alike(one: Upstream, other: Upstream) -> bool:
     return one is other or (
-        one.nodes == other.nodes and one.type == other.type and one.hash_key == other.hash_key
+        one.nodes == other.nodes
+        and one.service_name == other.service_name
+        and one.type == other.type
+        and one.hash_key == other.hash_key
     )

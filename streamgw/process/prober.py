@@ -112,9 +112,9 @@ class Prober:
             self._update(checker, upstream, checks)
 
     def on_names_changed(self, name: str) -> None:
-        """A name has other addresses now; the pool knows them already."""
+        """A name has other addresses now, or a service other nodes; the pool knows them already."""
         for checker in self.checkers.values():
-            if any(node.host == name for node in checker.upstream.nodes):
+            if checker.upstream.is_from(name):
                 self._keep_nodes(checker)
 
     def answered(self, key: str, node: Address) -> None:

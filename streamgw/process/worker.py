@@ -36,6 +36,7 @@ from streamgw.core.hooks import Ledger, LocalLedger, PluginServices
 from streamgw.core.model import Listener, Upstream
 from streamgw.core.snapshot import Snapshot
 from streamgw.dataplane.dialer import Dialer
+from streamgw.dataplane.discovery import Discovery, Naming, ServiceLookup
 from streamgw.dataplane.hooks import Backgrounds
 from streamgw.dataplane.listener import Listeners
 from streamgw.dataplane.pool import UpstreamPool
@@ -266,7 +267,7 @@ class Worker:
         self.listeners.make_way(gone)
 
     def _on_swap(self, snapshot: Snapshot) -> None:
-        self.pool.sync(snapshot.upstreams, snapshot.names)
+        self.pool.sync(snapshot.upstreams, snapshot.names, snapshot.services)
         self.prober.sync(snapshot.upstreams, is_on=self.settings.checks_health)
         self.backgrounds.sync(snapshot.backgrounds)
         self.udp.sync(snapshot.upstreams)
@@ -287,17 +288,27 @@ class Worker:
         self.reports.reload(what, status, len(self.reloader.current.router.routes))
 
 
-def build_resolver(settings: ResolverSettings, on_change: Callable[[str], None]) -> Resolver:
-    """As the settings say."""
-    return Resolver(
-        DNSLookup(
-            servers=settings.servers,
-            timeout_s=settings.timeout_s,
-            search=settings.search,
-            ttl_override_s=settings.ttl_override_s,
-        ),
-        min_ttl_s=settings.min_ttl_s,
-        max_ttl_s=settings.max_ttl_s,
-        stale_s=settings.stale_s,
-        on_change=on_change,
+def build_resolver(settings: ResolverSettings, on_change: Callable[[str], None]) -> Naming:
+    """As the settings say. `on_change` is told of names, and of services."""
+    discovery = settings.discovery
+    names = DNSLookup(
+        servers=settings.servers,
+        timeout_s=settings.timeout_s,
+        search=settings.search,
+        ttl_override_s=settings.ttl_override_s,
+        max_records=settings.max_records,
+    )
+    services = DNSLookup(
+        servers=() if discovery.resolv_conf is not None else discovery.servers or settings.servers,
+        timeout_s=settings.timeout_s,
+        search=settings.search,
+        ttl_override_s=settings.ttl_override_s,
+        max_records=settings.max_records,
+        resolv_conf=discovery.resolv_conf,
+    )
+    bounds = {"min_ttl_s": settings.min_ttl_s, "max_ttl_s": settings.max_ttl_s}
+    lookup = ServiceLookup(services, order=discovery.order, stale_s=settings.stale_s)
+    return Naming(
+        Resolver(names, **bounds, stale_s=settings.stale_s, on_change=on_change),
+        Discovery(lookup, **bounds, on_change=on_change),
     )

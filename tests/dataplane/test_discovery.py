@@ -11,8 +11,9 @@ import structlog
 import trio
 import trio.testing
 
+from streamgw.core.discovery import ORDER, RecordKind
 from streamgw.core.model import Node
-from streamgw.dataplane.discovery import ORDER, RETRY_TARGETS_S, Discovery, RecordKind, ServiceLookup
+from streamgw.dataplane.discovery import RETRY_TARGETS_S, Discovery, ServiceLookup
 from streamgw.dataplane.refresher import LookupFailed
 from streamgw.dataplane.resolver import DNSLookup
 from tests.support.fake_dns import DNSServer

@@ -9,6 +9,7 @@ from typing import cast
 
 import attrs
 
+from streamgw.core.discovery import Discovered
 from streamgw.core.model import (
     Address,
     Certificate,
@@ -105,15 +106,28 @@ class FakeNames:
     wanted: set[str] = attrs.Factory(set)
     later: Mapping[str, tuple[str, ...]] = attrs.Factory(dict)
     """What `first` brings."""
+    services: dict[str, tuple[Discovered, ...]] = attrs.Factory(dict)
+    wanted_services: set[str] = attrs.Factory(set)
+    later_services: Mapping[str, tuple[Discovered, ...]] = attrs.Factory(dict)
+    troubles: Mapping[str, str] = attrs.Factory(dict)
 
-    def sync(self, names: Collection[str]) -> None:
-        self.wanted = set(names)
+    def sync(self, names: Collection[str], services: Collection[str]) -> None:
+        self.wanted, self.wanted_services = set(names), set(services)
 
     def addresses(self, name: str) -> tuple[str, ...]:
         return self.table.get(name, ())
 
+    def nodes(self, service_name: str) -> tuple[Discovered, ...]:
+        return self.services.get(service_name, ())
+
+    def trouble(self, service_name: str) -> str:
+        return self.troubles.get(service_name, "")
+
     async def first(self, name: str) -> None:
-        self.table[name] = self.later.get(name, ())
+        if name in self.wanted_services:
+            self.services[name] = self.later_services.get(name, ())
+        else:
+            self.table[name] = self.later.get(name, ())
 
 
 def certificate(*names: str, mtls: bool = False) -> Certificate:
@@ -134,4 +148,8 @@ def certificate(*names: str, mtls: bool = False) -> Certificate:
 def sync(pool: UpstreamPool, *upstreams: Upstream) -> None:
     """As a reload does it."""
     nodes = [node for each in upstreams for node in each.nodes]
-    pool.sync({each.key: each for each in upstreams}, {node.host for node in nodes if node.is_looked_up})
+    pool.sync(
+        {each.key: each for each in upstreams},
+        {node.host for node in nodes if node.is_looked_up},
+        {each.service_name for each in upstreams if each.service_name},
+    )
