@@ -95,10 +95,14 @@ class Listeners:
                 self._add(listener, sock)
         self._resume_where_there_is_room()
 
-    def drain(self, deadline: float) -> None:
-        """Accept no more; cut the sessions that are left at `deadline` (trio.current_time()). May be called again."""
+    def drain(self, deadline: float, *, is_succeeded: bool = False) -> None:
+        """Accept no more; cut the sessions that are left at `deadline` (trio.current_time()). May be called again.
+
+        With `is_succeeded` another process has the same sockets and goes on. Then a UDP client's next datagram is not ours:
+        what is left of its session here is the way back.
+        """
         for live in self._live.values():
-            self._remove(live)
+            self._remove(live, reads=not is_succeeded)
         self._live.clear()
         self._drained.set()
         if self._nursery is not None:
@@ -123,11 +127,11 @@ class Listeners:
         serve = self._serve_udp if listener.transport == "udp" else self._serve
         self._nursery.start_soon(serve, live, name=listener.name)
 
-    def _remove(self, live: _Live) -> None:
+    def _remove(self, live: _Live, *, reads: bool = True) -> None:
         if live.accepting is not None:
             live.accepting.close()
         if live.reception is not None:
-            live.reception.retire()
+            live.reception.retire(reads=reads)
         self._paused.discard(live)
         live.removed.set()
 

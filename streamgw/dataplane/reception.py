@@ -155,14 +155,17 @@ class Reception:
         self.listener = listener
         self.sessions.max_sessions = listener.max_sessions
 
-    def retire(self) -> None:
-        """Begin no more sessions; serve those that are left. The socket's maker may close it afterwards."""
+    def retire(self, *, reads: bool = True) -> None:
+        """Begin no more sessions; serve those that are left. The socket's maker may close it afterwards.
+
+        With `reads` False another process reads the socket from now on: here only answers go out.
+        """
         self.is_retired = True
         if not len(self.sessions.scope):
             self.clients.close()
             return
         try:
-            self.clients.keep()
+            self.clients.keep(reads=reads)
         except OSError as error:
             self._owner.on_trouble(f"sessions of {self.name} are cut off: {words_for(error.errno or 0)}")
             self._owner.give_up(self)

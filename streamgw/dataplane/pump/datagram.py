@@ -195,6 +195,7 @@ class ClientSide:
         "_is_ours",
         "_keeper",
         "_read_in",
+        "_reads",
         "_sock",
         "is_ipv6",
         "is_wildcard",
@@ -218,10 +219,14 @@ class ClientSide:
         self._read_in = 0
         self._fd = -1
         self._is_ours = False
+        self._reads = True
         self._use(sock)
 
-    def keep(self) -> None:
+    def keep(self, *, reads: bool = True) -> None:
         """Go on after the socket's maker will have closed it: on a duplicate.
+
+        Args:
+          reads: False: another process does, so here only answers go out.
 
         Raises:
           OSError: no descriptor left. The maker's is still in use.
@@ -231,6 +236,7 @@ class ClientSide:
         sock = self._sock
         ours = SocketType(sock.family, sock.type, 0, os.dup(sock.fileno()))
         self._leave()
+        self._reads = reads
         self._use(ours)
         self._is_ours = True
 
@@ -256,7 +262,8 @@ class ClientSide:
     def _use(self, sock: SocketType) -> None:
         self._sock = sock
         self.reply_to, self.reply_from = sock.sendto, sock.sendmsg
-        self._datagrams.epoll.register(sock.fileno(), select.EPOLLIN)
+        if self._reads:
+            self._datagrams.epoll.register(sock.fileno(), select.EPOLLIN)
         self._fd = sock.fileno()
         self._datagrams.sides[self._fd] = self
 
@@ -264,7 +271,8 @@ class ClientSide:
         """Before the descriptor is closed: while another of the same open file lives, epoll would go on to report it."""
         fd, self._fd = self._fd, -1
         del self._datagrams.sides[fd]
-        self._datagrams.epoll.unregister(fd)
+        if self._reads:
+            self._datagrams.epoll.unregister(fd)
 
     def _ready_specific(self) -> None:
         """One address: answers leave from it by themselves."""

@@ -347,6 +347,26 @@ async def test_a_kept_socket_is_watched_once_and_closed() -> None:
                 side.reply_to(b"", at)
 
 
+async def test_whoever_has_a_successor_answers_and_reads_no_more() -> None:
+    """The successor has the same socket: what was read here would be missing there."""
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            (successor,) = [sock.dup() for sock in gateway.sockets.bound().values()]
+            await client.say(b"?", at)
+            _, session = await node.hear()
+
+            gateway.listeners.drain(trio.current_time() + TIMEOUT_S, is_succeeded=True)
+            await node.say(b"!", session)
+            await client.say(b"next", at)
+
+            assert (await client.hear())[0] == b"!"
+            await trio.lowlevel.wait_readable(successor)
+            assert successor.recv(10) == b"next"
+            assert await node.hears_nothing_more()
+            successor.close()
+
+
 def test_a_pump_that_was_stopped_has_no_datagram_sockets(alone: Datagrams) -> None:
     epoll = select.epoll()
     alone.epoll = epoll
