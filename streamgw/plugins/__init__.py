@@ -16,14 +16,19 @@ from streamgw.core.hooks import Plugin
 from streamgw.plugins import (
     echo,
     fault_injection,
+    file_logger,
+    http_logger,
     ip_restriction,
+    limit_bandwidth,
     limit_conn,
     limit_rate,
     mqtt_proxy,
     prometheus,
     real_ip,
     syslog,
+    tcp_logger,
     traffic_split,
+    udp_logger,
 )
 
 GROUP: Final = "streamgw.plugins"
@@ -37,11 +42,16 @@ _BUILT_IN: Final[tuple[AnyPlugin, ...]] = (
     ip_restriction.PLUGIN,
     limit_rate.PLUGIN,
     limit_conn.PLUGIN,
+    limit_bandwidth.PLUGIN,
     mqtt_proxy.PLUGIN,
     traffic_split.PLUGIN,
     prometheus.PLUGIN,
     echo.PLUGIN,
+    http_logger.PLUGIN,
+    tcp_logger.PLUGIN,
     syslog.PLUGIN,
+    udp_logger.PLUGIN,
+    file_logger.PLUGIN,
 )
 BUILT_IN: Final = {plugin.name: plugin for plugin in _BUILT_IN}
 """In the order in which they run."""

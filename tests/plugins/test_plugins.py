@@ -37,7 +37,11 @@ def test_the_priorities_of_apisix_are_kept() -> None:
         "mqtt-proxy": 1000,
         "traffic-split": 966,
         "prometheus": 500,
+        "http-logger": 410,
+        "tcp-logger": 405,
         "syslog": 401,
+        "udp-logger": 400,
+        "file-logger": 399,
     }
 
     assert {name: BUILT_IN[name].priority for name in theirs} == theirs

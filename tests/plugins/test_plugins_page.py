@@ -12,6 +12,8 @@ from streamgw.config.plugins import MetaSpec
 from streamgw.core.expression import _OPERATORS
 from streamgw.core.variables import NAMES, ROUTE_VARIABLES
 from streamgw.plugins import BUILT_IN
+from streamgw.plugins.file_logger import FileMetadata
+from streamgw.plugins.records import HTTPLoggerOptions, LoggerOptions
 
 PAGE = (Path(__file__).parents[2] / "docs/plugins.md").read_text()
 
@@ -40,8 +42,15 @@ def test_every_option_is_described(name: str) -> None:
     options = {field.name for field in attrs.fields(BUILT_IN[name].options)}
 
     described = {re.split(r"[.\[]", option)[0] for option in cells(f"### {name}")} - {"…"}
+    if issubclass(BUILT_IN[name].options, LoggerOptions):
+        described |= cells("### What loggers share") & options
 
     assert described == options
+
+
+def test_what_loggers_share_is_described() -> None:
+    assert cells("### What loggers share") == {field.name for field in attrs.fields(HTTPLoggerOptions)}
+    assert cells("## Metadata") == {field.name for field in attrs.fields(FileMetadata)}
 
 
 def test_what_is_said_about_a_plugin_is_described() -> None:
