@@ -187,8 +187,15 @@ class Credentials:
                 not_after_s=info.not_after.timestamp(),
                 issuer=info.issuer,
                 fingerprint=info.fingerprint,
+                # A client's own certificate may be anything, and so may the time that it takes to verify.
+                signs_quickly=not inputs.client_ca and all(map(self._signs_quickly, inputs.pairs)),
             )
         )
+
+    def _signs_quickly(self, pair: Pair) -> bool:
+        from streamgw.config import x509  # noqa: PLC0415  see above
+
+        return x509.describe(self._examine(pair).chain[0]).signs_quickly
 
     def _describe(self, document: Document, pair: Pair | None) -> x509.CertificateInfo | None:
         from streamgw.config import x509  # noqa: PLC0415  see above

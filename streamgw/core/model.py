@@ -337,6 +337,8 @@ class Certificate:
     issuer: str
     fingerprint: str
     """SHA-256 of the first certificate, lower-case hex."""
+    signs_quickly: bool = False
+    """No step of a handshake takes long, whichever of its keys it is about: no thread is worth it."""
 
 
 @attrs.frozen

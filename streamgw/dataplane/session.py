@@ -250,7 +250,7 @@ class Sessions:
                 session.tls_version = "passthrough"
             else:
                 session.phase = "handshake"
-                await self._terminate(session)
+                await self._terminate(session, hello)
         if route.hooks:
             await self._ask_plugins(session, route, before_handshake=False)
 
@@ -349,7 +349,7 @@ class Sessions:
             return hello
         return None
 
-    async def _terminate(self, session: Session) -> None:
+    async def _terminate(self, session: Session, hello: ClientHello) -> None:
         """Shake hands under the certificate of the client's name; its own rule for client certificates applies.
 
         The context is chosen before OpenSSL sees a byte. Swapping it inside OpenSSL's own callback would not apply the
@@ -364,7 +364,11 @@ class Sessions:
         deadline = trio.current_time() + timeout_s
         with self._owes(session, deadline, f"its part of the handshake within {timeout_s:g} s"):
             info = await self.pump.handshake(
-                session.end, certificate.context, server_side=True, deadline=deadline
+                session.end,
+                certificate.context,
+                server_side=True,
+                deadline=deadline,
+                is_quick=certificate.signs_quickly and hello.is_quick,
             )
         session.tls_version, session.tls_cipher = info.version, info.cipher
         if certificate.requires_client_certificate:

@@ -10,7 +10,7 @@ import pytest
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
@@ -21,7 +21,7 @@ from streamgw.config.tls import TLSSettings
 from streamgw.core.errors import ConfigError
 from streamgw.core.model import Certificate, Revision, UpstreamTLS
 from streamgw.plugins import BUILT_IN
-from tests.support.certificates import CA_PEM, OTHER_CA, document, issue
+from tests.support.certificates import CA_PEM, OTHER_CA, Issued, document, issue
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 A = issue("a.test", "*.b.test")
@@ -81,6 +81,15 @@ def ssl_object(**fields: object) -> dict[str, object]:
     return {"id": "a", "sni": "a.test", **A.fields(), **fields}
 
 
+def self_signed(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> Issued:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "alone")])
+    cert = x509.CertificateBuilder(name, name, key.public_key(), 1, NOON, NOON + timedelta(days=99)).sign(
+        key, hashes.SHA256()
+    )
+    text = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return Issued(cert.public_bytes(Encoding.PEM).decode(), text.decode())
+
+
 @pytest.fixture
 def scene(tmp_path: Path) -> Scene:
     return Scene(tmp_path, {"ssls": [ssl_object()]})
@@ -105,6 +114,19 @@ def test_an_object_becomes_a_certificate(scene: Scene) -> None:
     assert certificate.not_after_s == info.not_after.timestamp()
     assert info.names == ("a.test", "*.b.test")
     assert compilation.warnings == ()
+
+
+def test_the_slowest_key_of_an_object_and_what_its_clients_bring_decide_whether_it_signs_quickly(
+    scene: Scene,
+) -> None:
+    assert scene.served().signs_quickly
+
+    slow = self_signed(ec.generate_private_key(ec.SECP384R1()))
+    scene.objects["ssls"] = [ssl_object(certs=[slow.cert], keys=[slow.key])]
+    assert not scene.served().signs_quickly
+
+    scene.objects["ssls"] = [ssl_object(client={"ca": CA_PEM})]
+    assert not scene.served().signs_quickly
 
 
 def test_a_wildcard_covers_one_label(scene: Scene) -> None:
@@ -432,15 +454,8 @@ def test_what_an_upstream_cannot_use_is_a_problem(scene: Scene, tls: dict[str, o
 
 
 def test_a_certificate_that_openssl_refuses_is_a_problem_of_the_upstream(scene: Scene) -> None:
-    key = rsa.generate_private_key(65537, 1024)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "weak")])
-    weak = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1, NOON, NOON + timedelta(days=99))
-        .sign(key, hashes.SHA256())
-        .public_bytes(Encoding.PEM)
-    )
-    text = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    tls = {"client_cert": weak.decode(), "client_key": text.decode()}
+    weak = self_signed(rsa.generate_private_key(65537, 1024))
+    tls = {"client_cert": weak.cert, "client_key": weak.key}
     scene.objects["upstreams"] = [{"id": "u", "scheme": "tls", "nodes": NODES, "tls": tls}]
 
     assert scene.problems() == ["upstreams[0].tls.client_cert: OpenSSL does not take it: ee key too small"]

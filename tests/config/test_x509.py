@@ -54,19 +54,21 @@ def test_a_certificate_is_described_for_people() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "shown"),
+    ("key", "shown", "signs_quickly"),
     [
-        (ec.generate_private_key(ec.SECP384R1()), "ECDSA P-384"),
-        (ec.generate_private_key(ec.SECP256K1()), "ECDSA secp256k1"),
-        (ed25519.Ed25519PrivateKey.generate(), "Ed25519"),
+        (ec.generate_private_key(ec.SECP256R1()), "ECDSA P-256", True),
+        (ec.generate_private_key(ec.SECP384R1()), "ECDSA P-384", False),
+        (ec.generate_private_key(ec.SECP256K1()), "ECDSA secp256k1", False),
+        (ed25519.Ed25519PrivateKey.generate(), "Ed25519", True),
     ],
 )
 def test_keys_have_the_names_that_people_use(
-    key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, shown: str
+    key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, shown: str, *, signs_quickly: bool
 ) -> None:
     info = x509.describe(self_signed(key))
 
     assert (info.key_type, info.subject, info.serial, info.names) == (shown, "CN=alone", "ff", ())
+    assert info.signs_quickly == signs_quickly
 
 
 def test_an_rsa_key_has_its_size() -> None:

@@ -57,6 +57,12 @@ def side(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(autouse=True, params=["in steps", "in threads"])
+def way_to_shake_hands(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With clients. With nodes it is always in threads."""
+    monkeypatch.setattr("tests.support.bridge.SHAKES_QUICKLY", request.param == "in steps")
+
+
 def client_context(**settings: Any) -> ssl.SSLContext:
     context = ssl.create_default_context(cadata=CA_PEM)
     for name, value in settings.items():

@@ -53,6 +53,28 @@ async def test_a_name_is_terminated_under_its_certificate(autojump_clock: trio.t
     assert client.received == hello("A.test.com."), "OpenSSL finds an untouched stream"
 
 
+ONLY_P521 = (10, b"\x00\x02\x00\x19")
+
+
+@pytest.mark.parametrize(
+    ("said", "is_quick"),
+    [
+        pytest.param(hello("a.test.com"), True, id="both are quick"),
+        pytest.param(hello("mtls.test.com"), False, id="the certificate is not"),
+        pytest.param(hello("a.test.com", extensions=[ONLY_P521]), False, id="the hello is not"),
+    ],
+)
+async def test_the_pump_is_told_of_a_handshake_that_is_quick(
+    autojump_clock: trio.testing.MockClock, said: bytes, *, is_quick: bool
+) -> None:
+    play, client = scene(), FakeEnd(received=said, certificate=b"CN=alice")
+
+    await play.play(client, TERMINATING)
+
+    assert client.secured_by
+    assert client.shook_quickly == is_quick
+
+
 @pytest.mark.parametrize(("at", "name"), [(PASSING, "a.test.com"), (MIXED, "b.test.com")])
 async def test_what_passes_through_is_not_touched(
     autojump_clock: trio.testing.MockClock, at: Listener, name: str

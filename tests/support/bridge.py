@@ -26,6 +26,8 @@ from streamgw.dataplane.pump import End, Ending, Limits, Meter, TLSInfo
 from streamgw.dataplane.pump.loop import SocketPump
 from tests.support.tls_talker import CLIENT, NAME, SERVER, TLSTalker
 
+SHAKES_QUICKLY = True
+"""Whether the pump takes on the handshakes of clients by itself; else they go through threads. Tests of both set it."""
 TIMEOUT_S = 20.0
 HOST = "127.0.0.1"
 
@@ -99,6 +101,7 @@ class Bridge:
     server_context: ssl.SSLContext = SERVER
     client_context: ssl.SSLContext = CLIENT
     """Of the gateway, towards its upstream."""
+    shakes_quickly: bool = attrs.Factory(lambda: SHAKES_QUICKLY)
 
     def on_accept(self, end: End, client: Address, server: Address) -> None:
         """Start a session's task, as the listener does."""
@@ -131,6 +134,7 @@ class Bridge:
             self.server_context,
             server_side=True,
             deadline=trio.current_time() + self.handshake_timeout_s,
+            is_quick=self.shakes_quickly,
         )
 
     async def _secure(self, upstream: Any) -> None:

@@ -36,6 +36,7 @@ class FakeEnd:
     shakes_s: float = 0.0
     """A client: how long its part of the handshake takes."""
     shake_fails: str = ""
+    shook_quickly: bool = False
     certificate: bytes = b""
     """A client: what it presents."""
     aborted: Reason | None = None
@@ -123,8 +124,16 @@ class FakePump:
         await self._connect(upstream)
 
     async def handshake(
-        self, end: FakeEnd, context: object, *, server_side: bool, server_name: str = "", deadline: float
+        self,
+        end: FakeEnd,
+        context: object,
+        *,
+        server_side: bool,
+        server_name: str = "",
+        deadline: float,
+        is_quick: bool = False,
     ) -> TLSInfo:
+        end.shook_quickly = is_quick
         end.secured_by, end.server_name = context, server_name
         fails = end.shake_fails if server_side else self._script(end).tls_fails
         await trio.sleep(end.shakes_s)

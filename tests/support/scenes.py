@@ -142,6 +142,7 @@ def certificate(*names: str, mtls: bool = False) -> Certificate:
         not_after_s=0.0,
         issuer="",
         fingerprint="",
+        signs_quickly=not mtls,
     )
 
 

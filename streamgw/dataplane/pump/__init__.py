@@ -162,12 +162,20 @@ class Pump(Protocol):
         """
 
     async def handshake(
-        self, end: End, context: ssl.SSLContext, *, server_side: bool, server_name: str = "", deadline: float
+        self,
+        end: End,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        server_name: str = "",
+        deadline: float,
+        is_quick: bool = False,
     ) -> TLSInfo:
         """Make an end a TLS end: what is relayed through it afterwards is plain text on the other side.
 
         The context was chosen before OpenSSL sees a byte; nothing was consumed before. The CPU time of the handshake is
-        spent off the event loop, in a bounded number of threads.
+        spent off the event loop, in a bounded number of threads; or on it, a step or two at a time, if none of its steps
+        takes long (`is_quick`).
 
         Raises:
           TLSFailed, UpstreamTLSFailed: by side; the alert, if OpenSSL has one, was sent. An upstream's end is closed.

@@ -24,7 +24,7 @@ from streamgw.core.errors import ConnectFailed, Reason, Side
 from streamgw.core.model import UNIX_HOST, Address
 from streamgw.dataplane.pump import Ending, Limits, Meter
 from streamgw.dataplane.pump.bulk import Pipe
-from streamgw.dataplane.pump.tls import TLSLayer
+from streamgw.dataplane.pump.tls import Shaking, TLSLayer
 
 EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLET
 """What every session socket is registered for, once, for life. PRI: an urgent mark ends a read early, and a short
@@ -72,6 +72,7 @@ class Socket:
         "queued",
         "ready",
         "relay",
+        "shaking",
         "short",
         "sock",
         "spoke_last",
@@ -83,7 +84,7 @@ class Socket:
         "writable",
     )
 
-    def __init__(self, sock: SocketType, *, is_client: bool) -> None:
+    def __init__(self, sock: SocketType, *, is_client: bool) -> None:  # noqa: PLR0915  a field each
         self.sock = sock
         self.fd = sock.fileno()
         """-1 once closed."""
@@ -99,6 +100,8 @@ class Socket:
         """Its last words must survive `close`."""
         self.tls: TLSLayer | None = None
         """After its handshake: what is read is ciphertext, and so is what is written to it."""
+        self.shaking: Shaking | None = None
+        """Its handshake is under way, and in the pump's hands."""
 
         self.ready = False
         """An edge said there is something to read, and EAGAIN or a short read has not yet said otherwise."""

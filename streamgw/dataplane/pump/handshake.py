@@ -1,47 +1,53 @@
 """The waits before a relay that are not a look: until a node has answered, until a handshake is done.
 
-Every step of a handshake runs in a thread; OpenSSL lets go of the GIL. Measured with 32 clients in a storm of full TLS 1.3
-handshakes and one ping-pong through the same gateway (2 cores shared with the clients, 4 s each, P-256 / RSA-2048 /
-RSA-4096): round trips of the ping-pong
+A handshake whose steps are short is taken on by the pump itself (`steps`). Every step of another one runs in a thread;
+OpenSSL lets go of the GIL. Measured with 32 clients in a storm of full TLS 1.3 handshakes and one ping-pong through the
+same gateway (2 cores shared with the clients, 4 s each, P-256 / RSA-2048 / RSA-4096): round trips of the ping-pong
 
     in the loop, at once    p50 11 / 19 / - ms,     p99 56 / 32 / - ms,       1200 / 1340 / -    handshakes a second
     in the loop, one a turn p50 0.6 / 0.5 / 3.7 ms, p99 4 / 2-9 / 20 ms,      630-750 / 550-1180 / 160
     in threads              p50 0.5 / 0.4 / 0.2 ms, p99 3-6 / 3-4 / 14 ms,    570-750 / 600-700 / 150
 
 (medians of short runs; on cores that were shared with more than the clients, single stalls were ten times as long, either
-way). In the loop each message waits for at least one signature,
-however long the operator's key is; with threads it waits for none, and a gateway with more cores uses them.
+way). With a long key each message waits in the loop for at least one signature; with threads it waits for none, and a
+gateway with more cores uses them.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import ssl
 from collections.abc import Callable
 
 import trio
 
-from streamgw.core.errors import ConnectFailed, PeerReset, SessionError, TLSFailed, UpstreamTLSFailed
+from streamgw.core.errors import ConnectFailed, SessionError
 from streamgw.dataplane.pump import TLSInfo
 from streamgw.dataplane.pump.end import Socket, words_for
 from streamgw.dataplane.pump.peek import Peeks, raise_if_aborted
-from streamgw.dataplane.pump.tls import TLSBroken, TLSLayer
-
-_RECEIVE_BYTES = 16 * 1024
+from streamgw.dataplane.pump.steps import Steps, failure_of, receive, send
+from streamgw.dataplane.pump.tls import Shaking, TLSBroken, TLSLayer
 
 
 class Handshakes:
-    """Handshakes under way, their CPU time spent in threads.
+    """Handshakes under way, and connects that they wait for.
 
     Args:
       peeks: parks the tasks that wait.
       say_last: sends an alert so that closing does not destroy it.
+      hear: sees to it that the first step of an end is taken, if it has something to read.
     """
 
-    def __init__(self, peeks: Peeks, say_last: Callable[[Socket, bytes], None]) -> None:
+    def __init__(
+        self,
+        peeks: Peeks,
+        say_last: Callable[[Socket, bytes], None],
+        hear: Callable[[Socket], None],
+    ) -> None:
         self._peeks = peeks
         self._say_last = say_last
+        self._hear = hear
+        self.steps = Steps(say_last, peeks.wake)
         self._threads = trio.CapacityLimiter(max(2, os.cpu_count() or 1))
 
     async def connected(self, upstream: Socket) -> None:
@@ -60,18 +66,50 @@ class Handshakes:
             await self._peeks.park(upstream, upstream.deadline)
 
     async def shake(
-        self, end: Socket, context: ssl.SSLContext, *, server_side: bool, server_name: str, deadline: float
+        self,
+        end: Socket,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        server_name: str,
+        deadline: float,
+        is_quick: bool = False,
     ) -> TLSInfo:
         """See `Pump.handshake`. Closes nothing."""
-        failed = TLSFailed if end.is_client else UpstreamTLSFailed
         began_at = trio.current_time()
         try:
             layer = TLSLayer(context, server_side=server_side, server_name=server_name)
         except ValueError as error:
-            raise failed(f"server name {server_name!r}: {error}") from None
-        too_late = failed(f"no handshake within {deadline - began_at:.3g} s")
+            raise failure_of(end, f"server name {server_name!r}: {error}") from None
+        too_late = failure_of(end, f"no handshake within {deadline - began_at:.3g} s")
+        if is_quick and server_side:
+            await self._shake_in_steps(end, layer, deadline, too_late)
+        else:
+            await self._shake_in_threads(end, layer, deadline, too_late, waits_first=server_side)
+        return layer.info()
+
+    async def _shake_in_steps(
+        self, end: Socket, layer: TLSLayer, deadline: float, too_late: SessionError
+    ) -> None:
+        """The pump does the work, and the task sleeps meanwhile."""
+        raise_if_aborted(end)
+        shaking = end.shaking = Shaking(layer)
+        self._hear(end)
+        try:
+            while not shaking.over:
+                await self._wait(end, deadline, too_late)
+                raise_if_aborted(end)
+        finally:
+            end.shaking = None
+        if shaking.failure is not None:
+            raise shaking.failure
+
+    async def _shake_in_threads(
+        self, end: Socket, layer: TLSLayer, deadline: float, too_late: SessionError, *, waits_first: bool
+    ) -> None:
+        """The task goes to a thread and back for each step."""
         done, received = False, b""
-        if server_side:
+        if waits_first:
             received = await self._receive(end, deadline, too_late)
         while True:
             try:
@@ -79,7 +117,7 @@ class Handshakes:
             except TLSBroken as error:
                 if end.fd >= 0:
                     self._say_last(end, layer.replies())
-                raise failed(str(error.strerror)) from None
+                raise failure_of(end, str(error.strerror)) from None
             if layer.has_replies:
                 await self._send(end, layer.replies(), deadline, too_late)
             if done:
@@ -89,36 +127,20 @@ class Handshakes:
         end.tls = layer
         # Bytes may have come with the end of the handshake, and their edge with them.
         end.ready = end.thorough = True
-        return layer.info()
 
     async def _receive(self, end: Socket, deadline: float, too_late: SessionError) -> bytes:
         while True:
             raise_if_aborted(end)
-            try:
-                received = end.sock.recv(_RECEIVE_BYTES)
-            except BlockingIOError:
-                await self._wait(end, deadline, too_late)
-                continue
-            except OSError as error:
-                raise _reset_by(end, error.errno or 0) from None
-            if not received:
-                if end.broken:
-                    raise _reset_by(end, end.error() or errno.ECONNRESET)
-                raise (TLSFailed if end.is_client else UpstreamTLSFailed)(
-                    "the connection was closed during the handshake"
-                )
-            return received
+            received = receive(end)
+            if received is not None:
+                return received
+            await self._wait(end, deadline, too_late)
 
     async def _send(self, end: Socket, words: bytes, deadline: float, too_late: SessionError) -> None:
         left = memoryview(words)
         while True:
             raise_if_aborted(end)
-            try:
-                left = left[end.sock.send(left) :]
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                raise _reset_by(end, error.errno or 0) from None
+            left = send(end, left)
             if not left:
                 return
             await self._wait(end, deadline, too_late)
@@ -140,8 +162,3 @@ def _send_preface(upstream: Socket) -> bool:
             raise ConnectFailed(words_for(error.errno or 0)) from None
         upstream.preface = upstream.preface[sent:]
     return not upstream.preface
-
-
-def _reset_by(end: Socket, number: int) -> SessionError:
-    words = words_for(number)
-    return PeerReset(words) if end.is_client else UpstreamTLSFailed(f"{words} during the handshake")

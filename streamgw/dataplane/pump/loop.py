@@ -12,7 +12,7 @@ Sessions park once, in `relay`; nothing else about them is known to Trio: no tim
 is the sweep comparing timestamps a few times a second.
 
 Longer than other files: it is the whole `Pump` protocol, with the tables that its methods share. What needs none of them
-lives beside it: `accept`, `dial`, `peek`, `move`, `bulk`, `sweep`, and for UDP `datagram`.
+lives beside it: `accept`, `dial`, `peek`, `handshake`, `steps`, `move`, `bulk`, `sweep`, and for UDP `datagram`.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class SocketPump(Pump):
         self._acceptors: dict[int, Acceptor] = {}
         self._relays: dict[Relay, None] = {}
         self._peeks = Peeks(on_park=self._watch, on_wake=self._kick_trio)
-        self._handshakes = Handshakes(self._peeks, self.say_last)
+        self._handshakes = Handshakes(self._peeks, self.say_last, self._hear)
         self._lingering = Lingering(self._drop)
         self.datagrams = Datagrams(self, self._epoll)
         """UDP: its own contract, on the same epoll."""
@@ -117,6 +117,8 @@ class SocketPump(Pump):
         self._in_batch = False
         self._kick = False
         """A task was started or woken: let Trio run at the end of this batch."""
+        self._resting = False
+        """The pump waits in Trio for an edge."""
         self._nursery: trio.Nursery | None = None
         self._now = trio.current_time
         """The same clock without a look-up, once `run` knows it."""
@@ -226,7 +228,14 @@ class SocketPump(Pump):
             raise
 
     async def handshake(
-        self, end: End, context: ssl.SSLContext, *, server_side: bool, server_name: str = "", deadline: float
+        self,
+        end: End,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        server_name: str = "",
+        deadline: float,
+        is_quick: bool = False,
     ) -> TLSInfo:
         """See `Pump.handshake`. The deadline may be met up to `sweep.TICK_S` late.
 
@@ -236,7 +245,12 @@ class SocketPump(Pump):
         assert isinstance(end, Socket)
         try:
             return await self._handshakes.shake(
-                end, context, server_side=server_side, server_name=server_name, deadline=deadline
+                end,
+                context,
+                server_side=server_side,
+                server_name=server_name,
+                deadline=deadline,
+                is_quick=is_quick,
             )
         except SessionError:
             if not end.is_client:
@@ -353,13 +367,15 @@ class SocketPump(Pump):
 
     async def _drive(self) -> NoReturn:
         clock = self._now = trio.lowlevel.current_clock().current_time
-        poll, mover = self._epoll.poll, self._mover
+        poll, mover, due = self._epoll.poll, self._mover, self._handshakes.steps.due
         while True:
+            self._resting = True
             await trio.lowlevel.wait_readable(self._epoll.fileno())
+            self._resting = False
             wait_s, served_at, rounds = 0.0, clock(), 0
             while True:
                 events = poll(wait_s, MAX_EVENTS)
-                if events or mover.unfinished:
+                if events or mover.unfinished or due:
                     self._batch(events)
                 elif wait_s:
                     break
@@ -369,7 +385,7 @@ class SocketPump(Pump):
                     await trio.lowlevel.checkpoint()
                     served_at = clock()
                     rounds = rounds - 1 if rounds > 1 else ROUNDS * _is_trio_busy()
-                wait_s = 0.0 if rounds or mover.unfinished else HOT_WAIT_S
+                wait_s = 0.0 if rounds or mover.unfinished or due else HOT_WAIT_S
 
     def _batch(self, events: list[tuple[int, int]]) -> None:
         """Handle one batch of events and one turn of every unfinished direction; then close what is to be closed."""
@@ -383,6 +399,8 @@ class SocketPump(Pump):
                     mover.resume(end)
                 except Exception as error:  # noqa: BLE001 - see _handle_all
                     self.bug(end, error)
+            if self._handshakes.steps.due:
+                self._handshakes.steps.turn()
         finally:
             self._in_batch = False
             for sock, reset in self._closing:
@@ -421,6 +439,8 @@ class SocketPump(Pump):
         if relay is None:
             if end.spoke_last and end in self._lingering:
                 self._lingering.hear(end)
+            elif end.shaking is not None:
+                self._handshakes.steps.hear(end)
             else:
                 self._peeks.wake(end)
         elif not relay.connecting:
@@ -441,6 +461,13 @@ class SocketPump(Pump):
             if meter.on_connected is not None:
                 meter.on_connected(meter.connected_at)
             self._mover.start(relay)
+
+    def _hear(self, end: Socket) -> None:
+        """An end has begun to shake hands: see to it that its first step is taken."""
+        if self._resting:
+            self._epoll.modify(end.fd, EVENTS)  # what is there already is announced once more
+        else:
+            self._handshakes.steps.hear(end)
 
     def _kick_trio(self) -> None:
         self._kick = True

@@ -10,7 +10,8 @@ of each; one send(2) hands on what it would write record by record. And three th
 * A handshake in a thread touches memory only: the descriptor stays with the loop, and may be closed at any time.
 * What the socket has no room for is ciphertext in `Socket.pend`, like any bytes: no write to be repeated exactly.
 
-Truncation (RFC 8446 § 6.1): a FIN without close_notify before it is never an EOF.
+Truncation (RFC 8446 § 6.1): a FIN without close_notify before it is never an EOF. OpenSSL never hears of a FIN, so that
+`OP_IGNORE_UNEXPECTED_EOF`, which Python sets, ignores nothing.
 """
 
 from __future__ import annotations
@@ -42,6 +43,28 @@ class Truncated(TLSBroken):
     """FIN, and no close_notify before it."""
 
 
+class Shaking:
+    """A handshake that the pump has taken on: see `steps`."""
+
+    __slots__ = ("agreed", "failure", "is_due", "layer", "unsent")
+
+    def __init__(self, layer: TLSLayer) -> None:
+        self.layer = layer
+        self.is_due = False
+        """It waits for its turn."""
+        self.unsent: bytes | memoryview = b""
+        """What the socket had no room for. Nothing is read meanwhile."""
+        self.agreed = False
+        """OpenSSL is done with it."""
+        self.failure: Exception | None = None
+        """For its task to raise."""
+
+    @property
+    def over(self) -> bool:
+        """Agreed upon, and the peer was told; or failed."""
+        return self.failure is not None or (self.agreed and not self.unsent)
+
+
 class TLSLayer:
     """The TLS of one end, from the first byte of its handshake.
 
@@ -55,8 +78,6 @@ class TLSLayer:
     __slots__ = ("_ended", "_incoming", "_object", "_outgoing", "_parted", "held", "more")
 
     def __init__(self, context: ssl.SSLContext, *, server_side: bool, server_name: str = "") -> None:
-        if context.options & ssl.OP_IGNORE_UNEXPECTED_EOF:
-            context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF  # a FIN would pass for a close_notify
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._object = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_name or None
@@ -99,6 +120,11 @@ class TLSLayer:
             resumed=bool(self._object.session_reused),
             peer_certificate=self._object.getpeercert(binary_form=True) or b"",
         )
+
+    @property
+    def has_input(self) -> bool:
+        """The peer has said more than OpenSSL wanted so far."""
+        return bool(self._incoming.pending)
 
     # In
 

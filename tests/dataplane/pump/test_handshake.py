@@ -31,7 +31,7 @@ def peeks() -> Peeks:
 
 @pytest.fixture
 def handshakes(peeks: Peeks, said: list[bytes]) -> Handshakes:
-    return Handshakes(peeks, lambda _end, words: said.append(words))
+    return Handshakes(peeks, lambda _end, words: said.append(words), hear=lambda _end: None)
 
 
 def dialled(sock: ScriptedSocket, *, preface: bytes = b"", deadline: float = math.inf) -> Socket:
@@ -91,3 +91,39 @@ async def test_an_end_that_was_aborted_meanwhile_is_left_alone(handshakes: Hands
     end.aborted = Reason.KILLED
     with pytest.raises(Killed):
         await handshakes.shake(end, CLIENT, server_side=False, server_name=NAME, deadline=math.inf)
+
+
+async def test_a_quick_one_sleeps_until_its_steps_were_taken(
+    handshakes: Handshakes, peeks: Peeks, nursery: trio.Nursery
+) -> None:
+    end = Socket(ScriptedSocket(), is_client=True)
+    failures = []
+
+    async def shake() -> None:
+        with pytest.raises(PeerReset) as caught:
+            await handshakes.shake(
+                end, SERVER, server_side=True, server_name="", deadline=math.inf, is_quick=True
+            )
+        failures.append(caught.value)
+
+    nursery.start_soon(shake)
+    await trio.testing.wait_all_tasks_blocked()
+    assert end.shaking is not None
+    peeks.wake(end)  # for nothing: it sleeps on
+    await trio.testing.wait_all_tasks_blocked()
+    end.shaking.failure = PeerReset("gone")
+    peeks.wake(end)
+    await trio.testing.wait_all_tasks_blocked()
+
+    assert [str(failure) for failure in failures] == ["gone"]
+    assert end.shaking is None
+
+
+async def test_a_quick_one_that_is_cancelled_leaves_nothing_behind(handshakes: Handshakes) -> None:
+    end = Socket(ScriptedSocket(), is_client=True)
+    with trio.move_on_after(0):
+        await handshakes.shake(
+            end, SERVER, server_side=True, server_name="", deadline=math.inf, is_quick=True
+        )
+    assert end.shaking is None
+    assert end.waiter is None

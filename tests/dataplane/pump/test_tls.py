@@ -120,13 +120,6 @@ def test_whoever_asks_for_renegotiation_without_end_and_reads_nothing_is_noticed
     assert hear(client)[0] == b""
 
 
-def test_a_context_that_takes_a_fin_for_an_end_is_corrected() -> None:
-    context = ssl.create_default_context()
-    context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF
-    TLSLayer(context, server_side=False, server_name=NAME)
-    assert not context.options & ssl.OP_IGNORE_UNEXPECTED_EOF
-
-
 def test_a_failed_step_leaves_an_alert_to_send() -> None:
     server = TLSLayer(SERVER, server_side=True)
     with pytest.raises(TLSBroken, match="http request"):
