@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import platform
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import attrs
 import click
 
-from bench.load import SCENARIOS, Sample, Scenario, build, measure
+from bench.build import build
+from bench.load import SCENARIOS, Sample, Scenario, measure
 from bench.network import enter_private_network, raise_descriptor_limit
-from bench.peers import STARTERS, Peer, running_origin
-from bench.report import median, ratios, table
+from bench.peers import Peer, running_peers
+from bench.report import describe, median, ratios, table, write_json
 
 WARMUP_S = 0.3
 BASELINE = Path(__file__).with_name("baseline.json")
@@ -27,13 +24,23 @@ BASELINE = Path(__file__).with_name("baseline.json")
 )
 @click.option("--seconds", default=1.5, show_default=True, help="Measured time of one run.")
 @click.option("--only", default="", help="Comma-separated parts of scenario names: bulk, ping-32, tls.")
-@click.option("--peers", default="direct,streamgw,nginx,haproxy", show_default=True, help="Whom to measure.")
+@click.option(
+    "--peers", default="direct,streamgw,nginx,nginx-64k,haproxy", show_default=True, help="Whom to measure."
+)
+@click.option("--workers", default=1, show_default=True, help="Processes (HAProxy: threads) of each peer.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write every sample and median here.")
 @click.option("--save-baseline", is_flag=True, help=f"Write the ratios to {BASELINE.name}.")
-def main(
-    rounds: int, seconds: float, only: str, peers: str, output: Path | None, *, save_baseline: bool
+def main(  # noqa: PLR0913  one parameter for each option
+    rounds: int,
+    seconds: float,
+    only: str,
+    peers: str,
+    workers: int,
+    output: Path | None,
+    *,
+    save_baseline: bool,
 ) -> None:
-    """Compare streamgw with nginx and HAProxy, one worker each: bulk, ping-pong, connections; the same over TLS and UDP.
+    """Compare streamgw with nginx and HAProxy, one worker each or more: bulk, ping-pong, connections; the same over TLS and UDP.
 
     Runs in a network namespace of its own. Peers take turns within a round, so that a machine that is busy for a
     while is busy for all of them. Differences below 20 % are noise on a shared machine: look at the CPU columns.
@@ -43,26 +50,19 @@ def main(
     for name in ["load", *{scenario.program for scenario in scenarios}]:
         build(name)
     raise_descriptor_limit()
-    with tempfile.TemporaryDirectory(prefix="streamgw-bench-") as directory, contextlib.ExitStack() as stack:
-        running = _start(peers.split(","), Path(directory), stack)
+    with running_peers(peers.split(","), workers=workers) as running:
         samples = _measure_all(scenarios, running, rounds, seconds)
 
     medians = {name: {peer: median(rows) for peer, rows in found.items()} for name, found in samples.items()}
     found_ratios = {name: ratios(rows) for name, rows in medians.items()}
-    about = {
-        "machine": f"{platform.machine()}, Linux {platform.release()}, Python {platform.python_version()}",
-        "congestion_control": congestion,
-        "rounds": rounds,
-        "seconds": seconds,
-        "peers": {peer.name: peer.version for peer in running},
-    }
+    about = describe(running, congestion) | {"workers": workers, "rounds": rounds, "seconds": seconds}
     baseline = json.loads(BASELINE.read_text())["ratios"] if BASELINE.exists() else {}
     print("\n".join(f"{name}: {value}" for name, value in about.items()))
     print(table(scenarios, samples, baseline))
     if output is not None:
-        _write(output, {"about": about, "ratios": found_ratios, "medians": medians, "samples": samples})
+        write_json(output, {"about": about, "ratios": found_ratios, "medians": medians, "samples": samples})
     if save_baseline:
-        _write(BASELINE, {"about": about, "ratios": found_ratios})
+        write_json(BASELINE, {"about": about, "ratios": found_ratios})
 
 
 def _chosen(only: str) -> list[Scenario]:
@@ -72,22 +72,6 @@ def _chosen(only: str) -> list[Scenario]:
         names = ", ".join(scenario.name for scenario in SCENARIOS)
         raise click.BadParameter(f"no scenario fits; there are {names}", param_hint="--only")
     return chosen
-
-
-def _start(names: Sequence[str], directory: Path, stack: contextlib.ExitStack) -> list[Peer]:
-    unknown = set(names) - {"direct", *STARTERS}
-    if unknown:
-        raise click.BadParameter(f"unknown: {', '.join(sorted(unknown))}", param_hint="--peers")
-    origin = stack.enter_context(running_origin(build(), build("load_udp")))
-    running = []
-    for name in names:
-        if name == "direct":
-            running.append(origin)
-            continue
-        own = directory / name
-        own.mkdir()
-        running.append(stack.enter_context(STARTERS[name](own)))
-    return running
 
 
 def _measure_all(
@@ -110,12 +94,6 @@ def _measure_all(
 def _able(scenario: Scenario, peers: Sequence[Peer]) -> list[Peer]:
     """The origin speaks no TLS, HAProxy no UDP."""
     return [peer for peer in peers if scenario.port_of(peer) is not None]
-
-
-def _write(path: Path, document: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(document, indent=2, default=attrs.asdict)
-    path.write_text(text + "\n")
 
 
 if __name__ == "__main__":

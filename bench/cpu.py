@@ -44,15 +44,20 @@ def look(proxy: int | None, load: int) -> Usage:
       load: the load generator's only process.
     """
     processes = _processes()
-    family = _descendants(proxy, processes)
+    proxies = _descendants(proxy, processes)
     return Usage(
-        proxy_s=sum(cpu_s for pid, (_, cpu_s) in processes.items() if pid in family),
+        proxy_s=sum(cpu_s for pid, (_, cpu_s) in processes.items() if pid in proxies),
         load_s=processes[load][1],
         kernel_threads_s=sum(
             cpu_s for parent, cpu_s in processes.values() if parent == _KERNEL_THREAD_PARENT
         ),
         machine_s=_machine_s(),
     )
+
+
+def family(root: int | None) -> set[int]:
+    """A process and its descendants. None: nobody."""
+    return _descendants(root, _processes())
 
 
 def _processes() -> dict[int, tuple[int, float]]:
@@ -74,10 +79,10 @@ def _processes() -> dict[int, tuple[int, float]]:
 def _descendants(root: int | None, processes: dict[int, tuple[int, float]]) -> set[int]:
     if root is None:
         return set()
-    family = {root}
-    while more := {pid for pid, (parent, _) in processes.items() if parent in family} - family:
-        family |= more
-    return family
+    found = {root}
+    while more := {pid for pid, (parent, _) in processes.items() if parent in found} - found:
+        found |= more
+    return found
 
 
 def _machine_s() -> float:

@@ -3,6 +3,7 @@
  *
  *   load origin PORT                                      serve until killed
  *   load SCENARIO PORT CONNECTIONS WARMUP_S SECONDS       ping | connect | down | up
+ *   load ping PORT CONNECTIONS WARMUP_S SECONDS RATE      so many a second, and no more
  *
  * Everything is on 127.0.0.1. The first byte of a connection tells the origin what it is for: 'E' echo everything
  * (this byte too), 'D' send without end, 'U' receive without end.
@@ -10,6 +11,9 @@
  * A client prints "start" when the warm-up is over and then
  * "stop COUNT SECONDS P50_US P99_US MAX_US ERRORS": COUNT is round trips, connections or bytes within the SECONDS that
  * really passed. The harness samples CPU time at these two lines.
+ *
+ * With a RATE, a message is due at a fixed time, whatever became of those before, and its latency counts from then: a
+ * proxy that stalls is not spared the messages that would have come meanwhile.
  */
 #define _GNU_SOURCE
 #include "load.h"
@@ -17,6 +21,7 @@
 #include <errno.h>
 #include <stdbool.h>
 #include <string.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 enum { TURNS = 4 };
@@ -89,6 +94,9 @@ static int received[MAX_FDS], target_port;
 static bool measuring;
 static char scenario; /* p, c, d, u */
 static char first[MESSAGE];
+static double rate;                /* messages a second; 0: as many as go */
+static uint64_t due_ns, ready_from, ready_to;
+static int ready[MAX_FDS];         /* a ring of the connections that wait for their turn */
 
 static void open_connection(void) {
   int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
@@ -157,15 +165,39 @@ static void exchange(int fd) {
     return;
   }
   received[fd] = 0;
+  if (rate > 0) {
+    ready[ready_to++ % MAX_FDS] = fd;
+    return;
+  }
   began_ns[fd] = now;
   if (send(fd, first, MESSAGE, MSG_NOSIGNAL) != MESSAGE) failed(fd);
+}
+
+static void send_what_is_due(uint64_t now) {
+  for (; due_ns <= now && ready_from != ready_to; due_ns += (uint64_t)(1e9 / rate)) {
+    int fd = ready[ready_from++ % MAX_FDS];
+    began_ns[fd] = due_ns;
+    if (send(fd, first, MESSAGE, MSG_NOSIGNAL) != MESSAGE) failed(fd);
+  }
+}
+
+/* Wakes epoll_wait five thousand times a second: what is due at a time goes out in one burst, as from many clients. */
+static int start_ticking(void) {
+  int fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
+  struct itimerspec every = {.it_interval = {0, 200000}, .it_value = {0, 200000}};
+  if (fd < 0 || timerfd_settime(fd, 0, &every, NULL) < 0) die("timerfd");
+  watch(EPOLL_CTL_ADD, fd, EPOLLIN);
+  due_ns = now_ns();
+  return fd;
 }
 
 static void client(int connections, double warmup_s, double seconds) {
   for (int i = 0; i < connections; i++) open_connection();
   uint64_t start = now_ns() + (uint64_t)(warmup_s * 1e9), stop = start + (uint64_t)(seconds * 1e9), now;
   struct epoll_event events[BATCH];
+  int ticks = rate > 0 ? start_ticking() : -1;
   while ((now = now_ns()) < stop) {
+    if (rate > 0) send_what_is_due(now);
     if (!measuring && now >= start) {
       measuring = true;
       puts("start");
@@ -174,7 +206,10 @@ static void client(int connections, double warmup_s, double seconds) {
     int n = epoll_wait(epoll_fd, events, BATCH, 10);
     for (int i = 0; i < n; i++) {
       int fd = events[i].data.fd;
-      if (received[fd] < 0 && (events[i].events & (EPOLLERR | EPOLLHUP)))
+      uint64_t ticked;
+      if (fd == ticks)
+        (void)!read(ticks, &ticked, sizeof ticked);
+      else if (received[fd] < 0 && (events[i].events & (EPOLLERR | EPOLLHUP)))
         failed(fd);
       else if (received[fd] < 0)
         begin(fd);
@@ -192,14 +227,15 @@ int main(int argc, char **argv) {
   epoll_fd = epoll_create1(0);
   if (argc == 3 && !strcmp(argv[1], "origin")) {
     origin(atoi(argv[2]));
-  } else if (argc == 6 && strchr("pcdu", argv[1][0])) {
+  } else if ((argc == 6 && strchr("pcdu", argv[1][0])) || (argc == 7 && argv[1][0] == 'p')) {
     scenario = argv[1][0];
+    rate = argc == 7 ? atof(argv[6]) : 0;
     memset(first, 'E', sizeof first);
     if (scenario == 'd' || scenario == 'u') first[0] = scenario == 'd' ? 'D' : 'U';
     target_port = atoi(argv[2]);
     client(atoi(argv[3]), atof(argv[4]), atof(argv[5]));
     return 0;
   }
-  fprintf(stderr, "usage: load origin PORT | load ping|connect|down|up PORT CONNECTIONS WARMUP_S SECONDS\n");
+  fprintf(stderr, "usage: load origin PORT | load ping|connect|down|up PORT CONNECTIONS WARMUP_S SECONDS [RATE]\n");
   return 2;
 }

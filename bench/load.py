@@ -1,27 +1,16 @@
-"""The load generators: built from load.c, load_tls.c and load_udp.c at first use, then run once per measurement."""
+"""One measurement: a load generator is run, and the CPU clocks are read at both ends of the measured time."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import attrs
 
+from bench.build import build
 from bench.cpu import look
 from bench.peers import Peer
 
-_SOURCES = Path(__file__).parent
-_LIBRARIES = {"load": (), "load_tls": ("-lssl", "-lcrypto"), "load_udp": ()}
-_PACKAGES = {
-    "load": "gcc libc6-dev",
-    "load_tls": "gcc libc6-dev libssl-dev",
-    "load_udp": "gcc libc6-dev",
-}
-_CACHE = Path(__file__).parents[1] / "build" / "bench"
 _GRACE_S = 20.0
 
 
@@ -37,6 +26,8 @@ class Scenario:
     tls: bool = False
     """Clients speak TLS, and the proxy terminates it."""
     udp: bool = False
+    rate: float = 0.0
+    """Messages a second, and no more; latency then counts from when each was due. 0: as many as go. Only ping."""
 
     @property
     def program(self) -> str:
@@ -53,6 +44,8 @@ class Scenario:
 
     def port_of(self, peer: Peer) -> int | None:
         """Where this peer takes such a load; None: it cannot."""
+        if peer.is_for_bulk and (self.tls or not self.is_bulk):
+            return None
         if self.udp:
             return peer.udp_session_port if self.kind == "session" else peer.udp_port
         return peer.tls_port if self.tls else peer.port
@@ -105,32 +98,12 @@ class Sample:
     """CPU microseconds per unit: of the proxy's processes, of the load generator, of kernel threads, of everything."""
 
 
-@functools.cache
-def build(name: str = "load") -> Path:
-    """Compile a load generator unless this very text was compiled before; return the program."""
-    source = _SOURCES / f"{name}.c"
-    digest = hashlib.sha256(source.read_bytes() + (_SOURCES / "load.h").read_bytes()).hexdigest()[:16]
-    program = _CACHE / f"{name}-{digest}"
-    if program.exists():
-        return program
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        sys.exit(f"bench: the load generators are written in C: apt-get install {_PACKAGES[name]}")
-    _CACHE.mkdir(parents=True, exist_ok=True)
-    unfinished = program.with_suffix(".tmp")
-    flags = ["-O2", "-Wall", "-Wextra", "-o", str(unfinished)]
-    done = subprocess.run([compiler, *flags, str(source), *_LIBRARIES[name]], check=False)
-    if done.returncode:
-        sys.exit(f"bench: {source.name} does not compile; it needs {_PACKAGES[name]} (apt-get install)")
-    unfinished.replace(program)
-    return program
-
-
 def begin(scenario: Scenario, peer: Peer, *, warmup_s: float, seconds: float) -> subprocess.Popen[str]:
     """Put one load on one peer: the generator, which says on stdout when the measured time begins and ends."""
     port = scenario.port_of(peer)
     assert port is not None, f"{peer.name} cannot do {scenario.name}"
     words = [build(scenario.program), scenario.kind, port, scenario.connections, warmup_s, seconds]
+    words += [scenario.rate] if scenario.rate else []
     return subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, text=True)
 
 

@@ -1,4 +1,4 @@
-"""The proxies that are compared: one worker each, defaults, one access-log line per connection into a file.
+"""The proxies that are compared: as many workers each, defaults, one access-log line per connection into a file.
 
 Each has a plain port and one that terminates TLS 1.2 and 1.3 with the same P-256 certificate. Sessions are resumed by
 tickets, which is everybody's default; who also keeps a cache of sessions by default keeps it.
@@ -11,13 +11,17 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import attrs
+import click
 import trustme
+
+from bench.build import build
 
 ORIGIN_PORT = 9000
 _TLS = 10
@@ -31,11 +35,12 @@ _START_PAUSE_S = 0.05
 _NGINX = """\
 load_module /usr/lib/nginx/modules/ngx_stream_module.so;
 daemon off;
-worker_processes 1;
+worker_processes {workers};
 pid {directory}/nginx.pid;
 error_log {directory}/error.log;
-events {{ worker_connections 4096; }}
+events {{ worker_connections 32768; }}
 stream {{
+  {further}
   log_format line '$remote_addr [$time_local] $protocol $status $bytes_sent $bytes_received $session_time';
   access_log {directory}/access.log line;
   server {{ listen 127.0.0.1:{port}; proxy_pass 127.0.0.1:{origin}; }}
@@ -54,8 +59,8 @@ stream {{
 
 _HAPROXY = """\
 global
-    nbthread 1
-    maxconn 4096
+    nbthread {workers}
+    maxconn 6000
     log stdout format raw local0
 defaults
     mode tcp
@@ -81,6 +86,8 @@ apisix:
       - "127.0.0.1:{port}"
       - "127.0.0.1:{udp_session_port}"
 streamgw:
+  workers: {workers}
+  limits: {{max_sessions: 16384}}
   access_log:
     path: {directory}/access.log
 """
@@ -119,6 +126,8 @@ class Peer:
     pid: int | None
     """None: the origin itself, reached directly."""
     version: str
+    is_for_bulk: bool = False
+    """Differs from another peer in nothing but how it moves much data."""
 
 
 @contextmanager
@@ -133,13 +142,13 @@ def running_origin(load: Path, load_udp: Path) -> Iterator[Peer]:
 
 
 @contextmanager
-def running_streamgw(directory: Path) -> Iterator[Peer]:
-    port = ORIGIN_PORT + 1
+def running_streamgw(directory: Path, *, workers: int = 1, port: int = ORIGIN_PORT + 1) -> Iterator[Peer]:
+    """Whatever else is in `routes.d` below the directory already runs too, before the bench's own routes."""
     _write_certificate(directory)
     ports = {"port": port, "tls_port": port + _TLS, "udp_session_port": port + _UDP_SESSION}
-    settings = _STREAMGW.format(**ports, directory=directory)
+    settings = _STREAMGW.format(**ports, directory=directory, workers=workers)
     (directory / "config.yaml").write_text(settings)
-    (directory / "routes.d").mkdir()
+    (directory / "routes.d").mkdir(exist_ok=True)
     (directory / "routes.d" / "bench.yaml").write_text(_ROUTE.format(**ports, origin=ORIGIN_PORT))
     files = ["-c", str(directory / "config.yaml"), "-r", str(directory / "routes.d")]
     command = [sys.executable, "-m", "streamgw", "run", *files]
@@ -149,32 +158,70 @@ def running_streamgw(directory: Path) -> Iterator[Peer]:
 
 
 @contextmanager
-def running_nginx(directory: Path) -> Iterator[Peer]:
-    port = ORIGIN_PORT + 2
+def running_nginx(directory: Path, *, workers: int = 1) -> Iterator[Peer]:
+    with _running_nginx(directory, ORIGIN_PORT + 2, workers, "") as peer:
+        yield peer
+
+
+@contextmanager
+def running_nginx_64k(directory: Path, *, workers: int = 1) -> Iterator[Peer]:
+    """As somebody sets it up who knows that bulk is what it will do."""
+    with _running_nginx(directory, ORIGIN_PORT + 4, workers, "proxy_buffer_size 64k;") as peer:
+        yield attrs.evolve(peer, name="nginx-64k", is_for_bulk=True)
+
+
+@contextmanager
+def _running_nginx(directory: Path, port: int, workers: int, further: str) -> Iterator[Peer]:
     program = _find("nginx", "nginx libnginx-mod-stream")
     _write_certificate(directory)
     config = directory / "nginx.conf"
     ports = {"port": port, "tls_port": port + _TLS, "udp_session_port": port + _UDP_SESSION}
-    config.write_text(_NGINX.format(**ports, origin=ORIGIN_PORT, directory=directory))
+    text = _NGINX.format(**ports, origin=ORIGIN_PORT, directory=directory, workers=workers, further=further)
+    config.write_text(text)
     with _running([program, "-p", str(directory), "-c", str(config)], port, directory / "log") as pid:
         version = _version([program, "-v"])
         yield Peer("nginx", port, port + _TLS, port, port + _UDP_SESSION, pid, version)
 
 
 @contextmanager
-def running_haproxy(directory: Path) -> Iterator[Peer]:
+def running_haproxy(directory: Path, *, workers: int = 1) -> Iterator[Peer]:
     port = ORIGIN_PORT + 3
     program = _find("haproxy", "haproxy")
     _write_certificate(directory)
     config = directory / "haproxy.cfg"
-    config.write_text(
-        _HAPROXY.format(port=port, tls_port=port + _TLS, origin=ORIGIN_PORT, directory=directory)
-    )
+    ports = {"port": port, "tls_port": port + _TLS, "origin": ORIGIN_PORT}
+    config.write_text(_HAPROXY.format(**ports, directory=directory, workers=workers))
     with _running([program, "-db", "-f", str(config)], port, directory / "access.log") as pid:
         yield Peer("haproxy", port, port + _TLS, None, None, pid, _version([program, "-v"]))
 
 
-STARTERS = {"streamgw": running_streamgw, "nginx": running_nginx, "haproxy": running_haproxy}
+STARTERS: Mapping[str, Callable[..., AbstractContextManager[Peer]]] = {
+    "streamgw": running_streamgw,
+    "nginx": running_nginx,
+    "nginx-64k": running_nginx_64k,
+    "haproxy": running_haproxy,
+}
+
+
+@contextmanager
+def running_peers(names: Sequence[str], *, workers: int = 1) -> Iterator[list[Peer]]:
+    """The origin (`direct`) and proxies by name, each in a directory of its own.
+
+    Raises:
+      click.BadParameter: there is no such peer.
+    """
+    unknown = set(names) - {"direct", *STARTERS}
+    if unknown:
+        raise click.BadParameter(f"unknown: {', '.join(sorted(unknown))}", param_hint="--peers")
+    with tempfile.TemporaryDirectory(prefix="streamgw-bench-") as directory, ExitStack() as stack:
+        origin = stack.enter_context(running_origin(build("load"), build("load_udp")))
+        running = []
+        for name in names:
+            own = Path(directory) / name
+            own.mkdir()
+            start = STARTERS.get(name)
+            running.append(origin if start is None else stack.enter_context(start(own, workers=workers)))
+        yield running
 
 
 def _write_certificate(directory: Path) -> None:

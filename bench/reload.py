@@ -17,7 +17,8 @@ from pathlib import Path
 
 import click
 
-from bench.load import Sample, Scenario, build, measure
+from bench.build import build
+from bench.load import Sample, Scenario, measure
 from bench.network import enter_private_network, raise_descriptor_limit
 from bench.peers import ORIGIN_PORT, Peer, running_origin, running_streamgw
 

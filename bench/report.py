@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
+import os
+import platform
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import attrs
 
 from bench.load import Sample, Scenario
+from bench.peers import Peer
 
 Samples = Mapping[str, Mapping[str, Sequence[Sample]]]
 """scenario → peer → one sample per round."""
@@ -49,6 +55,23 @@ def table(
             words = [_ratio(peer, value, before.get(peer)) for peer, value in found.items()]
             lines.append(f"  streamgw is {', '.join(words)}")
     return "\n".join(lines)
+
+
+def describe(peers: Sequence[Peer], congestion: str) -> dict[str, object]:
+    """What belongs to every result: the day, the shape of the machine, who was measured."""
+    shape = f"{platform.machine()}, {os.cpu_count()} CPUs, Linux {platform.release()}"
+    return {
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "machine": f"{shape}, Python {platform.python_version()}",
+        "congestion_control": congestion,
+        "peers": {peer.name: peer.version for peer in peers},
+    }
+
+
+def write_json(path: Path, document: object) -> None:
+    """For charts, and for whoever wants to calculate otherwise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1, default=attrs.asdict) + "\n")
 
 
 _TITLES = (

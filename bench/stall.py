@@ -8,18 +8,16 @@ the origin without a proxy while the storm goes on: that much the machine itself
 
 from __future__ import annotations
 
-import contextlib
 import statistics
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import attrs
 import click
 
-from bench.load import Sample, Scenario, begin, build, measure, read_line
+from bench.build import build
+from bench.load import Sample, Scenario, begin, measure, read_line
 from bench.network import enter_private_network, raise_descriptor_limit
-from bench.peers import STARTERS, Peer, running_origin
+from bench.peers import Peer, running_peers
 
 WARMUP_S = 0.5
 _MARGIN_S = 0.5
@@ -54,21 +52,12 @@ class Look:
 @click.option("--peers", default="streamgw,nginx,haproxy", show_default=True, help="Whom to measure.")
 def main(clients: int, rounds: int, seconds: float, peers: str) -> None:
     """Measure the round trips of a plain session in peace and in a storm of TLS handshakes."""
-    unknown = set(peers.split(",")) - set(STARTERS)
-    if unknown:
-        raise click.BadParameter(f"unknown: {', '.join(sorted(unknown))}", param_hint="--peers")
     enter_private_network("bench.stall")
     storm = Scenario(f"tls-full-{clients}", "full", clients, "conn", tls=True)
     for scenario in (storm, _ONE_SESSION):
         build(scenario.program)
     raise_descriptor_limit()
-    with tempfile.TemporaryDirectory(prefix="streamgw-stall-") as name, contextlib.ExitStack() as stack:
-        origin = stack.enter_context(running_origin(build(), build("load_udp")))
-        running = []
-        for peer in peers.split(","):
-            directory = Path(name) / peer
-            directory.mkdir()
-            running.append(stack.enter_context(STARTERS[peer](directory)))
+    with running_peers(["direct", *peers.split(",")]) as (origin, *running):
         rows = list(_rows(origin, running))
         looks: dict[Row, list[Look]] = {row: [] for row in rows}
         for number in range(rounds):
