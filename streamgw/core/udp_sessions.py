@@ -200,17 +200,18 @@ class Table:
         if limits.session_rate_per_client and not self._takes_token(client, now):
             return Drop.CLIENT_RATE
         own = self._clients.get(client)
-        per_listener = listener.max_sessions or limits.max_sessions_per_listener
-        for scope, limit, drop in (
-            (own.scope if own is not None else None, limits.max_sessions_per_client, Drop.CLIENT_LIMIT),
-            (listener.scope, per_listener, Drop.LISTENER_LIMIT),
-            (self._all, limits.max_sessions, Drop.SESSION_LIMIT),
+        if (
+            own is not None
+            and own.scope.size >= limits.max_sessions_per_client
+            and not self._evict(own.scope, now)
         ):
-            if scope is not None and len(scope) >= limit:
-                victim = scope.victim(now)
-                if victim is None:
-                    return drop
-                self.end(victim, Reason.EVICTED)
+            return Drop.CLIENT_LIMIT
+        scope = listener.scope
+        most = listener.max_sessions or limits.max_sessions_per_listener
+        if scope.size >= most and not self._evict(scope, now):
+            return Drop.LISTENER_LIMIT
+        if self._all.size >= limits.max_sessions and not self._evict(self._all, now):
+            return Drop.SESSION_LIMIT
         return None
 
     def add(self, entry: Entry, now: float) -> None:
@@ -231,10 +232,10 @@ class Table:
         Without a sender every datagram has to be thought about: a PROXY header goes before it.
         """
         assert not entry.queue, "nothing overtakes the queue"
+        assert not entry.answers, "nobody could answer, so nobody is assured: no fast path yet"
         entry.queue = None
         entry.active_at = now
-        if sender is not None:
-            self.may_send(entry, sender)
+        entry.sender = sender
         self.settle(entry)
 
     def may_send(self, entry: Entry, sender: Callable[[memoryview], int]) -> None:
@@ -252,7 +253,7 @@ class Table:
         entry.active_at = now
         entry.asked += 1
         entry.bytes_up += size
-        if entry.datagrams_down and not entry.assured:
+        if not entry.assured and entry.answers > entry.withheld:
             self._assure(entry)
         if entry.requests and entry.asked >= entry.requests:
             self._detach(entry)
@@ -313,7 +314,8 @@ class Table:
         if entry.down is not None and not entry.down.lets_pass(size, now):
             self.withhold(entry, size, Drop.BANDWIDTH)
             return False
-        self._refresh(entry)
+        if entry.responses is None:
+            self._refresh(entry)
         return True
 
     def withhold(self, entry: Entry, size: int, drop: Drop) -> None:
@@ -324,7 +326,7 @@ class Table:
 
     def settle(self, entry: Entry) -> None:
         """End a session that has nothing left to wait for."""
-        if entry.is_done:
+        if entry.responses is not None and entry.is_done:
             self.end(entry, Reason.MOVED if entry.stale and entry.detached else Reason.CLOSED)
 
     # Ending
@@ -345,7 +347,7 @@ class Table:
         for scope in entry.scopes:
             scope.discard(entry)
         client = self._clients[entry.client]
-        if not len(client.scope):
+        if not client.scope.size:
             del self._clients[entry.client]
             if self.limits.session_rate_per_client:
                 self._rest(entry.client, client)
@@ -373,6 +375,14 @@ class Table:
         return not (len(self._all) or self._resting)
 
     # Inside
+
+    def _evict(self, scope: Scope[Entry], now: float) -> bool:
+        """Make room in a scope that is full. False: nobody there has to give way."""
+        victim = scope.victim(now)
+        if victim is None:
+            return False
+        self.end(victim, Reason.EVICTED)
+        return True
 
     def _assure(self, entry: Entry) -> None:
         for scope in entry.scopes:
@@ -438,6 +448,8 @@ class Table:
             *(each.scope for each in listeners),
             *(each.scope for each in self._clients.values()),
         ]
+        for scope in scopes:
+            assert scope.size == len(scope.fresh.members) + len(scope.assured.members), "who is there is counted"
         members = [set(self._all.fresh.members), set(self._all.assured.members)]
         for entry in self._all:
             assert entry.reason is None, "who has ended is forgotten"

@@ -11,7 +11,7 @@ from typing import Protocol
 import attrs
 import trio
 
-from streamgw.core.errors import Fault, Reason
+from streamgw.core.errors import Fault, Reason, Side
 from streamgw.core.load import Lease
 from streamgw.core.model import Facts, Listener, Outcome, Route, Upstream
 from streamgw.core.snapshot import Snapshot
@@ -29,6 +29,11 @@ _GATEWAYS_FAULT = frozenset({Reason.BUG, Reason.EXHAUSTED})
 _TOLD_BY_OUTCOME = frozenset(
     {Drop.QUEUE_FULL, Drop.UNOPENED, Drop.AMPLIFICATION, Drop.SEND_FAILED, Drop.BANDWIDTH}
 )
+_FAULT_OF_SIDE: Mapping[Side | None, Fault] = {
+    None: Fault.NONE,
+    "client": Fault.CLIENT,
+    "upstream": Fault.UPSTREAM,
+}
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -67,6 +72,8 @@ class UDPSession(Entry):
     """While its task looks for a node."""
     task: trio.lowlevel.Task | None = None
     """While it is parked."""
+    ended_at: float = 0.0
+    """trio.current_time(). Its task may hear of it a moment later."""
 
     @property
     def meter(self) -> UDPSession:
@@ -78,7 +85,7 @@ def outcome_of(session: UDPSession, fault: Fault | None, status: int) -> Outcome
     """How an ended session went. No fault: the reason says whose it is. The status is a plugin's, or 0."""
     assert session.reason is not None, "it has ended"
     if fault is None:
-        fault = Fault.GATEWAY if session.reason in _GATEWAYS_FAULT else Fault(session.side or Fault.NONE)
+        fault = Fault.GATEWAY if session.reason in _GATEWAYS_FAULT else _FAULT_OF_SIDE[session.side]
     trail, route = session.trail, session.route
     answered = session.answers > 0
     return Outcome(
@@ -89,7 +96,7 @@ def outcome_of(session: UDPSession, fault: Fault | None, status: int) -> Outcome
         fault=fault,
         phase=session.phase if session.reason is not Reason.CONNECT_FAILED or answered else "connect",
         started_at=session.started_unix_s,
-        duration_s=trio.current_time() - session.started_at,
+        duration_s=session.ended_at - session.started_at,
         connect_s=None if session.connected_at is None else session.connected_at - trail.dialled_at,
         bytes_up=session.bytes_up,
         bytes_down=session.bytes_down,
@@ -123,7 +130,7 @@ class Owner(Protocol):
     def refuse(self, session: UDPSession, error: OSError) -> None:
         """The session's node does not take datagrams."""
 
-    def answered(self, session: UDPSession) -> None:
+    def answered(self, session: UDPSession, now: float) -> None:
         """The first answer came."""
 
     def give_up(self, reception: Reception) -> None:
@@ -247,10 +254,10 @@ class Reception:
         assert isinstance(entry, UDPSession)
         self._owner.refuse(entry, error)
 
-    def answered(self, entry: Entry) -> None:
+    def answered(self, entry: Entry, now: float) -> None:
         """See `Keeper.answered`."""
         assert isinstance(entry, UDPSession)
-        self._owner.answered(entry)
+        self._owner.answered(entry, now)
 
     def broke(self, entry: Entry, error: Exception) -> None:
         """See `Keeper.broke`."""

@@ -44,6 +44,8 @@ from streamgw.dataplane.udp_dialer import UDPDialer
 
 _ANY = "*"
 
+_CUT = Ending(Reason.DRAIN)
+
 TICK_S = 0.25
 """How often sessions are looked at: what a timeout may be late by."""
 
@@ -126,8 +128,10 @@ class UDPSessions:
         for session in self.live.values():
             node, before = session.trail.node, session.upstream
             today = upstreams.get(before.key) if before is not None else None
-            if node is None or today is None or today is before:
+            if node is None or before is None or today is None or today is before:
                 continue
+            if today.service_name and today.service_name == before.service_name:
+                continue  # what DNS says by now does not matter, as behind a name
             if today.key not in places:
                 places[today.key] = _places(today)
             if not places[today.key] & {(node.host, node.port), (_ANY, node.port)}:
@@ -172,7 +176,8 @@ class UDPSessions:
         host, upstream = origin.client.host, route.upstream
         if upstream is None and not route.hooks:
             return Drop.NO_UPSTREAM
-        if self.dialer.is_useless(origin.client, route, now):
+        refusals = self.dialer.refusals
+        if refusals.anybody_is_pausing and self.dialer.is_useless(origin.client, route, now):
             return Drop.REFUSED
         drop = self.table.admit(reception.sessions, host, size, now)
         if drop is not None:
@@ -203,8 +208,8 @@ class UDPSessions:
         self.live_by_listener[reception.name] += 1
         self.totals.accepted[reception.name] += 1
         reception.nursery.start_soon(self.run, session, name=session.id)
-        self.datagrams.host.kick()
-        self._open_at_once(session, now)
+        if not self._open_at_once(session, now):
+            self.datagrams.host.kick()
         return session
 
     async def run(self, session: UDPSession) -> None:
@@ -213,11 +218,11 @@ class UDPSessions:
         Cancellation:
           The socket is closed, the outcome says `drain`, Cancelled goes on.
         """
-        ending = Ending(Reason.DRAIN)
+        ending = _CUT
         fault: Fault | None = None
         status = 0
         try:
-            ending = await self._live(session)
+            await self._live(session)
         except SessionError as error:
             ending, fault = Ending(error.reason, detail=str(error)), error.fault
             if isinstance(error, Rejected):
@@ -234,7 +239,8 @@ class UDPSessions:
                 fault = None  # it had ended before that was raised
             self._leave(session, outcome_of(session, fault, status))
 
-    async def _live(self, session: UDPSession) -> Ending:
+    async def _live(self, session: UDPSession) -> None:
+        """Returns when the session is over, which may be before its task has run for the first time."""
         if session.failure is not None:
             raise session.failure
         if session.queue is not None and session.reason is None:
@@ -250,7 +256,6 @@ class UDPSessions:
             session.task = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(abort_fn)
         assert session.reason is not None, "only its end wakes it"
-        return Ending(session.reason, session.side, session.detail)
 
     async def _prepare(self, session: UDPSession) -> None:
         """Everything for which a session may have to wait."""
@@ -264,23 +269,27 @@ class UDPSessions:
         candidates = await self.pool.candidates(upstream, session.facts)
         self.dialer.open(session, upstream, candidates, trio.current_time())
 
-    def _open_at_once(self, session: UDPSession, now: float) -> None:
+    def _open_at_once(self, session: UDPSession, now: float) -> bool:
         """Open a session within the batch that began it, if it has to wait for nothing: most have not.
 
-        Its task, which has not run yet, raises whatever this raises.
+        Its task, which has not run yet, raises whatever this raises. Nobody waits for that: it runs when it may.
+
+        Returns:
+          False when its task has to open it.
         """
         upstream = session.upstream
         if upstream is None or session.route.hooks:
-            return
+            return False
         candidates = self.pool.candidates_at_once(upstream, session.facts)
         if candidates is None:
-            return
+            return False
         session.phase = "connect"
         try:
             self.on_opened(session)
             self.dialer.open(session, upstream, candidates, now)
         except Exception as error:  # noqa: BLE001  for the boundary in `run`
             session.failure = error
+        return True
 
     async def _ask_plugins(self, session: UDPSession) -> None:
         """Let the plugins of the route refuse, delay or redirect the client, and add to its facts.
@@ -302,21 +311,23 @@ class UDPSessions:
         """See `Owner.refuse`."""
         self.dialer.refused(session, error)
 
-    def answered(self, session: UDPSession) -> None:
+    def answered(self, session: UDPSession, now: float) -> None:
         """See `Owner.answered`."""
-        self.dialer.answered(session)
+        self.dialer.answered(session, now)
 
     def _on_end(self, entry: Entry) -> None:
         """The table has forgotten a session: let its task do so too. Its descriptor need not wait for that."""
         assert isinstance(entry, UDPSession)
+        # What is closed has had its last datagram just now; no need to look at the clock.
+        entry.ended_at = entry.active_at if entry.reason is Reason.CLOSED else trio.current_time()
         if entry.upstream_side is not None:
             entry.upstream_side.close()
         if entry.opening is not None:
             entry.opening.cancel()
         task, entry.task = entry.task, None
         if task is not None:
+            # No kick: what is left to do, the log line, nobody waits for. Within `SERVE_EVERY_S` there are more of its kind.
             trio.lowlevel.reschedule(task)
-            self.datagrams.host.kick()
 
     def _leave(self, session: UDPSession, outcome: Outcome) -> None:
         if session.upstream_side is not None:

@@ -91,12 +91,16 @@ class UDPDialer:
         session.phase = "relay"
         session.connected_at = now
         side.watch(session, session.reception.clients, session.origin, session.reception)
+        if session.queue:
+            self._send_queued(session)
+        if session.reason is None:
+            self.table.opened(session, None if session.preface else side.send, now)
+
+    def _send_queued(self, session: UDPSession) -> None:
         for payload in self.table.unqueue(session):
             session.reception.forward(session, memoryview(payload))
             if session.reason is not None:
                 self.table.drop(session, Drop.UNOPENED)
-        if session.reason is None:
-            self.table.opened(session, None if session.preface else side.send, now)
 
     def _unrefused_first(
         self, candidates: Iterator[Address], session: UDPSession, now: float
@@ -141,12 +145,12 @@ class UDPDialer:
             upstream is not None and refusals.is_pausing(client.host, upstream.key, now)
         )
 
-    def answered(self, session: UDPSession) -> None:
+    def answered(self, session: UDPSession, now: float) -> None:
         """The node has answered for the first time: it is there."""
         node, upstream = session.trail.node, session.upstream
         assert node is not None, "it answers"
         assert upstream is not None, "likewise"
-        self.pool.answered(upstream, node, trio.current_time() - session.trail.dialled_at)
+        self.pool.answered(upstream, node, now - session.trail.dialled_at)
 
     def _note_failure(self, session: UDPSession, upstream: Upstream, error: ConnectFailed) -> None:
         trail = session.trail

@@ -161,9 +161,11 @@ def test_a_client_is_kept_from_the_node_that_refused_it_for_a_while() -> None:
 def test_a_client_whom_every_node_refused_pauses() -> None:
     refusals = Refusals()
     assert not refusals.is_pausing("192.0.2.1", "upstreams/1", 0.0)
+    assert not refusals.anybody_is_pausing
 
     refusals.pause("192.0.2.1", "upstreams/1", 0.5)
 
+    assert refusals.anybody_is_pausing
     assert refusals.is_pausing("192.0.2.1", "upstreams/1", 0.5 + PAUSE_S - 0.01)
     assert not refusals.is_pausing("192.0.2.1", "upstreams/1", 0.5 + PAUSE_S)
     assert not refusals.is_pausing("192.0.2.1", "upstreams/2", 0.5)

@@ -98,6 +98,20 @@ async def test_a_session_ends_with_its_last_answer() -> None:
             await gateway.outcome(2)
 
 
+async def test_its_duration_ends_with_the_last_answer_however_late_its_task_hears_of_it() -> None:
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node, responses=1)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await client.say(b"a question", at)
+            _, its_port = await node.hear()
+            (session,) = gateway.udp.live.values()
+
+            await node.say(b"an answer", its_port)
+            outcome = await gateway.outcome()
+
+            assert outcome.duration_s == session.active_at - session.started_at
+
+
 async def test_no_answer_is_waited_for_where_none_is_wanted() -> None:
     with Peer() as node, Peer() as client:
         async with udp_gateway(to(node, responses=0)) as gateway:

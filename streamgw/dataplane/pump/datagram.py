@@ -88,7 +88,7 @@ class Keeper(Protocol):
     def failed(self, entry: Entry, error: OSError) -> None:
         """There is no way to the node of a session, or it refuses datagrams: end it."""
 
-    def answered(self, entry: Entry) -> None:
+    def answered(self, entry: Entry, now: float) -> None:
         """The first answer of a session comes."""
 
     def broke(self, entry: Entry, error: Exception) -> None:
@@ -422,7 +422,7 @@ class UpstreamSide:
         """An answer that needs a thought. False: it was the last."""
         entry, table = self._entry, self._keeper.table
         if not entry.answers:
-            self._keeper.answered(entry)
+            self._keeper.answered(entry, now)
         if table.answer(entry, len(payload), now):
             self._reply(payload)
         table.settle(entry)
