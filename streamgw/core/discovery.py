@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias
 
 import attrs
 
-from streamgw.core.model import Address, Node
+from streamgw.core.model import Node
 
 RecordKind: TypeAlias = Literal["last", "SRV", "A", "AAAA", "CNAME"]
 ORDER: Final[tuple[RecordKind, ...]] = ("last", "SRV", "A", "AAAA", "CNAME")
@@ -46,7 +46,7 @@ class Discovered:
     name: str
 
     def __str__(self) -> str:
-        return str(Address(self.node.host, self.node.port))
+        return str(self.node.address)
 
 
 def split_service_name(service_name: str) -> tuple[str, int]:

@@ -200,7 +200,7 @@ class UpstreamPool:
         Without those whose weight is 0: no session goes there. Of a service: the names that its records have.
         """
         if upstream.service_name:
-            return {_address(found.node): found.name for found in self._names.nodes(upstream.service_name)}
+            return {found.node.address: found.name for found in self._names.nodes(upstream.service_name)}
         return {
             Address(host, node.port): node.host
             for node in upstream.nodes
