@@ -14,7 +14,7 @@ exec "$(dirname "$0")/debian_install.sh" \
     openssh-server openssh-client \
     chromium \
     dnsmasq-base unbound bind9-dnsutils dnsperf \
-    rsyslog bsdutils freeradius freeradius-utils sip-tester \
+    rsyslog rsyslog-openssl bsdutils freeradius freeradius-utils sip-tester \
     prometheus \
     iperf3 wrk gcc libc6-dev libssl-dev \
     nginx-light libnginx-mod-stream haproxy

@@ -13,7 +13,7 @@ from tests.support.certificates import CA_PEM, issue
 from tests.support.gateway import Gateway, stream_route
 from tests.support.origin import TIMEOUT_S, named_origin
 from tests.support.ports import Ports
-from tests.support.servers import haproxy
+from tests.support.servers import write_server_tls
 from tests.support.udp_servers import SyslogServer, rsyslog
 
 pytestmark = [pytest.mark.slow, pytest.mark.servers]
@@ -77,22 +77,33 @@ def test_each_session_is_a_message(
 def test_over_tls_they_reach_a_server_that_has_proven_who_it_is(
     gateway: Gateway, ports: Ports, tmp_path: Path, origin: int
 ) -> None:
-    """HAProxy ends TLS before rsyslog, whose own TLS is a package of its own."""
-    udp_port, tcp_port, tls_port = ports.take_for_udp(), ports.take(), ports.take()
-    issued = issue("127.0.0.1")
-    (tmp_path / "both.pem").write_text(issued.cert + issued.key)
-    bind = f"bind 127.0.0.1:{tls_port} ssl crt {tmp_path / 'both.pem'}"
-    config = f"listen syslog\n    {bind}\n    server a 127.0.0.1:{tcp_port}"
+    udp_port, tls_port = ports.take_for_udp(), ports.take()
+    tls = write_server_tls(tmp_path, issue("127.0.0.1"))
     port = write(gateway, ports, origin, port=tls_port, tls=True, tls_verify=True)
 
-    with (
-        rsyslog(tmp_path, udp_port, tcp_port=tcp_port, line=LINE) as server,
-        haproxy(tmp_path, [tls_port], config),
-        gateway.running(),
-    ):
+    with rsyslog(tmp_path, udp_port, tcp_port=tls_port, tls=tls, line=LINE) as server, gateway.running():
         visit(port)
         server.child.wait_until(lambda: len(server.received()) == SESSIONS, what="all messages")
         told(server, gateway)
+
+
+def test_a_server_that_is_somebody_else_is_told_nothing(
+    gateway: Gateway, ports: Ports, tmp_path: Path, origin: int
+) -> None:
+    udp_port, tls_port = ports.take_for_udp(), ports.take()
+    tls = write_server_tls(tmp_path, issue("localhost"))
+    port = write(gateway, ports, origin, port=tls_port, tls=True, tls_verify=True)
+
+    with rsyslog(tmp_path, udp_port, tcp_port=tls_port, tls=tls, line=LINE) as server, gateway.running():
+        visit(port)
+        assert gateway.child is not None
+        gateway.child.wait_for_line("collector_failed")
+        gateway.wait_for_metric(
+            f'streamgw_records_dropped_total{{collector="tls://127.0.0.1:{tls_port}"}}', SESSIONS
+        )
+
+    assert server.received() == []
+    assert "IP address mismatch" in gateway.child.output()
 
 
 def test_a_gateway_that_stops_sends_what_it_still_has(

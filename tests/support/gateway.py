@@ -134,6 +134,20 @@ class Gateway:
             what=f"stream routes {sorted(wanted)} in effect",
         )
 
+    def metric(self, sample: str) -> float | None:
+        """The value of one sample, `name{label="value"}`; None: there is none."""
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{self.metrics_port}/apisix/prometheus/metrics", timeout=5
+        ) as answer:
+            lines = answer.read().decode().splitlines()
+        values = (line.removeprefix(f"{sample} ") for line in lines if line.startswith(f"{sample} "))
+        return next(map(float, values), None)
+
+    def wait_for_metric(self, sample: str, value: float) -> None:
+        """Wait until a sample has this value."""
+        assert self.child is not None
+        self.child.wait_until(lambda: self.metric(sample) == value, what=f"{sample} {value:g}")
+
     def access_lines(self) -> list[dict[str, Any]]:
         """The access log so far, parsed."""
         if not self.access_log.exists():

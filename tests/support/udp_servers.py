@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import pytest
 
 from tests.support.child import Child, find_program, run, running
-from tests.support.servers import LOOPBACK, Prefix, Server
+from tests.support.servers import LOOPBACK, Prefix, Server, ServerTLS
 
 LONG_NAME = "long.test"
 """A name with more text than fits into a datagram of 512 bytes."""
@@ -119,23 +120,30 @@ def rsyslog(
     *,
     prefix: Prefix = (),
     tcp_port: int = 0,
+    tls: ServerTLS | None = None,
     line: str = "%pri% %programname%%msg%",
 ) -> Iterator[SyslogServer]:
     """rsyslog that receives over UDP and writes to a file at once.
 
     Args:
       tcp_port: where it receives over TCP too; 0: it does not.
+      tls: it speaks TLS there, and asks for no certificate.
       line: what it writes of a message, in the language of its templates.
     """
     program = find_program("rsyslogd", package="rsyslog")
     config, messages = directory / "rsyslog.conf", directory / "messages"
-    tcp = (
-        f'module(load="imtcp")\ninput(type="imtcp" address="{LOOPBACK}" port="{tcp_port}")'
-        if tcp_port
-        else ""
-    )
+    tcp, drivers = "", ""
+    if tcp_port:
+        options = ""
+        if tls is not None:
+            if not any(Path("/usr/lib").glob("*/rsyslog/lmnsd_ossl.so")):
+                pytest.fail("rsyslog cannot speak TLS: apt-get install rsyslog-openssl", pytrace=False)
+            options = ' streamDriver.name="ossl" streamDriver.mode="1" streamDriver.authMode="anon"'
+            files = (("Ca", tls.ca), ("Cert", tls.cert), ("Key", tls.key))
+            drivers = "".join(f' defaultNetstreamDriver{name}File="{file}"' for name, file in files)
+        tcp = f'module(load="imtcp"{options})\ninput(type="imtcp" address="{LOOPBACK}" port="{tcp_port}")'
     config.write_text(f"""\
-global(workDirectory="{directory}")
+global(workDirectory="{directory}"{drivers})
 module(load="imudp")
 template(name="line" type="string" string="{line}\\n")
 input(type="imudp" address="{LOOPBACK}" port="{port}")
