@@ -149,7 +149,7 @@ class Reloader:
 
         May never return: the state on disk may be rejected, or changed again before anybody looked. Bring a deadline.
         """
-        while self.current.sources.get(key) != digest:
+        while self._current is None or self._current.sources.get(key) != digest:
             await self._swapped.wait()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:

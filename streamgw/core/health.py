@@ -78,6 +78,11 @@ class NodeHealth:
         """Whether sessions go there."""
         return self.status in _UP and not self.is_ejected
 
+    @property
+    def is_spotless(self) -> bool:
+        """A session that is connected to it changes nothing."""
+        return self.status is Status.HEALTHY and not self.failed_in_a_row and not self.is_ejected
+
 
 @attrs.frozen
 class Change:

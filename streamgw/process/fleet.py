@@ -1,9 +1,17 @@
-"""The gateway as its HTTP side sees it (`control.admin.fleet.Fleet`), when one process serves it all."""
+"""The gateway as its HTTP side sees it (`control.admin.fleet.Fleet`), however many workers it has.
+
+Every worker is asked at the same time. One that does not answer in time is left out, and `status` names it; of what it had
+counted the latest that is known stands for it, so that no counter ever goes back.
+"""
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Callable, Collection, Mapping, Sequence
+import contextlib
+import heapq
+import itertools
+import os
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import TypeVar
 
 import attrs
 import trio
@@ -13,85 +21,103 @@ from streamgw.control.admin.feed import Feed
 from streamgw.control.admin.fleet import Figures, SessionFilter, SessionRow
 from streamgw.control.explain import accepts, as_data, meet
 from streamgw.control.reloader import ReloadStatus
-from streamgw.core.model import UNIX_HOST, Address, Facts, Key, Network
+from streamgw.core.model import Facts, Key
 from streamgw.core.wire.tls import ClientHello
-from streamgw.dataplane.reception import UDPSession
-from streamgw.dataplane.session import Session
-from streamgw.process.figures import batches, take_figures
-from streamgw.process.rows import health_row, session_row
-from streamgw.process.status import StatusBoard
+from streamgw.process import figures, status
+from streamgw.process.books import Books
+from streamgw.process.central import Central
+from streamgw.process.members import Here, Member, Silent
+from streamgw.process.rows import health_row
 from streamgw.process.worker import Worker
 
+T = TypeVar("T")
 
-class LocalFleet:
-    """One worker, in this process.
+
+class WorkerFleet:
+    """A gateway and its workers.
 
     Args:
+      members: the workers that live now.
+      books: what those have counted that are gone.
+      slots: how many workers there shall be.
+      settings_status: what became of conf/config.yaml.
       look_at_settings: begin to read conf/config.yaml again. Must not block.
     """
 
     def __init__(
         self,
-        worker: Worker,
-        board: StatusBoard,
+        central: Central,
+        members: Callable[[], Sequence[Member]],
+        books: Books,
+        *,
+        slots: int,
         settings_status: Callable[[], ReloadStatus],
         look_at_settings: Callable[[], None],
     ) -> None:
-        self._worker = worker
+        self._central = central
+        self._members = members
+        self._books = books
+        self._slots = slots
+        self._settings_status = settings_status
         self._look_at_settings = look_at_settings
         self._documents: Sequence[Document] = ()
         """Of the reloader, when they were put in order."""
         self._in_order: Sequence[Document] = ()
-        self._board = board
-        self._settings_status = settings_status
 
     def ready(self) -> bool:
-        """Whether clients are accepted."""
-        return self._board.ready()
+        """Whether clients are accepted, by a worker in each slot."""
+        serving = {member.number for member in self._members() if member.state == "serving"}
+        return not self._central.draining and serving >= set(range(self._slots))
 
-    def status(self) -> Mapping[str, object]:
+    async def status(self) -> Mapping[str, object]:
         """As the status endpoint says."""
-        return self._board.status()
+        said = await self._ask(lambda member: member.status())
+        for member, each in said:
+            self._books.note(member, said=each)
+        rows = [status.row_of(each.number, each.pid, each.state, answer) for each, answer in said]
+        return status.body(
+            self._central,
+            self._settings_status(),
+            is_ready=self.ready(),
+            workers=sorted(rows, key=lambda row: (row.worker, row.pid)),
+            total=self._books.status(),
+        )
 
-    def listeners(self) -> Sequence[Mapping[str, object]]:
+    async def listeners(self) -> Sequence[Mapping[str, object]]:
         """As in `status`."""
-        return self._board.listeners()
+        said = await self._ask(lambda member: member.status())
+        return status.shown(status.merged([each.listeners for _, each in said if each is not None]))
 
     async def sessions(self, wanted: SessionFilter) -> tuple[Sequence[SessionRow], int]:
         """Live sessions, oldest first, and how many there are of them."""
-        rows: list[SessionRow] = []
-        total = 0
-        fits = _filter(wanted)
-        for batch in batches(self._worker):
-            for session in filter(fits, batch):
-                total += 1
-                if len(rows) < wanted.limit:
-                    rows.append(session_row(session, trio.current_time()))
-            await trio.lowlevel.checkpoint()
-        return rows, total
+        found = [
+            each for _, each in await self._ask(lambda member: member.sessions(wanted)) if each is not None
+        ]
+        oldest_first = heapq.merge(*(rows for rows, _ in found), key=lambda row: row.started_at)
+        return [*itertools.islice(oldest_first, wanted.limit)], sum(total for _, total in found)
 
     async def kill(self, session_id: str) -> bool:
         """End one session. False: there is none of that id."""
-        return self._worker.sessions.kill(session_id) or self._worker.udp.kill(session_id)
+        return any(killed for _, killed in await self._ask(lambda member: member.kill(session_id)))
 
     def explain(self, facts: Facts) -> Mapping[str, object]:
         """What becomes of such a client, by the code that `streamgw explain` runs."""
-        bound = self._worker.sockets.bound()
+        bound = self._central.sockets.bound()
         listener = next((each for each in bound if accepts(each, facts.server, facts.transport)), None)
         said = None
         if facts.server_name is not None or facts.alpn:
             said = ClientHello(facts.server_name, facts.alpn, ())
         facts = attrs.evolve(facts, listener=listener.name if listener else "", server_name=None, alpn=())
-        reloader = self._worker.reloader
+        reloader = self._central.reloader
         return as_data(meet(listener, facts, said, reloader.current, reloader.documents))
 
     def health(self) -> Sequence[Mapping[str, object]]:
         """In APISIX's form, and ours added: `upstream`, and of a node `is_up`, `is_ejected` and `why`."""
-        return [health_row(checker) for checker in self._worker.prober.checkers.values()]
+        return [health_row(checker) for checker in self._central.prober.checkers.values()]
 
     def documents(self) -> Sequence[Document]:
         """What runs."""
-        reloader = self._worker.reloader
+        reloader = self._central.reloader
         if reloader.documents is not self._documents:
             ranks = {route.id: rank for rank, route in enumerate(reloader.current.router.routes)}
             last = len(ranks)  # disabled
@@ -104,47 +130,88 @@ class LocalFleet:
 
     def reload(self) -> None:
         """As SIGHUP does."""
-        self._worker.reloader.poke()
+        self._central.reloader.poke()
+        self._look()
         self._look_at_settings()
 
     def poke(self) -> None:
         """Run what was written, now."""
-        self._worker.reloader.poke_written()
+        self._central.reloader.poke_written()
+        self._look()
 
     async def wait_applied(self, key: Key, digest: str | None, deadline: float) -> Sequence[int]:
-        """Empty once the object runs; at the deadline: this worker does not."""
-        with trio.move_on_at(deadline):
-            await self._worker.reloader.wait_applied(key, digest)
-            return ()
-        return (0,)
+        """Empty once every worker runs the object that accepts clients, or will; at the deadline: those that do not."""
+        late: list[int] = []
+
+        async def wait_for(member: Member) -> None:
+            try:
+                has_it = await member.wait_applied(key, digest, deadline)
+            except Silent:
+                has_it = member not in self._members()  # whoever comes after it begins with what is on disk
+            if not has_it:
+                late.append(member.number)
+
+        async def wait_here() -> None:
+            with trio.move_on_at(deadline):
+                await self._central.reloader.wait_applied(key, digest)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                wait_here
+            )  # not named: it serves nobody, but what is asked next shall be of this state
+            for member in self._members():
+                if member.state != "draining":
+                    nursery.start_soon(wait_for, member)
+        return tuple(sorted(late))
 
     def subscribe(self, kinds: Collection[str], wanted: Mapping[str, str]) -> Feed:
         """Hear what happens from now on."""
-        return self._worker.hub.subscribe(kinds, wanted)
+        return self._central.hub.subscribe(kinds, wanted)
 
     async def figures(self) -> Figures:
         """What the metrics show."""
-        return await take_figures(self._worker, self._settings_status())
+        for member, each in await self._ask(lambda member: member.share()):
+            self._books.note(member, share=each)
+        return figures.of_gateway(self._books.share(), self._central, self._settings_status())
+
+    async def _ask(self, question: Callable[[Member], Awaitable[T]]) -> list[tuple[Member, T | None]]:
+        """What all say, in their order. None: that one has not answered."""
+        members = self._members()
+        answers: dict[int, T] = {}
+
+        async def ask(place: int, member: Member) -> None:
+            with contextlib.suppress(Silent):
+                answers[place] = await question(member)
+
+        if len(members) == 1:
+            await ask(0, members[0])
+        else:
+            async with trio.open_nursery() as nursery:
+                for place, member in enumerate(members):
+                    nursery.start_soon(ask, place, member)
+        return [(member, answers.get(place)) for place, member in enumerate(members)]
+
+    def _look(self) -> None:
+        for member in self._members():
+            member.look()
 
 
-def _filter(wanted: SessionFilter) -> Callable[[Session | UDPSession], bool]:
-    """The wishes that are not empty."""
-    network = ipaddress.ip_network(wanted.client, strict=False) if wanted.client else None
-    tests: list[Callable[[Session | UDPSession], bool]] = []
-    if wanted.listener:
-        tests.append(lambda session: session.listener.name == wanted.listener)
-    if wanted.transport:
-        tests.append(lambda session: session.facts.transport == wanted.transport)
-    if wanted.route:
-        tests.append(lambda session: session.route is not None and session.route.id == wanted.route)
-    if wanted.upstream:
-        tests.append(lambda session: session.upstream is not None and session.upstream.key == wanted.upstream)
-    if wanted.node:
-        tests.append(lambda session: str(session.trail.node) == wanted.node)
-    if network is not None:
-        tests.append(lambda session: _is_in(session.facts.client, network))
-    return lambda session: all(test(session) for test in tests)
+class LocalFleet(WorkerFleet):
+    """One worker, in this process."""
 
-
-def _is_in(address: Address, network: Network) -> bool:
-    return address.host != UNIX_HOST and ipaddress.ip_address(address.host) in network
+    def __init__(
+        self,
+        worker: Worker,
+        settings_status: Callable[[], ReloadStatus],
+        look_at_settings: Callable[[], None],
+    ) -> None:
+        here, books = Here(worker, os.getpid()), Books()
+        books.open(here)
+        super().__init__(
+            worker,
+            lambda: (here,),
+            books,
+            slots=1,
+            settings_status=settings_status,
+            look_at_settings=look_at_settings,
+        )

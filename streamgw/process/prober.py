@@ -85,6 +85,8 @@ class Prober:
         self._log = structlog.get_logger()
         self.checkers: dict[str, Checker] = {}
         """By the upstream's key. To look at only."""
+        self.on_note: Callable[[str, Address], None] = lambda *_: None
+        """Told of each node of an upstream (its key) of which something was noted. Must not block or raise."""
         pool.on_answered, pool.on_failed = self.answered, self.failed
 
     def sync(self, upstreams: Mapping[str, Upstream], *, is_on: bool = True) -> None:
@@ -122,6 +124,7 @@ class Prober:
         checker = self.checkers.get(key)
         if checker is not None:
             self._note(checker, checker.health.answered(node))
+            self.on_note(key, node)
 
     def failed(self, key: str, node: Address, error: ConnectFailed) -> None:
         """A session could not be connected to a node."""
@@ -131,6 +134,7 @@ class Prober:
             result = Result.TIMEOUT if "timed out" in str(error) else Result.TCP_FAILURE
             change = checker.health.failed(node, Finding(result, str(error)), trio.current_time())
             self._note(checker, change)
+            self.on_note(key, node)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Probe, and let time outs end.
@@ -183,6 +187,7 @@ class Prober:
             # If it comes back it is new, and healthy.
             if not before[node].is_up:
                 self._pool.set_up(key, node, is_up=True)
+            self.on_note(key, node)
         self._start_probes(checker)
         self._look_at_all(checker)
 
@@ -207,6 +212,7 @@ class Prober:
         for node, health in checker.health.nodes.items():
             if not health.is_up:
                 self._pool.set_up(checker.upstream.key, node, is_up=True)
+            self.on_note(checker.upstream.key, node)
         if checker.upstream.key in self._upstreams:
             self._pool.load(checker.upstream.key).fails_open = True
 
@@ -261,6 +267,7 @@ class Prober:
                 why=change.why,
             )
         self._on_change(upstream, change)
+        self.on_note(upstream.key, change.node)
         self._look_at_all(checker)
 
     def _look_at_all(self, checker: Checker) -> None:

@@ -18,7 +18,7 @@ MAX_PROBLEMS = 20
 """Of one reload that an event tells; `status` shows all."""
 
 
-def session_row(session: Session | UDPSession, now: float) -> SessionRow:
+def session_row(session: Session | UDPSession, now: float, worker: int = 0) -> SessionRow:
     """A live session; `now` is trio.current_time()."""
     facts, route, upstream, meter = session.facts, session.route, session.upstream, session.meter
     node = session.trail.node
@@ -40,6 +40,7 @@ def session_row(session: Session | UDPSession, now: float) -> SessionRow:
         bytes_down=meter.bytes_down,
         tls=session.tls_version if isinstance(session, Session) else "",
         revision=session.snapshot.revision,
+        worker=worker,
     )
 
 

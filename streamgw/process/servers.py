@@ -36,13 +36,13 @@ from streamgw.control.admin.app import build_app, serve_admin
 from streamgw.control.admin.connections import Bounds
 from streamgw.control.admin.control import build_control_routes, build_status_app
 from streamgw.control.admin.events import EventServer
+from streamgw.control.admin.fleet import Fleet
 from streamgw.control.admin.metrics import build_metrics_app
 from streamgw.control.admin.pages import build_page_routes
 from streamgw.core.errors import ConfigError, Problem
 from streamgw.core.model import Address, Listener
-from streamgw.process.fleet import LocalFleet
+from streamgw.process.central import Central
 from streamgw.process.plugins import plugin_set
-from streamgw.process.worker import Worker
 
 EVENTS_PATH = "/streamgw/v1/events"
 
@@ -55,10 +55,10 @@ class Servers:
       settings: of the start: where they listen does not change.
     """
 
-    def __init__(self, config: Path, settings: Settings, worker: Worker, fleet: LocalFleet) -> None:
+    def __init__(self, config: Path, settings: Settings, central: Central, fleet: Fleet) -> None:
         self._config = config
         self._settings = settings
-        self._worker = worker
+        self._central = central
         self._fleet = fleet
         self._admin = settings.admin
         self.missed: list[Problem] = []
@@ -132,22 +132,22 @@ class Servers:
         return Limits(app, RequestLimits(http.body_limit_bytes, http.request_timeout_s, http.max_requests))
 
     def _hosts(self) -> tuple[str, ...]:
-        return self._worker.settings.http.hosts
+        return self._central.settings.http.hosts
 
     def _bound(self) -> tuple[Listener, ...]:
-        return tuple(self._worker.sockets.bound())
+        return tuple(self._central.sockets.bound())
 
     def _control_app(self) -> ASGIApp:
         routes = build_control_routes("/v1", self._fleet, listeners=self._bound, schemas=self._schemas)
         return LocalNames(self._limited(build_app(routes, as_apisix=True)), self._hosts)
 
     def _admin_api(self) -> AdminAPI:
-        worker = self._worker
+        central = self._central
         return AdminAPI(
-            worker.store,
-            check=worker.loader.check,
+            central.store,
+            check=central.loader.check,
             fleet=self._fleet,
-            listeners=lambda: worker.settings.listeners,
+            listeners=lambda: central.settings.listeners,
             wall_clock=time.time,  # noqa: TID251  for create_time and update_time
             plugins=self._plugins,
             version=self._admin_settings().version,
@@ -165,17 +165,17 @@ class Servers:
         if admin.has_ui:
             routes += build_page_routes(None if http.ui_dir is None else Path(http.ui_dir))
         app = self._limited(build_app(routes, as_apisix=True))
-        access = Access(app, self._admin_settings, get_hosts=self._hosts, refused=self._worker.refused)
+        access = Access(app, self._admin_settings, get_hosts=self._hosts, refused=self._central.refused)
         return Headers(access, [("Server", http.server_header or f"streamgw/{__version__}")])
 
     def _admin_settings(self) -> AdminSettings:
         """Those of now. While a changed file has no section any more, the last ones: the server is still there."""
-        self._admin = self._worker.settings.admin or self._admin
+        self._admin = self._central.settings.admin or self._admin
         assert self._admin is not None, "it is served"
         return self._admin
 
     def _plugins(self) -> PluginSet:
-        return plugin_set(self._worker.settings, self._worker.services)
+        return plugin_set(self._central.settings, self._central.services)
 
     def _schemas(self) -> dict[str, object]:
         plugins = self._plugins()

@@ -37,7 +37,6 @@ from streamgw.process.log import configure_logging
 from streamgw.process.routes import watch
 from streamgw.process.servers import Servers
 from streamgw.process.sockets import BindError, Sockets
-from streamgw.process.status import StatusBoard
 from streamgw.process.worker import Worker
 
 EX_OK, EX_IOERR, EX_CONFIG = 0, 74, 78
@@ -90,10 +89,8 @@ class Supervisor:
         self.sockets = Sockets(systemd.inherited_sockets())
         self.worker = Worker(settings, routes, self.sockets)
         self.settings_status = ReloadStatus(warnings=settings.warnings, applied_at=datetime.now(UTC))
-        self.board = StatusBoard(self.worker, lambda: self.settings_status)
         fleet = LocalFleet(
             self.worker,
-            self.board,
             lambda: self.settings_status,
             look_at_settings=self._look_at_settings_soon,
         )

@@ -9,11 +9,15 @@ import attrs
 import trio
 
 from streamgw.config.settings import LimitSettings
-from streamgw.control.admin.fleet import NodeFigures
+from streamgw.control.admin.fleet import Figures, NodeFigures
 from streamgw.control.reloader import ReloadStatus
 from streamgw.core.model import Listener
-from streamgw.process.figures import BATCH, batches, take_figures
+from streamgw.process.figures import BATCH, batches, of_gateway, take_share
 from tests.support.worker import ANY, Scene, says, worker_on
+
+
+async def figures_of(scene: Scene, settings: ReloadStatus | None = None) -> Figures:
+    return of_gateway(await take_share(scene.worker), scene.worker, settings or ReloadStatus())
 
 
 async def one_session(scene: Scene) -> None:
@@ -28,7 +32,7 @@ async def test_what_ended_and_what_lives_is_counted_once(tmp_path: Path) -> None
         async with await scene.connect() as client:
             await says(client)
 
-            figures = await take_figures(scene.worker, ReloadStatus())
+            figures = await figures_of(scene)
 
     (listener,) = figures.listeners
     assert (listener.accepted, listener.active) == (2, 1)
@@ -47,7 +51,7 @@ async def test_reloads_are_counted_by_what_they_read(tmp_path: Path) -> None:
         (scene.routes / "echo.yaml").write_text("stream_routes: 7")
         await scene.until(lambda: scene.worker.reloader.status.rejected == 1)
 
-        figures = await take_figures(scene.worker, ReloadStatus(reloads=2))
+        figures = await figures_of(scene, ReloadStatus(reloads=2))
 
     routes, settings = figures.reloads
     assert (routes.what, routes.applied, routes.rejected, routes.is_rejected) == ("routes", 1, 1, True)
@@ -61,7 +65,7 @@ async def test_a_listener_that_stops_accepting_is_noticed(tmp_path: Path) -> Non
         for _ in range(2):
             await one_session(scene)
 
-        (listener,) = (await take_figures(scene.worker, ReloadStatus())).listeners
+        (listener,) = (await figures_of(scene)).listeners
 
     assert listener.pauses == 2
 
@@ -77,7 +81,7 @@ async def test_dropped_datagrams_are_told_by_listener_and_reason(tmp_path: Path)
             drops: dict[tuple[str, str], int] = {}
             while (udp.name, "no_route") not in drops:
                 await trio.sleep(0.01)
-                drops = dict((await take_figures(scene.worker, ReloadStatus())).drops)
+                drops = dict((await figures_of(scene)).drops)
 
     assert drops == {(udp.name, "no_route"): 1, (udp.name, "receive_buffer"): 0}
 
@@ -100,7 +104,7 @@ async def test_many_sessions_are_looked_at_in_turns(tmp_path: Path) -> None:
 
 async def test_nodes_that_are_checked_have_figures(tmp_path: Path) -> None:
     async with worker_on(tmp_path) as scene:
-        assert not (await take_figures(scene.worker, ReloadStatus())).nodes
+        assert not (await figures_of(scene)).nodes
         port = scene.upstream_ports[0]
         upstream = {"nodes": {f"127.0.0.1:{port}": 1}, "checks": {"active": {}}}
         (scene.routes / "echo.yaml").write_text(
@@ -108,6 +112,6 @@ async def test_nodes_that_are_checked_have_figures(tmp_path: Path) -> None:
         )
         await scene.until(lambda: any(each.results for each in scene.worker.prober.checkers.values()))
 
-        figures = await take_figures(scene.worker, ReloadStatus())
+        figures = await figures_of(scene)
 
     assert figures.nodes == [NodeFigures("stream_routes/e", "127.0.0.1", port, True, {"success": 1})]

@@ -15,7 +15,6 @@ from streamgw.control.admin.fleet import SessionFilter
 from streamgw.control.reloader import ReloadStatus
 from streamgw.core.model import Address, Facts
 from streamgw.process.fleet import LocalFleet
-from streamgw.process.status import StatusBoard
 from tests.support.worker import Scene, says, worker_on
 
 
@@ -25,7 +24,6 @@ async def fleet_on(tmp_path: Path) -> AsyncIterator[tuple[LocalFleet, Scene, lis
     async with worker_on(tmp_path) as scene:
         fleet = LocalFleet(
             scene.worker,
-            StatusBoard(scene.worker, ReloadStatus),
             ReloadStatus,
             look_at_settings=lambda: asked.append("settings"),
         )
@@ -144,7 +142,7 @@ async def test_it_looks_again_at_everything_when_asked(tmp_path: Path) -> None:
         assert asked == ["settings"]
         assert fleet.ready()
         assert fleet.health() == []
-        assert fleet.status()["listeners"] == fleet.listeners()
+        assert (await fleet.status())["listeners"] == await fleet.listeners()
         assert (await fleet.figures()).objects == {"stream_routes": 1}
         assert scene.worker.reloader.status.state == "applied"
 

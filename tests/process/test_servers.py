@@ -30,7 +30,6 @@ from streamgw.core.errors import ConfigError
 from streamgw.core.model import Address
 from streamgw.process.fleet import LocalFleet
 from streamgw.process.servers import Servers
-from streamgw.process.status import StatusBoard
 from tests.support.ports import Ports
 from tests.support.worker import Scene, says, worker_on
 
@@ -74,8 +73,7 @@ async def doors(
     }
     async with worker_on(tmp_path, **(settings | changes)) as scene, trio.open_nursery() as nursery:
         worker = scene.worker
-        board = StatusBoard(worker, ReloadStatus)
-        fleet = LocalFleet(worker, board, ReloadStatus, look_at_settings=lambda: None)
+        fleet = LocalFleet(worker, ReloadStatus, look_at_settings=lambda: None)
         servers = Servers(CONFIG, worker.settings, worker, fleet)
         await servers.start(nursery)
         yield Doors(scene, servers, addresses)
@@ -208,8 +206,7 @@ async def test_an_address_that_was_asked_for_must_be_had(tmp_path: Path, ports: 
 
 async def start_and_fail(tmp_path: Path, **settings: object) -> None:
     async with worker_on(tmp_path, **{"status": None, "control": None, "metrics": None, **settings}) as scene:
-        board = StatusBoard(scene.worker, ReloadStatus)
-        fleet = LocalFleet(scene.worker, board, ReloadStatus, look_at_settings=lambda: None)
+        fleet = LocalFleet(scene.worker, ReloadStatus, look_at_settings=lambda: None)
         servers = Servers(CONFIG, scene.worker.settings, scene.worker, fleet)
         error: ConfigError | None = None
         async with trio.open_nursery() as nursery:

@@ -13,17 +13,21 @@ from streamgw import __version__
 from streamgw.control.reloader import ReloadStatus
 from streamgw.core.errors import Problem
 from streamgw.core.model import Listener
-from streamgw.process.status import StatusBoard
+from streamgw.process.fleet import LocalFleet
 from tests.support.certificates import document, issue
 from tests.support.worker import ANY, Scene, says, worker_on
+
+
+def fleet_of(scene: Scene, settings: ReloadStatus | None = None) -> LocalFleet:
+    return LocalFleet(scene.worker, lambda: settings or ReloadStatus(), look_at_settings=lambda: None)
 
 
 async def test_the_status_board_tells_what_runs(tmp_path: Path) -> None:
     async with worker_on(tmp_path) as scene, await scene.connect() as client:
         await says(client)
-        board = StatusBoard(scene.worker, ReloadStatus)
+        board = fleet_of(scene)
 
-        status = board.status()
+        status = await board.status()
 
         assert board.ready()
         assert status["sessions"]["active"] == 1
@@ -40,9 +44,9 @@ async def test_the_status_board_tells_what_runs(tmp_path: Path) -> None:
 async def test_problems_are_told_with_their_place(tmp_path: Path) -> None:
     problem = Problem("conf/config.yaml", 3, 7, "apisix.stream_proxy.tcp[0]", "expected a port, got 'x'")
     async with worker_on(tmp_path) as scene:
-        board = StatusBoard(scene.worker, lambda: ReloadStatus(state="rejected", problems=(problem,)))
+        board = fleet_of(scene, ReloadStatus(state="rejected", problems=(problem,)))
 
-        settings = board.status()["settings"]
+        settings = (await board.status())["settings"]
 
         assert settings["state"] == "rejected"
         assert settings["problems"] == [
@@ -59,12 +63,12 @@ async def test_problems_are_told_with_their_place(tmp_path: Path) -> None:
 async def test_a_draining_gateway_is_not_ready(tmp_path: Path) -> None:
     async with worker_on(tmp_path) as scene, await scene.connect() as client:
         await says(client)
-        board = StatusBoard(scene.worker, ReloadStatus)
+        board = fleet_of(scene)
 
         scene.worker.drain(trio.current_time() + 60)
 
         assert not board.ready()
-        assert board.status()["draining"] is True
+        assert (await board.status())["draining"] is True
 
 
 def datagram_socket() -> trio.socket.SocketType:
@@ -81,7 +85,7 @@ async def edited(scene: Scene, upstream_port: int, **match: object) -> None:
 async def test_udp_sessions_and_what_was_dropped_are_told(tmp_path: Path) -> None:
     listeners = (ANY, Listener("udp", "127.0.0.1", 0))
     async with worker_on(tmp_path, listeners=listeners) as scene:
-        board, gateway = StatusBoard(scene.worker, ReloadStatus), ("127.0.0.1", scene.ports[1])
+        board, gateway = fleet_of(scene), ("127.0.0.1", scene.ports[1])
         with datagram_socket() as origin, datagram_socket() as client, datagram_socket() as stranger:
             await origin.bind(("127.0.0.1", 0))
             await edited(scene, origin.getsockname()[1])
@@ -89,9 +93,10 @@ async def test_udp_sessions_and_what_was_dropped_are_told(tmp_path: Path) -> Non
             await origin.recv(100)
             await edited(scene, origin.getsockname()[1], remote_addr="192.0.2.1")
             await stranger.sendto(b"hello", gateway)
-            await scene.until(lambda: bool(board.listeners()[1]["dropped"]))
+            while not (await board.listeners())[1]["dropped"]:
+                await trio.sleep(0.005)
 
-            status = board.status()
+            status = await board.status()
 
     assert (status["sessions"]["active"], status["sessions"]["active_udp"]) == (1, 1)
     assert status["sessions"]["total"] == 1
@@ -111,7 +116,7 @@ async def test_certificates_are_told_the_one_that_ends_first_at_the_top(tmp_path
         (scene.routes / "ssls.yaml").write_text(document(ssls=ssls))
         await scene.until(lambda: scene.worker.reloader.current.revision != before)
 
-        soon, late = StatusBoard(scene.worker, ReloadStatus).status()["certificates"]
+        soon, late = (await fleet_of(scene).status())["certificates"]
 
     assert (soon["id"], late["id"]) == ("soon", "late")
     assert soon["names"] == ["soon.test", "*.soon.test"]
@@ -130,7 +135,7 @@ async def test_what_the_kernel_dropped_is_told(tmp_path: Path) -> None:
             for _ in range(20_000):  # nobody reads before the next await
                 client.sendto(b"hello", ("127.0.0.1", scene.ports[1]))
 
-            dropped = StatusBoard(scene.worker, ReloadStatus).listeners()[1]["dropped"]
+            dropped = (await fleet_of(scene).listeners())[1]["dropped"]
 
     assert dropped.keys() == {"receive_buffer"}
     assert 0 < dropped["receive_buffer"] < 20_000

@@ -97,10 +97,10 @@ class ControlFleet:
     def ready(self) -> bool:
         return True
 
-    def status(self) -> Mapping[str, object]:
+    async def status(self) -> Mapping[str, object]:
         return {"pid": 7}
 
-    def listeners(self) -> Sequence[Mapping[str, object]]:
+    async def listeners(self) -> Sequence[Mapping[str, object]]:
         return [{"name": "tcp *:9100", "state": "listening"}]
 
     async def sessions(self, wanted: SessionFilter) -> tuple[Sequence[SessionRow], int]:

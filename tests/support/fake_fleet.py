@@ -26,7 +26,7 @@ class FakeFleet:
     def ready(self) -> bool:
         return True
 
-    def status(self) -> Mapping[str, object]:
+    async def status(self) -> Mapping[str, object]:
         return {}
 
     async def sessions(self, wanted: SessionFilter) -> tuple[Sequence[SessionRow], int]:
@@ -35,7 +35,7 @@ class FakeFleet:
     async def kill(self, session_id: str) -> bool:
         raise AssertionError("the resources have no business with sessions")
 
-    def listeners(self) -> Sequence[Mapping[str, object]]:
+    async def listeners(self) -> Sequence[Mapping[str, object]]:
         return ()
 
     def explain(self, facts: Facts) -> Mapping[str, object]:

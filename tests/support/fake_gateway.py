@@ -13,7 +13,7 @@ class FakeGateway:
     def ready(self) -> bool:
         return self.is_ready
 
-    def status(self) -> Mapping[str, object]:
+    async def status(self) -> Mapping[str, object]:
         if "bug" in self.body:
             raise ZeroDivisionError("a bug in the status page")
         return self.body

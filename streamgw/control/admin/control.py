@@ -46,12 +46,12 @@ _CHECKED: Final = frozenset({"routes", "services", "upstreams", "stream_routes"}
 
 
 class Gateway(Protocol):
-    """What the status pages ask of the process. Called on the event loop: must not block."""
+    """What the status pages ask of the gateway."""
 
     def ready(self) -> bool:
-        """Whether a configuration is loaded and clients are accepted."""
+        """Whether a configuration is loaded and clients are accepted. Must not block."""
 
-    def status(self) -> Mapping[str, object]:
+    async def status(self) -> Mapping[str, object]:
         """The body of `/streamgw/v1/status`: mappings, sequences, strings, numbers, and datetimes with a time zone."""
 
 
@@ -76,7 +76,7 @@ def build_status_app(gateway: Gateway) -> Starlette:
         return JSONResponse({"status": "error", "error": error}, HTTPStatus.SERVICE_UNAVAILABLE)
 
     async def status(_request: Request) -> Response:
-        return JSONResponse(gateway.status())
+        return JSONResponse(await gateway.status())
 
     return build_app(
         [Route("/status", alive), Route("/status/ready", ready), Route("/streamgw/v1/status", status)],
@@ -132,10 +132,10 @@ class _Control:
         self._schemas = schemas
 
     async def status(self, _request: Request) -> Response:
-        return JSONResponse(self._fleet.status())
+        return JSONResponse(await self._fleet.status())
 
     async def listeners(self, _request: Request) -> Response:
-        return JSONResponse({"listeners": self._fleet.listeners()})
+        return JSONResponse({"listeners": await self._fleet.listeners()})
 
     async def sessions(self, request: Request) -> Response:
         rows, total = await self._fleet.sessions(_filter_of(request.query_params))

@@ -34,17 +34,29 @@ class Hub:
         """Kinds that somebody listens to. Ask before you make an event."""
         self.lost = 0
         """Events that some listener did not get, since the start."""
+        self._changed = trio.Event()
 
     def __len__(self) -> int:
         """How many listen."""
         return len(self._feeds)
 
-    def publish(self, kind: str, data: Mapping[str, object]) -> None:
-        """Tell everybody who wants to know. Never blocks."""
+    def publish(self, kind: str, data: Mapping[str, object], at: float | None = None) -> None:
+        """Tell everybody who wants to know. Never blocks.
+
+        Args:
+          kind: of EVENT_KINDS.
+          data: see `Event`.
+          at: when it happened, Unix time; None: now.
+        """
         if kind in self.wanted:
-            event = Event(kind, self._wall_clock(), data)
+            event = Event(kind, self._wall_clock() if at is None else at, data)
             for feed in self._feeds:
                 feed.offer(event)
+
+    def lose(self, count: int) -> None:
+        """Events were lost on their way here: whoever listens is told, as each might have wanted them."""
+        for feed in self._feeds:
+            feed.lose(count, self._wall_clock())
 
     def subscribe(self, kinds: Collection[str], wanted: Mapping[str, str]) -> Feed:
         """Hear what happens from now on.
@@ -55,16 +67,27 @@ class Hub:
         """
         feed = Feed(self, frozenset(kinds), wanted)
         self._feeds.add(feed)
-        self._look()
+        self.look()
         return feed
 
     def forget(self, feed: Feed) -> None:
         """It hears no more."""
         self._feeds.discard(feed)
-        self._look()
+        self.look()
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Who wants what may be different now."""
+        before = self.wanted
         self.wanted = frozenset[str]().union(*(feed.kinds for feed in self._feeds))
+        if self.wanted != before:
+            self._changed.set()
+            self._changed = trio.Event()
+
+    async def wait_wanted(self, known: frozenset[str]) -> frozenset[str]:
+        """Wait until `wanted` is another than that, and return it."""
+        while self.wanted == known:
+            await self._changed.wait()
+        return self.wanted
 
 
 @attrs.define(eq=False)
@@ -79,17 +102,32 @@ class Feed:
     _lost_at: float = 0.0
     _ready: trio.Event = attrs.Factory(trio.Event)
 
+    @property
+    def queued(self) -> int:
+        """Events that `receive` would return without waiting."""
+        return len(self._queue)
+
+    def want(self, kinds: Collection[str]) -> None:
+        """Hear of these kinds from now on, instead. What is queued stays."""
+        self.kinds = frozenset(kinds)
+        self._hub.look()
+
+    def lose(self, count: int, at: float) -> None:
+        """So many events did not get here."""
+        self._lost += count
+        self._lost_at = at
+        self._hub.lost += count
+        self._ready.set()
+
     def offer(self, event: Event) -> None:
         """Queue it, if it is wanted and there is room."""
         if event.kind not in self.kinds or not self._fits(event.data):
             return
         if len(self._queue) >= MAX_QUEUED:
-            self._lost += 1
-            self._lost_at = event.at
-            self._hub.lost += 1
+            self.lose(1, event.at)
         else:
             self._queue.append(event)
-        self._ready.set()
+            self._ready.set()
 
     async def receive(self) -> Event:
         """The next event. After a loss, and what had been queued before it, one of kind `lost` with its `count`."""

@@ -184,12 +184,14 @@ class Subscription(Protocol):
 
 
 class Fleet(Protocol):
-    """The gateway, seen from its HTTP side. Methods that are not async are called on the event loop and do not block."""
+    """The gateway, seen from its HTTP side. Methods that are not async are called on the event loop and do not block; those
+    that are may ask the workers, and leave out one that does not answer in time.
+    """
 
     def ready(self) -> bool:
         """Whether a configuration is loaded and clients are accepted, in every worker."""
 
-    def status(self) -> Mapping[str, object]:
+    async def status(self) -> Mapping[str, object]:
         """The body of `/streamgw/v1/status`: docs/status.md."""
 
     async def sessions(self, wanted: SessionFilter) -> tuple[Sequence[SessionRow], int]:
@@ -198,7 +200,7 @@ class Fleet(Protocol):
     async def kill(self, session_id: str) -> bool:
         """End one session. False: there is none of that id."""
 
-    def listeners(self) -> Sequence[Mapping[str, object]]:
+    async def listeners(self) -> Sequence[Mapping[str, object]]:
         """As in `status`."""
 
     def explain(self, facts: Facts) -> Mapping[str, object]:
