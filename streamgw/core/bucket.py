@@ -11,7 +11,7 @@ woken in vain. A share is `SHARE_S` worth of the rate, divided among those who w
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 SHARE_S = 0.02
 """How much of a rate is taken in advance, if nobody else waits: as seldom as somebody who looks at the bytes may notice."""
@@ -44,22 +44,17 @@ class Bucket:
         self.waiting = 0
         """How many have taken in advance what has not come yet."""
 
-    def room(self, now: float) -> int:
-        """How many bytes may pass at once."""
-        self._settle(now)
-        return max(0, int(self._saved))
-
-    def is_full(self, now: float) -> bool:
-        """It is as if nobody had ever used it."""
-        self._settle(now)
-        return self._saved >= self._burst
-
     @property
     def share(self) -> int:
         """How many bytes somebody who waits is woken for."""
         fair = self._rate * SHARE_S / (1 + self.waiting)
         least = min(SEGMENT_BYTES, self._rate * SMALLEST_SHARE_S)
         return max(1, int(min(max(fair, least), self._burst, LARGEST_SHARE_BYTES)))
+
+    def room(self, now: float) -> int:
+        """How many bytes may pass at once."""
+        self._settle(now)
+        return max(0, int(self._saved))
 
     def take(self, count: int, now: float) -> float:
         """Take so many bytes, in advance if need be. Returns when they will have come."""
@@ -75,6 +70,38 @@ class Bucket:
     def _settle(self, now: float) -> None:
         self._saved = min(self._burst, self._saved + (now - self._at) * self._rate)
         self._at = now
+
+
+class BookedBucket(Bucket):
+    """The same, of all processes of a gateway together: what each of them has to give was booked with all.
+
+    Args:
+      rate: bytes a second, > 0.
+      book: see `hooks.Ledger.book`: (now, how long it takes, how far in the future it may be) → how far it is; None: too far.
+    """
+
+    __slots__ = ("_book",)
+
+    def __init__(self, rate: float, book: Callable[[float, float, float], float | None]) -> None:
+        super().__init__(rate)
+        self._saved = 0.0
+        """Booked, and not taken yet. Never negative."""
+        self._book = book
+
+    def room(self, now: float) -> int:
+        """See `Bucket.room`. One more share, if nobody is before us."""
+        if self._saved < self.share and self._book(now, self.share / self._rate, 0.0) is not None:
+            self._saved += self.share
+        return int(self._saved)
+
+    def take(self, count: int, now: float) -> float:
+        """See `Bucket.take`."""
+        booked = max(0.0, count - self._saved)
+        self._saved = max(0.0, self._saved - count)
+        return now + (self._book(now, booked / self._rate, math.inf) or 0.0) if booked else now
+
+    def _settle(self, now: float) -> None:
+        """Nothing comes by itself."""
 
 
 class Gate:

@@ -5,21 +5,16 @@ Ours: APISIX has no such plugin. nginx's `proxy_download_rate` and `proxy_upload
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Annotated, ClassVar
 
 import attrs
 
-from streamgw.core.bucket import Bucket
+from streamgw.core.bucket import BookedBucket, Bucket
 from streamgw.core.hooks import Decision, Hooks, Plugin, PluginContext, Shape
 from streamgw.core.model import Facts, Outcome
 from streamgw.plugins.keys import KeyType, compile_key, names_of
 from streamgw.plugins.options import Fault, Schema, Size, text, unknown_variables
-
-MAX_KEYS = 65_536
-"""Without a session, and remembered per route: what such a client has saved up. Beyond that the one that has been gone for
-longest is forgotten, and comes as if for the first time."""
 
 _RATES = ("up", "down", "session_up", "session_down")
 
@@ -35,8 +30,8 @@ class LimitBandwidth:
     session_up: Size | None = None
     """Of each session."""
     session_down: Size | None = None
-    burst: Size | None = None
-    """Bytes that may pass at once after a pause, for each of the rates. By default a tenth of a second's worth."""
+    session_burst: Size | None = None
+    """Bytes of one session that may pass at once after a pause, each way. By default a tenth of a second's worth."""
     key: Annotated[str, text(1)] = "remote_addr"
     """A variable, `remote_addr`; or a text with variables, `$remote_addr $server_port`."""
     key_type: KeyType = "var"
@@ -50,34 +45,30 @@ class LimitBandwidth:
     def warnings(self) -> Iterator[Fault]:
         """What is written here and has no effect."""
         yield from unknown_variables(names_of(self.key, self.key_type), ("key",))
+        if self.session_burst is not None and self.session_up is None and self.session_down is None:
+            yield Fault(
+                ("session_burst",), "does nothing without 'session_up' or 'session_down'", at_key=True
+            )
 
 
 class SharedBuckets:
-    """The buckets of each key, shared by all its sessions, and remembered until they are full again.
+    """The buckets of each key that has sessions. What they have to give is booked in the ledger, which outlives them.
 
     Args:
-      make: makes those of a new key.
-      max_keys: see `MAX_KEYS`.
+      make: makes those of a key.
     """
 
-    def __init__(self, make: Callable[[], Shape], *, max_keys: int = MAX_KEYS) -> None:
+    def __init__(self, make: Callable[[str], Shape]) -> None:
         self._make = make
-        self._max_keys = max_keys
         self._in_use: dict[str, tuple[Shape, int]] = {}
         """And how many sessions there are."""
-        self._resting: OrderedDict[str, Shape] = OrderedDict()
-        """Of keys without a session, the one gone last at the end."""
 
     def __len__(self) -> int:
-        return len(self._in_use) + len(self._resting)
+        return len(self._in_use)
 
-    def enter(self, key: str, now: float) -> Shape:
+    def enter(self, key: str) -> Shape:
         """A session of this key begins."""
-        self._forget(now)
-        if key in self._in_use:
-            shape, count = self._in_use[key]
-        else:
-            shape, count = self._resting.pop(key) if key in self._resting else self._make(), 0
+        shape, count = self._in_use[key] if key in self._in_use else (self._make(key), 0)
         self._in_use[key] = shape, count + 1
         return shape
 
@@ -86,34 +77,29 @@ class SharedBuckets:
         shape, count = self._in_use.pop(key)
         if count > 1:
             self._in_use[key] = shape, count - 1
-            return
-        self._resting[key] = shape
-        if len(self._resting) > self._max_keys:
-            self._resting.popitem(last=False)
-
-    def _forget(self, now: float) -> None:
-        """Two of those that are as good as new: one session makes one of them at most."""
-        for _ in range(min(2, len(self._resting))):
-            key, shape = next(iter(self._resting.items()))
-            if not all(bucket.is_full(now) for bucket in (*shape.up, *shape.down)):
-                return
-            del self._resting[key]
 
 
 def build(options: LimitBandwidth, context: PluginContext) -> Hooks:
     """Decide once, by the key; the data plane moves no faster."""
     key_of = compile_key(options.key, options.key_type, context.known)
+    ledger, scope = context.services.ledger, f"limit-bandwidth {context.known['route_id']}"
 
-    def buckets(rate: int | None) -> tuple[Bucket, ...]:
-        return () if rate is None else (Bucket(rate, options.burst),)
+    def booked(rate: int | None, scope: str, key: str) -> tuple[Bucket, ...]:
+        def book(now: float, interval_s: float, ahead_s: float) -> float | None:
+            return ledger.book(scope, key, now, interval_s=interval_s, ahead_s=ahead_s)
 
-    shared = SharedBuckets(lambda: Shape(buckets(options.up), buckets(options.down)))
+        return () if rate is None else (BookedBucket(rate, book),)
 
-    def decide(facts: Facts, now: float) -> Decision:
-        of_key = shared.enter(key_of(facts), now)
-        return Shape(
-            up=of_key.up + buckets(options.session_up), down=of_key.down + buckets(options.session_down)
-        )
+    def own(rate: int | None) -> tuple[Bucket, ...]:
+        return () if rate is None else (Bucket(rate, options.session_burst),)
+
+    shared = SharedBuckets(
+        lambda key: Shape(booked(options.up, f"{scope} up", key), booked(options.down, f"{scope} down", key))
+    )
+
+    def decide(facts: Facts, _: float) -> Decision:
+        of_key = shared.enter(key_of(facts))
+        return Shape(up=of_key.up + own(options.session_up), down=of_key.down + own(options.session_down))
 
     def on_close(facts: Facts, _: Outcome) -> None:
         shared.leave(key_of(facts))

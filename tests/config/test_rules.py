@@ -199,7 +199,43 @@ def test_a_time_has_bounds(value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", [rules.identifier, rules.network, rules.port_range, rules.server_name, rules.duration, rules.host]
+    ("written", "count"),
+    [
+        (65536, 65536),
+        ("65536", 65536),
+        ("512k", 512 << 10),
+        ("10m", 10 << 20),
+        ("1g", 1 << 30),
+        ("10 KiB", 10 << 10),
+        ("3MiB", 3 << 20),
+        ("2GiB", 2 << 30),
+        ("10kB", 10_000),
+        ("5MB", 5_000_000),
+        ("1GB", 10**9),
+    ],
+)
+def test_sizes_are_written_as_nginx_or_as_anybody_writes_them(written: object, count: int) -> None:
+    assert rules.size(written) == count
+
+
+@pytest.mark.parametrize(
+    "value", ["", "5q", "k", "-5k", "1.5m", "0", 0, -1, 1.0, None, True, [1], "9" * 13, "999999g"]
+)
+def test_what_is_no_size(value: object) -> None:
+    assert refusal(rules.size, value).startswith("expected a number of bytes like 65536, 512k or 10MiB, got ")
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        rules.identifier,
+        rules.network,
+        rules.port_range,
+        rules.server_name,
+        rules.duration,
+        rules.host,
+        rules.size,
+    ],
 )
 @given(text=st.text())
 def test_no_text_makes_a_rule_crash(rule: Callable[[str], object], text: str) -> None:

@@ -8,6 +8,7 @@ import attrs
 import pytest
 
 from streamgw.core import udp_sessions
+from streamgw.core.bucket import Bucket, Gate
 from streamgw.core.errors import Reason
 from streamgw.core.udp_sessions import Drop, Entry, ListenerSessions, Table, UDPLimits
 
@@ -404,6 +405,46 @@ def test_an_answer_may_be_withheld_because_the_kernel_does_not_take_it() -> None
     scene.table.withhold(entry, 500, Drop.SEND_FAILED)
 
     assert (entry.datagrams_down, entry.bytes_down, entry.withheld) == (0, 0, 1)
+
+
+# Gates
+
+
+def test_a_datagram_that_comes_too_fast_goes_nowhere_and_is_counted() -> None:
+    scene = Scene()
+    entry = scene.begin(up=Gate([Bucket(100, 10)]))
+    assert scene.table.lets_pass(entry, 10, scene.now)
+
+    assert scene.ask(entry)
+    assert not scene.table.lets_pass(entry, 10, scene.now)
+
+    assert scene.listener.drops == {Drop.BANDWIDTH: 1}
+    assert (entry.lost, entry.asked, entry.bytes_up) == (1, 1, 10)
+    scene.now += 1
+    assert scene.table.lets_pass(entry, 10, scene.now)
+
+
+def test_an_answer_that_comes_too_fast_is_withheld() -> None:
+    scene = Scene()
+    entry = scene.serve(scene.begin(down=Gate([Bucket(100, 10)])))
+
+    assert [scene.answer(entry, 500) for _ in range(2)] == [False, False], "the first was more than there was"
+
+    assert scene.listener.drops == {Drop.BANDWIDTH: 2}
+    assert (entry.withheld, entry.datagrams_down) == (2, 1)
+
+
+def test_the_pump_asks_about_every_datagram_that_has_to_pass_a_gate() -> None:
+    scene = Scene()
+    up, down, free = (
+        scene.serve(scene.begin(number, **rules))
+        for number, rules in enumerate([{"up": Gate()}, {"down": Gate()}, {}])
+    )
+
+    assert (up.send, up.plain) == (None, True)
+    assert (down.send, down.plain) == (to_upstream, False)
+    assert (free.send, free.plain) == (to_upstream, True)
+    assert scene.table.lets_pass(free, 10, scene.now)
 
 
 # A node that goes away

@@ -5,8 +5,9 @@ import pytest
 import trio
 import trio.testing
 
+from streamgw.core.bucket import Bucket
 from streamgw.core.errors import ParseError, Rejected
-from streamgw.core.hooks import Decision, Delay, Hook, Hooks, Look, UseUpstream
+from streamgw.core.hooks import Cut, Decision, Decisions, Delay, Hook, Hooks, Look, Shape, UseUpstream
 from streamgw.core.model import Facts, Outcome
 from streamgw.core.wire import NeedMore
 from streamgw.dataplane.hooks import HOOK_TIMEOUT_S, RESTART_S, Backgrounds, HookRun, shows_datagram
@@ -24,8 +25,8 @@ class Diary:
     lines: list[str] = attrs.Factory(list)
     bugs: list[Exception] = attrs.Factory(list)
 
-    def hook(self, line: str, decision: Decision = None, *, error: Exception | None = None) -> Hook:
-        def write(_: Facts, __: float) -> Decision:
+    def hook(self, line: str, decision: Decisions = None, *, error: Exception | None = None) -> Hook:
+        def write(_: Facts, __: float) -> Decisions:
             self.lines.append(line)
             if error is not None:
                 raise error
@@ -33,7 +34,7 @@ class Diary:
 
         return write
 
-    def hooks(self, name: str, *phases: str, decision: Decision = None, **settings: object) -> Hooks:
+    def hooks(self, name: str, *phases: str, decision: Decisions = None, **settings: object) -> Hooks:
         return Hooks(
             plugin=name,
             on_accept=self.hook(f"{name} accepts", decision) if "accept" in phases else None,
@@ -330,3 +331,33 @@ def test_an_outcome_is_what_a_close_gets() -> None:
     run.close(outcome(CLIENT), pytest.fail)
 
     assert told == [outcome(CLIENT)]
+
+
+async def test_limits_of_all_plugins_count() -> None:
+    diary, slow, slower = Diary(), Bucket(1000, 500), Bucket(100, 50)
+
+    run = await diary.play(
+        diary.hooks("a", "accept", decision=Shape(up=(slow,))),
+        diary.hooks("b", "preread", decision=(Shape(up=(slower,)), Cut(up=70, down=5))),
+        diary.hooks("c", "preread", decision=Cut(up=60, down=9)),
+    )
+    up, down = run.gates()
+
+    assert up is not None
+    assert up.take(1000, 0.0) == 50
+    assert up.take(1000, 1.0) == 10
+    assert up.is_spent
+    assert up.why == "c: cut off after 60 bytes up"
+    assert down is not None
+    assert down.take(1000, 0.0) == 5
+    assert down.why == "b: cut off after 5 bytes down"
+
+
+async def test_a_direction_of_which_nothing_was_said_is_free() -> None:
+    diary = Diary()
+
+    assert (await diary.play(diary.hooks("a", "accept"))).gates() == (None, None)
+    up, down = (await diary.play(diary.hooks("a", "accept", decision=Cut(up=1)))).gates()
+
+    assert up is not None
+    assert down is None

@@ -145,9 +145,11 @@ class GatedMover(Mover):
             if count < WINDOW_BYTES:
                 end.full, end.bulk = 0, False
             return count
-        count = end.sock.recv_into(self._view[:most])
-        end.ready = count == most or end.thorough
-        end.full = end.full + 1 if count == most else 0
+        room = self._view[:most]
+        count = end.sock.recv_into(room)
+        is_full = count == len(room)
+        end.ready = is_full or end.thorough
+        end.full = end.full + 1 if is_full else 0
         end.bulk = end.may_splice and end.full >= self._splice_after
         return count
 
