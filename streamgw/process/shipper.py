@@ -136,4 +136,7 @@ class Shipper:
 def _said(error: BaseException) -> str:
     if isinstance(error, trio.TooSlowError):
         return "no answer in time"
-    return str(error.__cause__ or error) or type(error).__name__
+    cause = error.__cause__ or error
+    while isinstance(cause, BaseExceptionGroup):  # of the addresses of a name: the last one is as good as any
+        cause = cause.exceptions[-1]
+    return str(cause) or type(cause).__name__

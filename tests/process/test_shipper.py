@@ -96,6 +96,7 @@ async def test_a_collector_that_is_away_is_told_of_once_and_when_it_is_back() ->
 
     assert got == [b"here\n"]
     assert [log["event"] for log in logs] == ["collector_failed", "collector_back"]
+    assert "refused" in logs[0]["error"]
     assert logs[1]["dropped"] == 2
 
 
