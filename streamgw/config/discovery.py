@@ -20,7 +20,7 @@ from streamgw.config import patterns
 from streamgw.config.endpoints import Text, ip
 from streamgw.config.patterns import whole
 from streamgw.config.rules import AnyMapping, integer
-from streamgw.config.strict import Fault, Stated, Wrong, nearest, shown
+from streamgw.config.strict import Fault, Stated, Wrong, shown
 from streamgw.config.wording import Schema
 from streamgw.core.discovery import ORDER, RecordKind
 from streamgw.core.model import Address, Node
@@ -53,8 +53,7 @@ def _discovery_type(value: object) -> Literal["dns"]:
         return TYPE
     if value in ELSEWHERE:
         raise Wrong(f"discovery by {value} is not available; expected {TYPE}")
-    hint = nearest(value, (TYPE, *ELSEWHERE)) if isinstance(value, str) else ""
-    raise Wrong(f"expected {TYPE}, got {shown(value)}{hint if TYPE in hint else ''}")
+    raise Wrong(f"expected {TYPE}, got {shown(value)}")
 
 
 ServiceName: TypeAlias = Annotated[

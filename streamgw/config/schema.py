@@ -29,6 +29,13 @@ from streamgw.config.balancing import (
 )
 from streamgw.config.checks import ChecksSpec
 from streamgw.config.datagrams import DatagramSpec
+from streamgw.config.discovery import (
+    NODES_SCHEMA,
+    DiscoveryType,
+    ServiceName,
+    check_nodes,
+    warn_of_discovery,
+)
 from streamgw.config.nodes import Nodes
 from streamgw.config.plugins import Plugins
 from streamgw.config.rules import (
@@ -68,16 +75,6 @@ from streamgw.core.model import (
 
 _SCHEMES = ("tcp", "udp", "http", "tls", "https", "grpc", "grpcs", "kafka")
 _LAYER_7 = "does nothing at layer 4"
-
-
-def _unavailable(message: str, kind: str) -> Stated[NoReturn]:
-    """A field that APISIX has and this version refuses: ignoring it would do something else than what was asked."""
-
-    def rule(value: object) -> NoReturn:
-        del value
-        raise Wrong(message)
-
-    return Stated(rule, {"not": {}, "description": message}, {"type": kind})
 
 
 def _scheme(value: object) -> str:
@@ -127,7 +124,6 @@ PemCertificate: TypeAlias = Annotated[str, _pem(128)]
 PemKey: TypeAlias = Annotated[str, _pem(64)]
 ALPN: TypeAlias = Annotated[str, text(1, 255)]
 """RFC 7301: 1 to 255 bytes."""
-_NO_DISCOVERY = "service discovery is not available in this version; list nodes"
 
 
 def _exclusive(*names: str) -> Schema:
@@ -233,9 +229,12 @@ class UpstreamSpec:
     """HTTP only."""
     upstream_host: str | None = None
     """HTTP only."""
-    service_name: Annotated[str, _unavailable(_NO_DISCOVERY, "string")] | None = None
-    discovery_type: Annotated[str, _unavailable(_NO_DISCOVERY, "string")] | None = None
-    discovery_args: Annotated[str, _unavailable(_NO_DISCOVERY, "object")] | None = None
+    service_name: ServiceName | None = None
+    """In place of `nodes`: a name in DNS, `_mysql._tcp.db.example` with SRV records, or `db.example:3306`."""
+    discovery_type: DiscoveryType | None = None
+    """`dns`, with `service_name`."""
+    discovery_args: AnyMapping | None = None
+    """Of other kinds of discovery."""
     proxy_protocol: ProxyProtocolOut | None = None
     """The PROXY header that nodes get before anything else; the listener's setting if left out."""
     proxy_protocol_datagrams: Literal["first", "each"] = "first"
@@ -243,7 +242,7 @@ class UpstreamSpec:
     streamgw: PacingSpec | None = None
     """Limits and patience. Ours."""
     schema: ClassVar[Schema] = {
-        "required": ["nodes"],
+        **NODES_SCHEMA,
         "if": {"properties": {"pass_host": {"const": "rewrite"}}, "required": ["pass_host"]},
         "then": {"required": ["upstream_host"]},
         "allOf": [BALANCING_SCHEMA],
@@ -251,9 +250,7 @@ class UpstreamSpec:
 
     def check(self) -> Iterator[Fault]:
         """What no field alone can say."""
-        if self.nodes is None:
-            words = "value should match only one schema, but matches none"
-            yield Fault(("nodes",), "is required", apisix=words)
+        yield from check_nodes(self)
         if self.pass_host == "rewrite" and self.upstream_host is None:  # noqa: S105  not a password: APISIX's name
             words = "invalid configuration: `upstream_host` can't be empty when `pass_host` is `rewrite`"
             message = "'rewrite' needs 'upstream_host'"
@@ -262,10 +259,10 @@ class UpstreamSpec:
 
     def warnings(self) -> Iterator[Fault]:
         """What is written here and has no effect."""
-        assert self.nodes is not None, "checked"
-        if not self.nodes:
+        yield from warn_of_discovery(self)
+        if self.nodes == ():
             yield Fault(("nodes",), "no node: every session that comes here is closed")
-        elif not any(node.weight for node in self.nodes):
+        elif self.nodes and not any(node.weight for node in self.nodes):
             yield Fault(("nodes",), "every weight is 0: no node is ever picked")
         if self.scheme not in {"tcp", "udp", "http", "tls"}:
             yield Fault(("scheme",), f"'{self.scheme}' is treated as tcp")
@@ -293,13 +290,13 @@ class UpstreamSpec:
 
     def build(self, key: str, tls: UpstreamTLS | None = None) -> Upstream:
         """The upstream as the data plane knows it."""
-        assert self.nodes is not None, "checked"
         timeouts = Timeouts()
         if self.timeout is not None:
             timeouts = Timeouts(self.timeout.connect, max(self.timeout.send, self.timeout.read))
         return Upstream(
             key=key,
-            nodes=self.nodes,
+            nodes=self.nodes or (),
+            service_name=self.service_name or "",
             type=self.type,
             retries=self.retries,
             retry_timeout_s=self.retry_timeout,

@@ -94,8 +94,15 @@ def test_a_stream_route_is_refused_as_apisix_does(data: dict[str, Any], said: st
         ({"nodes": NODES, "tls": {"client_cert": BAD_PEM, "client_key": BAD_KEY, "client_cert_id": 1}}, 'invalid configuration: property "tls" validation failed: failed to validate dependent schema for "client_cert": value wasn\'t supposed to match schema'),
         ({"nodes": NODES, "scheme": "tls", "tls": {"client_cert": BAD_PEM, "client_key": SITE.key}}, "failed to parse cert: PEM_read_bio_X509_AUX() failed"),
         ({"nodes": NODES, "scheme": "tls", "tls": {"client_cert_id": 1}}, None),
-        ({"service_name": "a", "discovery_type": 1}, 'invalid configuration: property "service_name" validation failed: service discovery is not available in this version; list nodes'),
-        ({"discovery_type": 1}, 'invalid configuration: property "discovery_type" validation failed: wrong type: expected string, got number'),
+        ({"service_name": "a", "discovery_type": "dns"}, None),
+        ({"service_name": "a", "discovery_type": "eureka"}, 'invalid configuration: property "discovery_type" validation failed: discovery by eureka is not available; expected dns'),
+        ({"service_name": "a", "discovery_type": 1}, 'invalid configuration: property "discovery_type" validation failed: wrong type: expected string, got number'),
+        ({"service_name": "", "discovery_type": "dns"}, 'invalid configuration: property "service_name" validation failed: string too short, expected at least 1, got 0'),
+        ({"service_name": "10.0.0.1", "discovery_type": "dns"}, 'invalid configuration: property "service_name" validation failed: expected a DNS name, or name:port, got \'10.0.0.1\''),
+        ({"service_name": "a"}, "invalid configuration: value should match only one schema, but matches none"),
+        ({"discovery_type": "dns"}, "invalid configuration: value should match only one schema, but matches none"),
+        ({"nodes": NODES, "service_name": "a", "discovery_type": "dns"}, "invalid configuration: value should match only one schema, but matches both schemas 1 and 2"),
+        ({"nodes": NODES, "service_name": "a"}, "invalid configuration: value should match only one schema, but matches both schemas 1 and 2"),
     ],
 )  # fmt: skip
 def test_an_upstream_is_refused_as_apisix_does(data: dict[str, Any], said: str | None) -> None:

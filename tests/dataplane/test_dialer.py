@@ -10,6 +10,7 @@ import attrs
 import pytest
 import trio
 
+from streamgw.core.discovery import Discovered
 from streamgw.core.errors import ConnectFailed, Exhausted, NoNode, Reason, UpstreamTLSFailed
 from streamgw.core.model import Address, Pacing, Timeouts, Upstream, UpstreamTLS
 from streamgw.dataplane.dialer import LONGEST_PAUSE_S, MAX_ATTEMPTS_KEPT, Dialer, Introduction, Trail
@@ -116,6 +117,27 @@ async def test_retries_also_bound_the_addresses_of_a_name(autojump_clock: trio.t
         await join(pump, to, Trail(), pool=pool)
 
     assert len(set(dialled(pump))) == len(dialled(pump)) == 2
+
+
+async def test_a_discovered_node_that_is_the_only_one_is_dialled_again_only_if_retries_say_so(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    found = tuple(Discovered(node, node.host) for node in upstream("10.0.0.1:1", "10.0.0.2:1").nodes)
+    to = upstream(service_name="db.example:1", retries=2)
+    names = FakeNames(services={"db.example:1": found[:1]})
+    pool = UpstreamPool(names, rng=random.Random(1))
+    sync(pool, to)
+    alone, in_company = FakePump(), FakePump()
+
+    with pytest.raises(ConnectFailed):
+        await join(alone, to, Trail(), pool=pool)
+    names.services["db.example:1"] = found
+    pool.on_names_changed("db.example:1")
+    with pytest.raises(ConnectFailed):
+        await join(in_company, to, Trail(), pool=pool)
+
+    assert dialled(alone) == ["10.0.0.1:1"] * 3
+    assert sorted(dialled(in_company)) == ["10.0.0.1:1", "10.0.0.2:1"]
 
 
 async def test_no_attempt_begins_after_the_retry_timeout(autojump_clock: trio.testing.MockClock) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from functools import partial
 
 import attrs
 import pytest
@@ -13,10 +14,12 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamgw.core.discovery import Discovered
 from streamgw.core.errors import ConnectFailed, NoNode
 from streamgw.core.model import Address, Facts, Pacing, Upstream
 from streamgw.dataplane.pool import UpstreamPool
 from tests.support.scenes import FakeNames, facts, sync, upstream
+from tests.support.scenes import node as node_at
 
 
 def pool_of(*upstreams: Upstream, names: FakeNames | None = None) -> UpstreamPool:
@@ -132,6 +135,114 @@ async def test_a_drained_node_is_neither_offered_nor_looked_up() -> None:
 
     assert await offered(pool, to) == []
     assert names.wanted == set()
+
+
+# ── Services ─────────────────────────────────────────────────────────────────────────────────────
+
+SERVICE = "_mysql._tcp.db.example"
+
+
+service = partial(upstream, service_name=SERVICE)
+
+
+def discovered(*nodes: str, priority: int = 0) -> tuple[Discovered, ...]:
+    """As of SRV records of one priority: `10.0.0.1:3306=3`."""
+    made = [attrs.evolve(node_at(text), priority=priority) for text in nodes]
+    return tuple(Discovered(each, f"at-{each.host}") for each in made)
+
+
+async def test_the_nodes_of_a_service_are_those_that_dns_says() -> None:
+    names = FakeNames(
+        services={SERVICE: discovered("10.0.0.1:1=3", "10.0.0.2:1") + discovered("10.0.0.3:9", priority=-1)}
+    )
+    to = service()
+    pool = pool_of(to, names=names)
+
+    offers = [await offered(pool, to) for _ in range(4)]
+
+    assert names.wanted_services == {SERVICE}
+    assert [offer[0] for offer in offers].count("10.0.0.1:1") == 3
+    assert {offer[2] for offer in offers} == {"10.0.0.3:9"}
+
+
+async def test_nodes_of_a_service_come_and_go_and_sessions_are_counted_on() -> None:
+    names = FakeNames(services={SERVICE: discovered("10.0.0.1:1", "10.0.0.2:1")})
+    to = service(type="least_conn")
+    pool = pool_of(to, names=names)
+    await offered(pool, to)
+    lease = pool.lease(to, Address("10.0.0.2", 1))
+
+    names.services[SERVICE] = discovered("10.0.0.2:1", "10.0.0.3:1")
+    pool.on_names_changed(SERVICE)
+
+    assert await offered(pool, to) == ["10.0.0.3:1", "10.0.0.2:1"]
+    lease.close()
+    assert pool.load(to.key).active(Address("10.0.0.2", 1)) == 0
+
+
+async def test_a_node_that_dns_adds_starts_slowly(autojump_clock: trio.testing.MockClock) -> None:
+    names = FakeNames(services={SERVICE: discovered("10.0.0.1:1")})
+    to = service(pacing=Pacing(slow_start_s=30))
+    pool = pool_of(to, names=names)
+    await offered(pool, to)
+
+    names.services[SERVICE] = discovered("10.0.0.1:1", "10.0.0.2:1")
+    pool.on_names_changed(SERVICE)
+    await offered(pool, to)
+
+    assert pool.load(to.key).share(node_at("10.0.0.2:1")) < 1
+    assert pool.load(to.key).share(node_at("10.0.0.1:1")) == 1
+
+
+async def test_the_first_session_waits_for_what_dns_says_first() -> None:
+    to = service()
+    names = FakeNames(later_services={SERVICE: discovered("10.0.0.1:1")})
+
+    assert await offered(pool_of(to, names=names), to) == ["10.0.0.1:1"]
+
+
+async def test_another_service_name_is_another_upstream() -> None:
+    names = FakeNames(services={SERVICE: discovered("10.0.0.1:1"), "other:1": discovered("10.0.0.2:1")})
+    to, edited = service(), upstream(service_name="other:1")
+    pool = pool_of(to, names=names)
+    await offered(pool, to)
+
+    sync(pool, edited)
+
+    assert await offered(pool, edited) == ["10.0.0.2:1"]
+    assert await offered(pool, to) == ["10.0.0.1:1"], "who came before the edit"
+
+
+async def test_weights_of_a_service_that_no_ring_has_room_for_are_made_smaller() -> None:
+    names = FakeNames(services={SERVICE: discovered("10.0.0.1:1=65535", "10.0.0.2:1=65535")})
+    to = service(type="chash", hash_key="$remote_addr")
+
+    assert len(await offered(pool_of(to, names=names), to)) == 2
+
+
+@pytest.mark.parametrize(
+    ("trouble", "why"),
+    [
+        ("no such name (NXDOMAIN)", f"DNS says none for {SERVICE}: no such name (NXDOMAIN)"),
+        ("", f"DNS says none for {SERVICE}: it is not available there"),
+    ],
+)
+async def test_why_a_service_has_no_node_can_be_told(trouble: str, why: str) -> None:
+    to = service()
+    pool = pool_of(to, names=FakeNames(troubles={SERVICE: trouble}))
+
+    assert await offered(pool, to) == []
+    assert pool.why_empty(to) == why
+
+
+def test_where_the_nodes_of_a_service_are_can_be_told() -> None:
+    names = FakeNames(services={SERVICE: discovered("10.0.0.1:1", "[fd00::1]:2")})
+    to = service()
+
+    assert pool_of(to, names=names).places(to) == {
+        Address("10.0.0.1", 1): "at-10.0.0.1",
+        Address("fd00::1", 2): "at-fd00::1",
+    }
 
 
 # ── Types ────────────────────────────────────────────────────────────────────────────────────────

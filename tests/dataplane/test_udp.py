@@ -8,9 +8,10 @@ import attrs
 import trio
 import trio.testing
 
+from streamgw.core.discovery import Discovered
 from streamgw.core.errors import Reason, Rejected
 from streamgw.core.hooks import Hooks, UseUpstream
-from streamgw.core.model import Address, DatagramRules, Timeouts
+from streamgw.core.model import Address, DatagramRules, Node, Timeouts
 from streamgw.core.udp_sessions import Drop, UDPLimits
 from tests.support.bridge import open_descriptors
 from tests.support.scenes import FakeNames, route, snapshot, upstream
@@ -226,6 +227,23 @@ async def test_other_edits_leave_sessions_where_they_are() -> None:
                 gateway.swap(edited)
                 assert await exchange(client, node, at) == session
             assert gateway.outcomes == []
+
+
+async def test_a_session_stays_at_a_discovered_node_unless_another_service_is_named() -> None:
+    with Peer() as node, Peer() as client, Peer() as new:
+        async with udp_gateway(snapshot()) as gateway:
+            for service, peer in (("db:1", node), ("other:1", new)):
+                host, port = peer.address
+                gateway.names.services[service] = (Discovered(Node(host, port), "db"),)
+            (at,) = gateway.listen(udp_listener())
+            gateway.swap(snapshot(route("1", upstream(service_name="db:1"))))
+            session = await exchange(client, node, at)
+
+            gateway.names.services["db:1"] = ()  # DNS names it no more
+            gateway.swap(snapshot(route("1", upstream(service_name="db:1", retries=1))))
+            assert await exchange(client, node, at) == session
+            gateway.swap(snapshot(route("1", upstream(service_name="other:1"))))
+            await exchange(client, new, at)
 
 
 # Limits

@@ -16,9 +16,10 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
+from streamgw.core.discovery import Discovered
 from streamgw.core.errors import ConnectFailed
 from streamgw.core.health import Change, Status
-from streamgw.core.model import Address, Upstream, UpstreamTLS
+from streamgw.core.model import Address, Node, Upstream, UpstreamTLS
 from streamgw.core.probe import ActiveCheck, Checks, Finding, Probe, Result, Thresholds
 from streamgw.dataplane.pool import UpstreamPool
 from streamgw.process.prober import FIRST_WITHIN_S, MAX_PROBES, Prober
@@ -460,6 +461,25 @@ async def test_the_addresses_of_a_name_are_probed_as_they_come_and_go(
         scene.prober.on_names_changed("other.example")
 
     assert {target.name for _, target, _ in scene.targets} == {"db.example", "10.0.0.9"}
+
+
+async def test_the_nodes_of_a_service_are_probed_as_they_come_and_go(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    scene = Scene()
+    scene.load(attrs.evolve(checked(), nodes=(), service_name="db.example"))
+
+    async with running(scene):
+        for hosts in (("10.0.0.1", "10.0.0.2"), ("10.0.0.2", "10.0.0.3")):
+            found = tuple(Discovered(Node(host, 80), f"at-{host}") for host in hosts)
+            scene.names.services["db.example"] = found
+            scene.pool.on_names_changed("db.example")
+            scene.prober.on_names_changed("db.example")
+            scene.asked.clear()
+            await trio.sleep(15)
+            assert {host for _, host in scene.asked} == set(hosts)
+
+    assert {target.name for _, target, _ in scene.targets} == {f"at-10.0.0.{n}" for n in (1, 2, 3)}
 
 
 async def test_upstreams_that_are_loaded_before_it_runs_are_probed_when_it_does(
