@@ -26,6 +26,8 @@ from bench.build import build
 ORIGIN_PORT = 9000
 _TLS = 10
 """From a proxy's plain port to its TLS port."""
+_STATUS = 30
+"""From streamgw's plain port to the one of its status: there may be several gateways."""
 _UDP_SESSION = 20
 """From a proxy's plain port, which it has over UDP too, to the UDP port where a session ends with its first answer."""
 _SEARCH_PATH = "/usr/local/sbin:/usr/sbin:/sbin:" + os.environ.get("PATH", "")
@@ -78,6 +80,7 @@ listen bench
 
 _STREAMGW = """\
 apisix:
+  status: {{ip: 127.0.0.1, port: {status_port}}}
   stream_proxy:
     tcp:
       - "127.0.0.1:{port}"
@@ -146,7 +149,7 @@ def running_streamgw(directory: Path, *, workers: int = 1, port: int = ORIGIN_PO
     """Whatever else is in `routes.d` below the directory already runs too, before the bench's own routes."""
     _write_certificate(directory)
     ports = {"port": port, "tls_port": port + _TLS, "udp_session_port": port + _UDP_SESSION}
-    settings = _STREAMGW.format(**ports, directory=directory, workers=workers)
+    settings = _STREAMGW.format(**ports, status_port=port + _STATUS, directory=directory, workers=workers)
     (directory / "config.yaml").write_text(settings)
     (directory / "routes.d").mkdir(exist_ok=True)
     (directory / "routes.d" / "bench.yaml").write_text(_ROUTE.format(**ports, origin=ORIGIN_PORT))

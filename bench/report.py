@@ -59,7 +59,7 @@ def table(
 
 def describe(peers: Sequence[Peer], congestion: str) -> dict[str, object]:
     """What belongs to every result: the day, the shape of the machine, who was measured."""
-    shape = f"{platform.machine()}, {os.cpu_count()} CPUs, Linux {platform.release()}"
+    shape = f"{platform.machine()}, {os.cpu_count()} CPUs, Linux {platform.release().split('-')[0]}"
     return {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "machine": f"{shape}, Python {platform.python_version()}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -16,7 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.servers]
 
 ROOT = Path(__file__).parents[2]
 PROXIES = ["streamgw", "nginx", "haproxy"]
-PLAIN_SCENARIOS = ["bulk-down-1", "bulk-up-8", "ping-32", "connect-32"]
+BULK_SCENARIOS = ["bulk-down-1", "bulk-up-8"]
+SMALL_SCENARIOS = ["ping-32", "connect-32"]
 TLS_SCENARIOS = [
     "tls-full-32",
     "tls-resumed-32",
@@ -26,7 +28,8 @@ TLS_SCENARIOS = [
 ]
 UDP_SCENARIOS = ["udp-ping-32", "udp-session-32", "udp-up-1", "udp-down-1"]
 PEERS = {
-    **{scenario: ["direct", *PROXIES] for scenario in PLAIN_SCENARIOS},
+    **{scenario: ["direct", "streamgw", "nginx", "nginx-64k", "haproxy"] for scenario in BULK_SCENARIOS},
+    **{scenario: ["direct", *PROXIES] for scenario in SMALL_SCENARIOS},
     **dict.fromkeys(TLS_SCENARIOS, PROXIES),  # the origin speaks no TLS
     **{scenario: ["direct", "streamgw", "nginx"] for scenario in UDP_SCENARIOS},  # HAProxy has no UDP
 }
@@ -62,6 +65,78 @@ def test_each_kind_of_load_gets_through_each_peer_without_an_error(tmp_path: Pat
     }
     assert errors == {scenario: dict.fromkeys(peers, 0) for scenario, peers in PEERS.items()}
     assert "streamgw is" in done.stdout
+
+
+def bench(module: str, *words: object) -> str:
+    """Run a part of the benchmark; return what it printed."""
+    return run([sys.executable, "-m", module, *words], cwd=ROOT, env=PLAIN, timeout_s=100).stdout
+
+
+def test_the_results_are_drawn(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    bench("bench", "--rounds", "1", "--seconds", "0.2", "--only", "bulk-down-1,udp-ping", "--json", results)
+
+    bench("bench.charts", results, tmp_path / "images")
+
+    pictures = {path.name: ET.parse(path) for path in (tmp_path / "images").iterdir()}
+    words = {name: "".join(picture.getroot().itertext()) for name, picture in pictures.items()}
+    assert sorted(words) == ["bench-bulk.svg", "bench-small.svg"]
+    assert "1 connection, down" in words["bench-bulk.svg"]
+    assert "beside haproxy" in words["bench-bulk.svg"]
+    assert "beside haproxy" not in words["bench-small.svg"], "it has no UDP, and nothing else was measured"
+
+
+def test_two_workers_stand_beside_two(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+
+    bench(
+        *(
+            "bench",
+            "--workers",
+            "2",
+            "--rounds",
+            "1",
+            "--seconds",
+            "0.2",
+            "--only",
+            "connect",
+            "--json",
+            results,
+        )
+    )
+
+    about = json.loads(results.read_text())["about"]
+    assert about["workers"] == 2
+    assert set(about["peers"]) >= {"streamgw", "nginx", "haproxy"}
+
+
+def test_idle_connections_cost_memory_and_this_says_how_much() -> None:
+    said = bench("bench.memory", "--rounds", "1", "--connections", "200", "--peers", "streamgw,nginx")
+
+    rows = dict(line.split()[:2] for line in said.splitlines()[1:])
+    assert set(rows) == {"streamgw", "nginx"}
+    assert 0 < float(rows["streamgw"]) < 100
+
+
+def test_latencies_are_compared_at_the_same_pace() -> None:
+    said = bench("bench.pace", "--rounds", "1", "--seconds", "0.3", "--connections", "16")
+
+    assert [line.split()[0] for line in said.splitlines()[1:]] == ["rival", "nginx", "haproxy"]
+
+
+def test_growth_is_measured() -> None:
+    counts = ["--routes", "10,1000", "--connections", "10,100"]
+
+    said = bench("bench.growth", "--rounds", "1", "--seconds", "0.3", *counts)
+
+    assert [line.split()[0] for line in said.splitlines()[:3]] == ["routes", "10", "1,000"]
+    assert "from the start of the process to the first connection served" in said
+
+
+def test_a_soak_says_what_is_left_when_all_have_left() -> None:
+    said = bench("bench.soak", "--minutes", "0.1", "--idle", "50", "--busy", "20", "--workers", "1")
+
+    assert "descriptors before" in said.splitlines()[-1]
 
 
 def test_a_session_is_measured_in_peace_and_in_a_storm_of_handshakes() -> None:
