@@ -16,8 +16,7 @@ import ipaddress
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal
 
 import attrs
@@ -116,6 +115,8 @@ class Session:
     upstream: Upstream | None = None
     meter: Meter = attrs.Factory(Meter)
     trail: Trail = attrs.Factory(Trail)
+    made_room: bool = False
+    """Its client owed us TLS bytes for so long that it was cut off for another's sake."""
     tls_version: str = ""
     tls_cipher: str = ""
     hooks: HookRun | None = None
@@ -160,7 +161,7 @@ class Sessions:
     """Told when the route and the upstream of a session are known, before a node is dialled. Must not block or raise."""
     on_left: Callable[[], None] = lambda: None
     """Told after a session has left the registry: room for another."""
-    _owing: dict[int, trio.CancelScope] = attrs.Factory(dict)
+    _owing: dict[int, Session] = attrs.Factory(dict)
     """By number: the sessions whose client owes us TLS bytes."""
     _numbers: itertools.count[int] = attrs.Factory(lambda: itertools.count(1))
 
@@ -195,7 +196,8 @@ class Sessions:
         status, reset = 0, False
         try:
             ending = await self._live(session)
-        except SessionError as error:
+        except SessionError as raised:
+            error = _why_made_room(session.policy) if session.made_room else raised
             ending, fault = Ending(error.reason, detail=str(error)), error.fault
             if isinstance(error, Rejected):
                 status, reset = error.status, error.reset
@@ -330,19 +332,21 @@ class Sessions:
     async def _read_hello(self, session: Session) -> ClientHello | None:
         """Look at the ClientHello and note what it says. None: a plain client of a listener that takes both."""
         mode = session.listener.tls
-        bounds = self._bounds(session)
-        with self._owes(session, math.inf, "a ClientHello"):
+        self._owes(session)
+        try:
             hello = await look(
                 self.pump,
                 session.end,
                 lambda buffer: parse_hello(buffer, mode),
-                bounds,
+                self._bounds(session),
                 what="a ClientHello",
                 # A record that has begun is no plain client's: handing half a hello to a plain upstream helps nobody.
                 is_owed=lambda buffer: (
                     mode == "required" or (len(buffer) > 1 and may_become_client_hello(buffer))
                 ),
             )
+        finally:
+            self._owing.pop(session.number, None)
         if isinstance(hello, ClientHello):
             name = hello.server_name or session.listener.fallback_sni or None
             session.facts = attrs.evolve(session.facts, server_name=name, alpn=hello.alpn)
@@ -360,40 +364,32 @@ class Sessions:
         if certificate is None:
             self.pump.say_last(session.end, UNRECOGNIZED_NAME)
             raise TLSFailed(f"no certificate for {name}" if name else "the client sent no server name")
-        timeout_s = session.policy.handshake_timeout_s
-        deadline = trio.current_time() + timeout_s
-        with self._owes(session, deadline, f"its part of the handshake within {timeout_s:g} s"):
+        self._owes(session)
+        try:
             info = await self.pump.handshake(
                 session.end,
                 certificate.context,
                 server_side=True,
-                deadline=deadline,
+                deadline=trio.current_time() + session.policy.handshake_timeout_s,
                 is_quick=certificate.signs_quickly and hello.is_quick,
             )
+        finally:
+            self._owing.pop(session.number, None)
         session.tls_version, session.tls_cipher = info.version, info.cipher
         if certificate.requires_client_certificate:
             assert info.peer_certificate, "OpenSSL lets nobody through without one"
             client_certificate = self.read_certificate(info.peer_certificate)
             session.facts = attrs.evolve(session.facts, client_certificate=client_certificate)
 
-    @contextmanager
-    def _owes(self, session: Session, deadline: float, what: str) -> Iterator[None]:
-        """While the client owes us TLS bytes; see `Policy.max_handshakes`."""
-        scope = self._owing[session.number] = trio.CancelScope(deadline=deadline)
-        while len(self._owing) > session.policy.max_handshakes:
+    def _owes(self, session: Session) -> None:
+        """Note that the client owes us TLS bytes; see `Policy.max_handshakes`. Whoever calls this takes it back."""
+        owing = self._owing
+        owing[session.number] = session
+        while len(owing) > session.policy.max_handshakes:
             # By number, not by who came here first: Trio runs what was accepted in one turn in any order.
-            self._owing.pop(min(self._owing)).cancel()
-        try:
-            with scope:
-                yield
-        finally:
-            self._owing.pop(session.number, None)
-        if scope.cancelled_caught:
-            if trio.current_time() >= deadline:
-                raise TLSFailed(f"the client did not send {what}")
-            raise TLSFailed(
-                f"made room for others: {session.policy.max_handshakes:g} clients owed their bytes"
-            )
+            slowest = owing.pop(min(owing))
+            slowest.made_room = True
+            self.pump.abort(slowest.end, Reason.KILLED)
 
     def _bounds(self, session: Session) -> Bounds:
         policy = session.policy
@@ -443,6 +439,10 @@ def _outcome(session: Session, ending: Ending, fault: Fault | None, status: int)
         tls_cipher=session.tls_cipher,
         status=status,
     )
+
+
+def _why_made_room(policy: Policy) -> TLSFailed:
+    return TLSFailed(f"made room for others: {policy.max_handshakes:g} clients owed their bytes")
 
 
 def _upstream_of(session: Session, route: Route) -> Upstream:

@@ -9,7 +9,15 @@ from typing import NoReturn
 import attrs
 import trio
 
-from streamgw.core.errors import ConnectFailed, Exhausted, PeerReset, Reason, TLSFailed, UpstreamTLSFailed
+from streamgw.core.errors import (
+    ConnectFailed,
+    Exhausted,
+    Killed,
+    PeerReset,
+    Reason,
+    TLSFailed,
+    UpstreamTLSFailed,
+)
 from streamgw.core.model import Address
 from streamgw.dataplane.pump import Ending, Limits, Meter, OnAccept, TLSInfo
 
@@ -104,8 +112,10 @@ class FakePump:
         if end.resets:
             raise PeerReset("connection reset by peer")
         if len(end.received) < at_least and not end.eof:
-            await trio.sleep_until(deadline)
+            with trio.move_on_at(deadline):
+                await end.changed.wait()
         await trio.lowlevel.checkpoint()
+        self._raise_if_aborted(end)
         return end.received
 
     def consume(self, end: FakeEnd, count: int) -> None:
@@ -136,12 +146,21 @@ class FakePump:
         end.shook_quickly = is_quick
         end.secured_by, end.server_name = context, server_name
         fails = end.shake_fails if server_side else self._script(end).tls_fails
-        await trio.sleep(end.shakes_s)
+        began_at = trio.current_time()
+        with trio.move_on_at(min(deadline, began_at + end.shakes_s)):
+            await end.changed.wait()
+        self._raise_if_aborted(end)
+        if began_at + end.shakes_s > deadline:
+            fails = f"no handshake within {deadline - began_at:g} s"
         if fails:
             raise (TLSFailed if server_side else UpstreamTLSFailed)(fails)
         return TLSInfo(
             "TLSv1.3", "TLS_AES_256_GCM_SHA384", "", resumed=False, peer_certificate=end.certificate
         )
+
+    def _raise_if_aborted(self, end: FakeEnd) -> None:
+        if end.aborted is not None:
+            raise Killed(f"ended before the relay: {end.aborted}")
 
     def say_last(self, end: FakeEnd, words: bytes) -> None:
         end.last_words = words

@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import trio
 
-from streamgw.core.errors import ConnectFailed, SessionError
+from streamgw.core.errors import ConnectFailed
 from streamgw.dataplane.pump import TLSInfo
 from streamgw.dataplane.pump.end import Socket, words_for
 from streamgw.dataplane.pump.peek import Peeks, raise_if_aborted
@@ -76,28 +76,25 @@ class Handshakes:
         is_quick: bool = False,
     ) -> TLSInfo:
         """See `Pump.handshake`. Closes nothing."""
-        began_at = trio.current_time()
         try:
             layer = TLSLayer(context, server_side=server_side, server_name=server_name)
         except ValueError as error:
             raise failure_of(end, f"server name {server_name!r}: {error}") from None
-        too_late = failure_of(end, f"no handshake within {deadline - began_at:.3g} s")
+        wait = _Wait(self._peeks, end, deadline)
         if is_quick and server_side:
-            await self._shake_in_steps(end, layer, deadline, too_late)
+            await self._shake_in_steps(end, layer, wait)
         else:
-            await self._shake_in_threads(end, layer, deadline, too_late, waits_first=server_side)
+            await self._shake_in_threads(end, layer, wait, waits_first=server_side)
         return layer.info()
 
-    async def _shake_in_steps(
-        self, end: Socket, layer: TLSLayer, deadline: float, too_late: SessionError
-    ) -> None:
+    async def _shake_in_steps(self, end: Socket, layer: TLSLayer, wait: _Wait) -> None:
         """The pump does the work, and the task sleeps meanwhile."""
         raise_if_aborted(end)
         shaking = end.shaking = Shaking(layer)
         self._hear(end)
         try:
             while not shaking.over:
-                await self._wait(end, deadline, too_late)
+                await wait()
                 raise_if_aborted(end)
         finally:
             end.shaking = None
@@ -105,12 +102,12 @@ class Handshakes:
             raise shaking.failure
 
     async def _shake_in_threads(
-        self, end: Socket, layer: TLSLayer, deadline: float, too_late: SessionError, *, waits_first: bool
+        self, end: Socket, layer: TLSLayer, wait: _Wait, *, waits_first: bool
     ) -> None:
         """The task goes to a thread and back for each step."""
         done, received = False, b""
         if waits_first:
-            received = await self._receive(end, deadline, too_late)
+            received = await _receive(end, wait)
         while True:
             try:
                 done = await trio.to_thread.run_sync(layer.step, received, limiter=self._threads)
@@ -119,36 +116,46 @@ class Handshakes:
                     self._say_last(end, layer.replies())
                 raise failure_of(end, str(error.strerror)) from None
             if layer.has_replies:
-                await self._send(end, layer.replies(), deadline, too_late)
+                await _send(end, layer.replies(), wait)
             if done:
                 break
-            received = await self._receive(end, deadline, too_late)
+            received = await _receive(end, wait)
         raise_if_aborted(end)
         end.tls = layer
         # Bytes may have come with the end of the handshake, and their edge with them.
         end.ready = end.thorough = True
 
-    async def _receive(self, end: Socket, deadline: float, too_late: SessionError) -> bytes:
-        while True:
-            raise_if_aborted(end)
-            received = receive(end)
-            if received is not None:
-                return received
-            await self._wait(end, deadline, too_late)
 
-    async def _send(self, end: Socket, words: bytes, deadline: float, too_late: SessionError) -> None:
-        left = memoryview(words)
-        while True:
-            raise_if_aborted(end)
-            left = send(end, left)
-            if not left:
-                return
-            await self._wait(end, deadline, too_late)
+class _Wait:
+    """Waiting for news of an end, until the handshake has taken too long. Awaiting a call of it is one wait."""
 
-    async def _wait(self, end: Socket, deadline: float, too_late: SessionError) -> None:
-        if trio.current_time() >= deadline:
-            raise too_late
-        await self._peeks.park(end, deadline)
+    def __init__(self, peeks: Peeks, end: Socket, deadline: float) -> None:
+        self._peeks, self._end, self._deadline = peeks, end, deadline
+        self._began_at = trio.current_time()
+
+    async def __call__(self) -> None:
+        if trio.current_time() >= self._deadline:
+            raise failure_of(self._end, f"no handshake within {self._deadline - self._began_at:.3g} s")
+        await self._peeks.park(self._end, self._deadline)
+
+
+async def _receive(end: Socket, wait: _Wait) -> bytes:
+    while True:
+        raise_if_aborted(end)
+        received = receive(end)
+        if received is not None:
+            return received
+        await wait()
+
+
+async def _send(end: Socket, words: bytes, wait: _Wait) -> None:
+    left = memoryview(words)
+    while True:
+        raise_if_aborted(end)
+        left = send(end, left)
+        if not left:
+            return
+        await wait()
 
 
 def _send_preface(upstream: Socket) -> bool:
