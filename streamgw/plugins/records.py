@@ -46,6 +46,8 @@ DEFAULT_FORMAT: Final[Mapping[str, str]] = {
 }
 """What is told without a `log_format`. APISIX then sends nothing."""
 MAX_MATCHES: Final = 20
+MIN_RETRY_DELAY_S: Final = 0.1
+"""Whatever `retry_delay` says: a collector that refuses at once, tried again at once, would keep a core busy."""
 
 _VARIABLE = re.compile(r"\$(?:\w+|\{\w+\})")
 
@@ -137,7 +139,7 @@ class LoggerOptions:
             inactive_s=self.inactive_timeout,
             buffer_s=self.buffer_duration,
             max_retries=self.max_retry_count,
-            retry_delay_s=self.retry_delay,
+            retry_delay_s=max(self.retry_delay, MIN_RETRY_DELAY_S),
             max_pending=metadata.max_pending_entries,
             pending_limit_bytes=self.drop_limit,
         )

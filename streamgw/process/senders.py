@@ -57,9 +57,11 @@ class Senders:
         """
         to = collector.to
         context = None
-        if isinstance(to, OverTCP | OverHTTP) and to.tls:
-            context = await trio.to_thread.run_sync(_client_context, self._trusted(), to)
         with trio.fail_after(collector.timeout_s) as deadline:
+            if isinstance(to, OverTCP | OverHTTP) and to.tls:
+                context = await trio.to_thread.run_sync(
+                    _client_context, self._trusted(), to, abandon_on_cancel=True
+                )
             match to:
                 case OverTCP():
                     async with _connected(to.host, to.port, context, to.server_name) as stream:

@@ -12,6 +12,7 @@ from streamgw.plugins.file_logger import PLUGIN
 from streamgw.plugins.records import (
     DEFAULT_FORMAT,
     MAX_MATCHES,
+    MIN_RETRY_DELAY_S,
     HTTPLoggerOptions,
     LoggerOptions,
     LogMetadata,
@@ -91,6 +92,11 @@ def test_a_record_is_shipped_as_the_options_and_the_metadata_say() -> None:
     assert shelf.shipped == [
         (Collector(to=TO, timeout_s=7, policy=policy), b'{"ip": "192.0.2.9", "route_id": "r1"}')
     ]
+
+
+def test_a_batch_is_never_tried_again_at_once() -> None:
+    assert LoggerOptions(retry_delay=0).policy(LogMetadata()).retry_delay_s == MIN_RETRY_DELAY_S
+    assert LoggerOptions(retry_delay=2).policy(LogMetadata()).retry_delay_s == 2
 
 
 def test_only_what_matches_is_told_by_how_it_went() -> None:
