@@ -152,6 +152,11 @@ class Reloader:
         while self._current is None or self._current.sources.get(key) != digest:
             await self._swapped.wait()
 
+    async def wait_revision(self, revision: str) -> None:
+        """Wait until that is what runs. May never return, as `wait_applied`."""
+        while self._current is None or self._current.revision != revision:
+            await self._swapped.wait()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Load, report that it has started, and keep following the directory.
 

@@ -46,6 +46,7 @@ class Answers:
             "status": self._status,
             "share": self._share,
             "wait_applied": self._wait_applied,
+            "catch_up": self._catch_up,
             "listen": self._listen,
             "mark": health.mark,
             "more": self._more,
@@ -100,6 +101,14 @@ class Answers:
         digest = cast("str | None", arguments["digest"])
         deadline = trio.current_time() + cast("float", arguments["patience_s"])
         return {"applied": await self._here.wait_applied((collection, id_), digest, deadline)}
+
+    async def _catch_up(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
+        reloader, revision = self._worker.reloader, cast("str", arguments["revision"])
+        if reloader.current.revision != revision:
+            reloader.poke()
+        with trio.move_on_after(cast("float", arguments["patience_s"])):
+            await reloader.wait_revision(revision)
+        return {"applied": reloader.current.revision == revision}
 
     async def _listen(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
         self._feed.want(cast("Sequence[str]", arguments["kinds"]))

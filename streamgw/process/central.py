@@ -13,6 +13,7 @@ from streamgw.control.admin.feed import Hub
 from streamgw.control.reloader import Reloader
 from streamgw.core.hooks import PluginServices
 from streamgw.core.model import Listener
+from streamgw.dataplane.discovery import Naming
 from streamgw.process.prober import Checker
 
 
@@ -57,6 +58,10 @@ class Central(Protocol):
     @property
     def prober(self) -> Health:
         """Which nodes are up."""
+
+    @property
+    def resolver(self) -> Naming:
+        """What DNS says, of names and of services."""
 
     @property
     def hub(self) -> Hub:

@@ -157,6 +157,11 @@ class There:
         arguments = {"key": key, "digest": digest, "patience_s": patience_s}
         return bool((await self._ask("wait_applied", arguments, patience_s + ANSWER_S))["applied"])
 
+    async def catch_up(self, revision: str, patience_s: float) -> bool:
+        """Have it look at routes.d until that is what it runs. False: it was not by then."""
+        arguments = {"revision": revision, "patience_s": patience_s}
+        return bool((await self._ask("catch_up", arguments, patience_s + ANSWER_S))["applied"])
+
     def look(self) -> None:
         """See `Member.look`. If that is lost on the way, its own watch finds what has changed."""
         self._channel.tell("look", {})

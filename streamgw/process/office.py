@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, cast
 
+import structlog
 import trio
 
 from streamgw.config.settings import Settings
@@ -46,6 +47,8 @@ FORWARDED = frozenset({"session_opened", "session_closed"})
 """Kinds of events that happen in workers. The others happen here."""
 BOOKS_S = 5.0
 """Between two looks at what a worker has counted: of one that is killed no more than that is forgotten."""
+CATCH_UP_S = 5.0
+"""A worker that has loaded, and runs something else than the gateway by then, begins nevertheless."""
 RETRY_S = 1.0
 """After a question that was not answered."""
 
@@ -64,6 +67,7 @@ class Office:
         self.started_at = 0.0
         self.draining = False
         """Set by whoever drains the workers."""
+        self._log = structlog.get_logger()
         self.reports = Reports(settings.access_log)
         self.hub = self.reports.hub
         self.services = PluginServices(hostname=socket.gethostname())
@@ -72,14 +76,14 @@ class Office:
         """The workers that live now; `attend` has them come and go."""
         self.books = Books(lambda: Share(bugs=self.reports.bugs))
         self.states = NodeStates()
-        self._resolver = build_resolver(settings.resolver, self._on_names_changed)
+        self.resolver = build_resolver(settings.resolver, self._on_names_changed)
         rng = random.Random()  # noqa: S311  for the jitter of probes
-        self._pool = UpstreamPool(self._resolver, rng=rng)
+        self._pool = UpstreamPool(self.resolver, rng=rng)
         self.prober = Prober(
             self._pool, rng=rng, on_change=self.reports.health, on_bug=self.reports.bug("background")
         )
         self.states.follow(self.prober)
-        followed = Routes(
+        self.followed = followed = Routes(
             routes,
             settings.reload,
             tls=lambda: self.settings.tls,
@@ -98,7 +102,7 @@ class Office:
         """
         self.started_at = trio.current_time()
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._resolver.run)
+            await nursery.start(self.resolver.run)
             await nursery.start(self.reloader.run)
             await nursery.start(self.prober.run)
             task_status.started()
@@ -117,8 +121,8 @@ class Office:
     async def attend(
         self, member: There, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Have a worker belong to the gateway, from its start until this is cancelled. Has started when it knows which nodes
-        are down.
+        """Have a worker belong to the gateway, from when it has loaded until this is cancelled. Has started when it knows which
+        nodes are down, and runs what the gateway runs.
 
         Cancellation:
           It is forgotten; what it has counted is not.
@@ -130,10 +134,18 @@ class Office:
                 await nursery.start(self.states.keep_telling, member.mark)
                 nursery.start_soon(self._keep_listening, member)
                 nursery.start_soon(self._keep_books, member)
+                await self._catch_up(member)
                 task_status.started()
         finally:
             self.members.remove(member)
             self.books.close(member)
+
+    async def _catch_up(self, member: There) -> None:
+        """What was written after it had loaded, and before it was a member, nobody has told it."""
+        revision = self.reloader.current.revision
+        with contextlib.suppress(Silent):
+            if not await member.catch_up(revision, CATCH_UP_S):
+                self._log.warning("worker_lags", worker=member.number, pid=member.pid, behind=revision)
 
     async def answer(self, member: There, what: str, arguments: Mapping[str, object]) -> object:
         """What a worker asks: `results` of its sessions, `farewell`."""
