@@ -101,6 +101,8 @@ def _show(meeting: Meeting) -> None:
             click.echo(plugins)
         if facts.transport == "udp":
             click.echo(show_datagrams(winner))
+        if winner.upstream is not None and winner.upstream.service_name:
+            click.echo(f"its nodes are what DNS says of {winner.upstream.service_name}")
     for line in show_tls(meeting.tls) if meeting.tls else ():
         click.echo(line)
     rows = [

@@ -12,6 +12,10 @@ from streamgw.cli.client import fetch_status, status_url
 from streamgw.cli.options import with_output, with_paths
 from streamgw.cli.output import print_data, print_table, shown_duration, shown_size
 from streamgw.core.errors import Problem
+from streamgw.core.model import Address
+
+_MAX_NODES = 8
+"""Of one service that are shown."""
 
 
 @click.command()
@@ -65,10 +69,19 @@ def _headlines(answer: Mapping[str, Any]) -> Iterator[str]:
     sessions = answer["sessions"]
     reasons = ", ".join(f"{count} {reason}" for reason, count in sessions["by_reason"].items() if count)
     udp = f" ({sessions['active_udp']} UDP)" if sessions.get("active_udp") else ""
+    for service in answer.get("discovery", ()):
+        yield _service(service)
     yield (
         f"sessions: {sessions['active']} active{udp}, {sessions['total']} in all{f' ({reasons})' if reasons else ''}, "
         f"{shown_size(sessions['bytes_up'])} up, {shown_size(sessions['bytes_down'])} down"
     )
+
+
+def _service(service: Mapping[str, Any]) -> str:
+    nodes = [str(Address(node["host"], node["port"])) for node in service["nodes"]]
+    more = f" and {len(nodes) - _MAX_NODES} more" if len(nodes) > _MAX_NODES else ""
+    line = f"service {service['service_name']}: {', '.join(nodes[:_MAX_NODES]) or 'no node'}{more}"
+    return click.style(f"{line} ({service['trouble']})", fg="red") if service["trouble"] else line
 
 
 def _place(problem: Mapping[str, Any]) -> str:

@@ -153,6 +153,8 @@ def _weights(nodes: tuple[str, ...]) -> dict[str, int]:
 
 def show_nodes(data: Mapping[str, Any]) -> str:
     """The nodes of an upstream on one line, with weights that are not 1."""
+    if service_name := data.get("service_name"):
+        return f"dns {service_name}"
     nodes = data.get("nodes") or {}
     if isinstance(nodes, Mapping):
         weights = list(nodes.items())

@@ -201,6 +201,7 @@ def as_data(meeting: Meeting) -> dict[str, object]:
         "transport": facts.transport,
         "listener": facts.listener or None,
         "winner": winner.id if winner else None,
+        "service_name": (winner.upstream.service_name or None) if winner and winner.upstream else None,
         "plugins": [
             {"name": name, "applies": applies}
             for name, applies in (plugins_of(winner, facts) if winner else ())

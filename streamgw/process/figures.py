@@ -20,6 +20,7 @@ from streamgw.control.admin.fleet import (
     ListenerFigures,
     NodeFigures,
     ReloadFigures,
+    ServiceFigures,
     Spread,
 )
 from streamgw.control.reloader import ReloadStatus
@@ -172,6 +173,10 @@ def of_gateway(share: Share, central: Central, settings: ReloadStatus) -> Figure
         events_lost=central.hub.lost,
         refused=dict(central.refused),
         nodes=_nodes(central.prober.checkers.values()),
+        services=[
+            ServiceFigures(each.name, len(each.found), bool(each.trouble))
+            for each in central.resolver.discovery.standings()
+        ],
     )
 
 

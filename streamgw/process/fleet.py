@@ -27,7 +27,7 @@ from streamgw.process import figures, status
 from streamgw.process.books import Books
 from streamgw.process.central import Central
 from streamgw.process.members import Here, Member, Silent
-from streamgw.process.rows import health_row
+from streamgw.process.rows import health_row, service_row
 from streamgw.process.worker import Worker
 
 T = TypeVar("T")
@@ -109,11 +109,19 @@ class WorkerFleet:
             said = ClientHello(facts.server_name, facts.alpn, ())
         facts = attrs.evolve(facts, listener=listener.name if listener else "", server_name=None, alpn=())
         reloader = self._central.reloader
-        return as_data(meet(listener, facts, said, reloader.current, reloader.documents))
+        meeting = meet(listener, facts, said, reloader.current, reloader.documents)
+        winner = meeting.routing.winner
+        service_name = winner.upstream.service_name if winner and winner.upstream else ""
+        nodes = [str(found) for found in self._central.resolver.nodes(service_name)] if service_name else None
+        return {**as_data(meeting), "discovered": nodes}
 
     def health(self) -> Sequence[Mapping[str, object]]:
         """In APISIX's form, and ours added: `upstream`, and of a node `is_up`, `is_ejected` and `why`."""
         return [health_row(checker) for checker in self._central.prober.checkers.values()]
+
+    def discovery(self) -> Sequence[Mapping[str, object]]:
+        """What DNS says of the services that upstreams name."""
+        return [service_row(each) for each in self._central.resolver.discovery.standings()]
 
     def documents(self) -> Sequence[Document]:
         """What runs."""

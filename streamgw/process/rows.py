@@ -8,9 +8,11 @@ import attrs
 
 from streamgw.control.admin.fleet import SessionRow
 from streamgw.control.reloader import ReloadStatus
+from streamgw.core.discovery import Discovered
 from streamgw.core.health import Change
 from streamgw.core.model import Outcome, Upstream
 from streamgw.dataplane.reception import UDPSession
+from streamgw.dataplane.refresher import Standing
 from streamgw.dataplane.session import Session
 from streamgw.process.prober import Checker
 
@@ -130,4 +132,26 @@ def health_row(checker: Checker) -> Mapping[str, object]:
             }
             for node, health in checker.health.nodes.items()
         ],
+    }
+
+
+def service_row(standing: Standing[Discovered]) -> Mapping[str, object]:
+    """A service that upstreams name, and its nodes: in `status`, and in the dump of the control API.
+
+    Source:
+      APISIX `apisix/discovery/consul/init.lua` (dump_data) for the keys of a node; ours is `name`.
+    """
+    return {
+        "service_name": standing.name,
+        "nodes": [
+            {
+                "host": found.node.host,
+                "port": found.node.port,
+                "weight": found.node.weight,
+                "priority": found.node.priority,
+                "name": found.name,
+            }
+            for found in standing.found
+        ],
+        "trouble": standing.trouble,
     }

@@ -16,6 +16,7 @@ from streamgw.core.snapshot import Snapshot
 from streamgw.dataplane.reception import UDPSession
 from streamgw.dataplane.session import Session
 from streamgw.process.central import Central
+from streamgw.process.rows import service_row
 from streamgw.process.worker import Worker
 
 _WORST_FIRST = ("paused", "listening", "draining")
@@ -170,6 +171,7 @@ def body(
         "access_log": {"dropped": total.access_log_dropped},
         "objects": _objects(snapshot),
         "certificates": _certificates(snapshot),
+        "discovery": [service_row(each) for each in central.resolver.discovery.standings()],
     }
 
 

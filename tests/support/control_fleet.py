@@ -91,6 +91,7 @@ class ControlFleet:
         self.explained: list[Facts] = []
         self.reloads = 0
         self.checkers: Sequence[Mapping[str, object]] = ()
+        self.services: Sequence[Mapping[str, object]] = ()
         self.objects: Sequence[Document] = ()
         self.hub = Hub(lambda: 5.0)
 
@@ -122,6 +123,9 @@ class ControlFleet:
 
     def health(self) -> Sequence[Mapping[str, object]]:
         return self.checkers
+
+    def discovery(self) -> Sequence[Mapping[str, object]]:
+        return self.services
 
     def documents(self) -> Sequence[Document]:
         return self.objects

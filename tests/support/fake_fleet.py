@@ -44,6 +44,9 @@ class FakeFleet:
     def health(self) -> Sequence[Mapping[str, object]]:
         return ()
 
+    def discovery(self) -> Sequence[Mapping[str, object]]:
+        return ()
+
     def poke(self) -> None:
         self.pokes += 1
         if not self.lags:

@@ -41,6 +41,7 @@ DUMPS: Final[Mapping[str, str]] = {
     "plugin_metadatas": "plugin_metadata",
 }
 """What is dumped, and the word for one of them. Ours: stream_routes. There are no routes: those are HTTP's."""
+DISCOVERY: Final = "dns"
 _CHECKED: Final = frozenset({"routes", "services", "upstreams", "stream_routes"})
 """What may have health checks."""
 
@@ -202,7 +203,14 @@ class _Control:
         return PlainTextResponse("done")
 
     async def discovery(self, request: Request) -> Response:
-        return _not_found(f"no discovery of type {request.path_params['kind']}")
+        kind = request.path_params["kind"]
+        if kind != DISCOVERY:
+            return _not_found(f"no discovery of type {kind}")
+        services = {
+            str(each["service_name"]): {"nodes": each["nodes"], "trouble": each["trouble"]}
+            for each in self._fleet.discovery()
+        }
+        return JSONResponse({"services": services})
 
     def dump(self, collection: str) -> Callable[[Request], Awaitable[Response]]:
         """Every object of a collection, as it runs; stream routes in the order in which they are asked."""

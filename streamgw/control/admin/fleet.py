@@ -131,6 +131,16 @@ class NodeFigures:
 
 
 @attrs.frozen
+class ServiceFigures:
+    """One service that upstreams name."""
+
+    name: str
+    nodes: int
+    is_failing: bool
+    """Its latest lookup failed."""
+
+
+@attrs.frozen
 class ReloadFigures:
     """What became of one kind of configuration."""
 
@@ -171,6 +181,7 @@ class Figures:
     refused: Mapping[str, int]
     """Requests that the Admin API did not let in, by reason."""
     nodes: Sequence[NodeFigures] = ()
+    services: Sequence[ServiceFigures] = ()
 
 
 class Subscription(Protocol):
@@ -211,6 +222,9 @@ class Fleet(Protocol):
 
     def health(self) -> Sequence[Mapping[str, object]]:
         """The body of APISIX's `GET /v1/healthcheck`."""
+
+    def discovery(self) -> Sequence[Mapping[str, object]]:
+        """The services that upstreams name, and their nodes, as in `status`."""
 
     def documents(self) -> Sequence[Document]:
         """What runs, object by object; stream routes in the order in which they are asked."""

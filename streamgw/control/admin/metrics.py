@@ -72,6 +72,7 @@ class _Figures(Collector):
         yield from _of_apisix(self._figures, self._prefix)
         yield from _of_sessions(self._figures)
         yield from _of_health(self._figures, self._prefix)
+        yield from _of_services(self._figures)
         yield from _of_configuration(self._figures)
         yield from _of_the_process(self._figures)
 
@@ -186,6 +187,24 @@ def _of_health(figures: Figures, prefix: str) -> Iterator[Metric]:
             for node in figures.nodes
             for result, count in node.probes.items()
         ),
+    )
+
+
+def _of_services(figures: Figures) -> Iterator[Metric]:
+    """Of upstreams whose nodes DNS says."""
+    if not figures.services:
+        return
+    yield _gauge(
+        "streamgw_discovered_nodes",
+        "Nodes of a service, as DNS says.",
+        ["service"],
+        (([each.name], each.nodes) for each in figures.services),
+    )
+    yield _gauge(
+        "streamgw_discovery_failing",
+        "1 while a service cannot be looked up; the last answer is used as long as may be.",
+        ["service"],
+        (([each.name], int(each.is_failing)) for each in figures.services),
     )
 
 

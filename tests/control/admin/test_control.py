@@ -206,8 +206,17 @@ async def test_what_there_is_not_is_not_found(control: Control, method: str, pat
     assert await control.refused(method, path) == (404, "not found")
 
 
-async def test_discovery_is_not_there(control: Control) -> None:
-    assert await control.refused("GET", "/discovery/dns/dump") == (404, "no discovery of type dns")
+async def test_what_dns_says_of_services_can_be_dumped(control: Control) -> None:
+    node = {"host": "10.0.0.1", "port": 3306, "weight": 1, "priority": 0, "name": "a.example"}
+    control.fleet.services = [{"service_name": "db.example:3306", "nodes": [node], "trouble": "SERVFAIL"}]
+
+    assert await control.get("/discovery/dns/dump") == {
+        "services": {"db.example:3306": {"nodes": [node], "trouble": "SERVFAIL"}}
+    }
+
+
+async def test_there_is_no_other_discovery(control: Control) -> None:
+    assert await control.refused("GET", "/discovery/consul/dump") == (404, "no discovery of type consul")
 
 
 async def test_without_checkers_the_health_is_an_empty_object(control: Control) -> None:
