@@ -1,0 +1,220 @@
+"""Limits of speed and sessions that break in the middle, on a gateway that runs: bulk, small messages, TLS, UDP, many at once."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.certificates import CA_PEM, issue
+from tests.support.gateway import Gateway, stream_route
+from tests.support.ports import Ports
+
+pytestmark = pytest.mark.slow
+
+MB = 1_000_000
+TIMEOUT_S = 10.0
+NAME = "db.example"
+
+
+class Fountain:
+    """An upstream that says zeros without end to whoever connects, as fast as it can; and counts what it hears."""
+
+    def __init__(self, port: int) -> None:
+        self._listening = socket.create_server(("127.0.0.1", port))
+        self.heard = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                threading.Thread(target=self._say, args=(client,), daemon=True).start()
+                threading.Thread(target=self._hear, args=(client,), daemon=True).start()
+
+    def _say(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client:
+            while True:
+                client.sendall(bytes(1 << 16))
+
+    def _hear(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := client.recv(1 << 16):
+                self.heard += len(chunk)
+
+    def close(self) -> None:
+        # shutdown(2) wakes whoever waits in accept(2); close(2) does not.
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+
+
+@pytest.fixture
+def fountain(ports: Ports) -> Iterator[tuple[Fountain, int]]:
+    port = ports.take()
+    made = Fountain(port)
+    yield made, port
+    made.close()
+
+
+@pytest.fixture
+def port(gateway: Gateway, ports: Ports) -> int:
+    port = ports.take()
+    gateway.write_settings([f"127.0.0.1:{port}"])
+    return port
+
+
+def limit(gateway: Gateway, upstream_port: int, **options: object) -> None:
+    gateway.write_routes("a.yaml", stream_route("a", upstream_port, plugins={"limit-bandwidth": options}))
+
+
+def rate_of(sock: socket.socket, seconds: float) -> float:
+    """Bytes a second that come, after those of the burst."""
+    sock.settimeout(TIMEOUT_S)
+    for _ in range(5):
+        sock.recv(1 << 16)
+    count, begun_at = 0, time.monotonic()
+    while (elapsed_s := time.monotonic() - begun_at) < seconds:
+        count += len(sock.recv(1 << 16))
+    return count / elapsed_s
+
+
+@pytest.mark.parametrize("rate", [200_000, 20 * MB])
+def test_bulk_comes_at_the_rate_that_was_set(
+    gateway: Gateway, port: int, fountain: tuple[Fountain, int], rate: int
+) -> None:
+    limit(gateway, fountain[1], session_down=rate, session_burst=rate // 50)
+
+    with gateway.running(), socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as client:
+        assert rate_of(client, 3.0) == pytest.approx(rate, rel=0.1)
+
+
+def test_bulk_inside_tls_comes_at_the_rate_that_was_set(
+    gateway: Gateway, ports: Ports, fountain: tuple[Fountain, int]
+) -> None:
+    port = ports.take()
+    gateway.write_settings([{"addr": f"127.0.0.1:{port}", "tls": True}])
+    limit(gateway, fountain[1], session_down="2MB", session_burst="40kB")
+    gateway.write_routes("ssl.yaml", ssls=[{"id": "s", "sni": NAME, **issue(NAME).fields()}])
+    context = ssl.create_default_context(cadata=CA_PEM)
+
+    with (
+        gateway.running(),
+        socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as plain,
+        context.wrap_socket(plain, server_hostname=NAME) as client,
+    ):
+        assert rate_of(client, 3.0) == pytest.approx(2 * MB, rel=0.1)
+
+
+def test_small_messages_go_at_the_rate_that_was_set(
+    gateway: Gateway, port: int, fountain: tuple[Fountain, int]
+) -> None:
+    limit(gateway, fountain[1], session_up="100kB", session_burst="2kB")
+
+    with gateway.running(), socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        drain = threading.Thread(target=swallow, args=(client,), daemon=True)
+        drain.start()
+        send_for(client, 1.0)
+        before, begun_at = fountain[0].heard, time.monotonic()
+        send_for(client, 3.0)
+        rate = (fountain[0].heard - before) / (time.monotonic() - begun_at)
+        client.shutdown(socket.SHUT_RDWR)
+        drain.join()
+
+    assert rate == pytest.approx(100_000, rel=0.1)
+
+
+def swallow(client: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while client.recv(1 << 16):
+            pass
+
+
+def send_for(client: socket.socket, seconds: float) -> None:
+    """Messages of 100 bytes, one after the other."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        client.sendall(bytes(100))
+
+
+def test_the_sessions_of_a_key_share_its_rate_evenly(
+    gateway: Gateway, port: int, fountain: tuple[Fountain, int]
+) -> None:
+    limit(gateway, fountain[1], down="4MB")
+    rates = [0.0] * 5
+
+    def listen(number: int, host: str) -> None:
+        with socket.create_connection(("127.0.0.1", port), TIMEOUT_S, source_address=(host, 0)) as client:
+            rates[number] = rate_of(client, 3.0)
+
+    with gateway.running():
+        clients = [
+            threading.Thread(target=listen, args=(number, "127.0.0.1" if number < 4 else "127.0.0.2"))
+            for number in range(5)
+        ]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+
+    assert sum(rates[:4]) == pytest.approx(4 * MB, rel=0.1)
+    assert max(rates[:4]) < 1.3 * min(rates[:4])
+    assert rates[4] == pytest.approx(4 * MB, rel=0.1), "another key has its own"
+
+
+def test_an_answer_is_cut_off_exactly_where_it_was_told_and_the_log_says_so(
+    gateway: Gateway, port: int, fountain: tuple[Fountain, int]
+) -> None:
+    plugins = {"fault-injection": {"partial": {"down": 123_456}}}
+    gateway.write_routes("a.yaml", stream_route("a", fountain[1], plugins=plugins))
+
+    with gateway.running(), socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as client:
+        heard = 0
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := client.recv(1 << 16):
+                heard += len(chunk)
+            pytest.fail("EOF: it looks complete")
+
+        line = gateway.wait_for_access_line(lambda line: line["route"] == "a", what="its end")
+
+    assert heard == line["bytes_down"] == 123_456
+    assert (line["reason"], line["fault"], line["phase"]) == ("rejected", "client", "relay")
+    assert line["detail"] == "fault-injection: cut off after 123456 bytes down"
+
+
+def test_datagrams_that_come_too_fast_are_dropped_and_counted(gateway: Gateway, ports: Ports) -> None:
+    port, upstream_port = ports.take(), ports.take()
+    gateway.write_settings([], udp=[f"127.0.0.1:{port}"])
+    options = {"session_up": 10_000, "session_burst": 1000, "down": 1_000_000}
+    gateway.write_routes("a.yaml", stream_route("a", upstream_port, plugins={"limit-bandwidth": options}))
+
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as upstream,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        gateway.running(),
+    ):
+        upstream.bind(("127.0.0.1", upstream_port))
+        upstream.settimeout(TIMEOUT_S)
+        client.connect(("127.0.0.1", port))
+        client.send(bytes(100))
+        assert len(upstream.recv(200)) == 100
+
+        for _ in range(50):
+            client.send(bytes(100))
+        gateway.wait_for_status(
+            lambda status: any("bandwidth" in listener["dropped"] for listener in status["listeners"]),
+            what="drops are counted",
+        )
+        upstream.settimeout(0.2)
+        passed = 0
+        with contextlib.suppress(TimeoutError):
+            while upstream.recv(200):
+                passed += 1
+
+    assert 8 <= passed <= 15, "what the burst lets through, and no more"
