@@ -134,6 +134,30 @@ def test_a_receiver_that_is_killed_gets_everything_when_it_is_back(
     assert sorted(record["port"] for record in receiver.records()) == sorted(visited)
 
 
+@pytest.mark.servers
+@pytest.mark.parametrize("is_tls", [False, True], ids=["tcp", "tls"])
+def test_an_rsyslog_that_is_killed_gets_everything_when_it_is_back(
+    gateway: Gateway, ports: Ports, tmp_path: Path, origin: int, port: int, is_tls: bool
+) -> None:
+    udp_port, tcp_port = ports.take_for_udp(), ports.take()
+    tls = write_server_tls(tmp_path, issue("127.0.0.1")) if is_tls else None
+    options = {"host": "127.0.0.1", "port": tcp_port, "tls": is_tls, "tls_verify": is_tls}
+    stubborn = {**STUBBORN, "timeout": 20_000}
+    gateway.write_routes("a.yaml", logged(origin, "tcp-logger", **options, **stubborn))
+
+    with gateway.running() as child:
+        with rsyslog(tmp_path, udp_port, tcp_port=tcp_port, tls=tls, line="%rawmsg%") as server:
+            visited = visit(port)
+            server.child.wait_until(lambda: len(server.received()) == SESSIONS, what="the first ones")
+            server.child.kill()
+            visited |= visit(port)
+            child.wait_for_line("collector_failed")
+        with rsyslog(tmp_path, udp_port, tcp_port=tcp_port, tls=tls, line="%rawmsg%") as server:
+            server.child.wait_until(lambda: len(server.received()) == 2 * SESSIONS, what="all of them")
+
+    assert sorted(names_in(server.received())) == sorted(visited)
+
+
 def test_a_receiver_that_stands_still_costs_records_and_no_session(
     gateway: Gateway, ports: Ports, tmp_path: Path, origin: int, port: int
 ) -> None:
