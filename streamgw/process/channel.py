@@ -185,7 +185,7 @@ class Channel:
 
     async def _write(self) -> None:
         while True:
-            if not self._queue:
+            while not self._queue:  # also when woken: what was queued may have been taken back
                 self._queued = trio.Event()
                 await self._queued.wait()
             frame = self._queue.popleft()

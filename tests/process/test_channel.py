@@ -245,6 +245,18 @@ async def test_a_question_taken_back_is_never_sent() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_a_question_taken_back_at_once_leaves_the_channel_alone() -> None:
+    """A worker that was asked with a time limit of next to nothing died of it."""
+    async with two() as (ours, theirs):
+        theirs.answers["double"] = lambda number: 2 * number
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await ours.channel.ask("double", {"number": 1})
+
+        assert await ours.channel.ask("double", {"number": 21}) == 42
+
+
 async def test_descriptors_travel_with_the_frame_that_names_them() -> None:
     async with two() as (ours, theirs):
         reads = []
