@@ -22,7 +22,7 @@ from streamgw.config.endpoints import (
     build_control,
     build_metrics,
 )
-from streamgw.config.listen import TCP_PATH, Defaults, build_listeners
+from streamgw.config.listen import TCP_PATH, UDP_PATH, Defaults, build_listeners
 from streamgw.config.settings_schema import (
     SECTIONS,
     WITHOUT_EFFECT,
@@ -122,6 +122,8 @@ class Settings:
     """Plugins that routes may use; None: every one that is installed."""
     checks_health: bool = True
     """Not `apisix.disable_upstream_healthcheck`."""
+    workers: int = 1
+    """`streamgw.workers`."""
     warnings: tuple[Problem, ...] = ()
 
 
@@ -152,6 +154,7 @@ def _build(data: object) -> tuple[Settings, list[Fault]]:
     listeners = build_listeners(spec.apisix.stream_proxy.tcp, _defaults(spec), spec.apisix.stream_proxy.udp)
     access_log, faults, warnings = _access_log(spec)
     faults += listeners.faults
+    faults += _without_a_share(listeners.served, spec.streamgw.workers)
     admin = None
     try:
         if spec.deployment.admin is not None and spec.apisix.enable_admin:
@@ -182,8 +185,22 @@ def _build(data: object) -> tuple[Settings, list[Fault]]:
         tls=_tls(spec),
         stream_plugins=spec.stream_plugins,
         checks_health=not spec.apisix.disable_upstream_healthcheck,
+        workers=spec.streamgw.workers,
     )
     return settings, warnings
+
+
+def _without_a_share(listeners: tuple[Listener, ...], workers: int) -> list[Fault]:
+    """Each worker has its part of a listener's limit."""
+    return [
+        Fault(
+            TCP_PATH if listener.transport == "tcp" else UDP_PATH,
+            f"{listener.name}: expected max_sessions to be at least 1 for each of the {workers} workers, "
+            f"got {listener.max_sessions}",
+        )
+        for listener in listeners
+        if 0 < listener.max_sessions < workers
+    ]
 
 
 def _unused(data: Mapping[str, object]) -> list[Path]:

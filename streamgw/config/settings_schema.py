@@ -11,6 +11,7 @@ Source:
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal
@@ -139,10 +140,32 @@ WITHOUT_EFFECT: Mapping[Path, tuple[str, ...]] = {
 }
 
 
+MAX_WORKERS = 32
+"""Twice as many processes run while they are replaced, and each holds every route."""
+
+
 def _workers(value: object) -> int:
-    if integer(1)(value) != 1:
-        raise Wrong(f"this version runs one worker; expected 1, got {shown(value)}")
-    return 1
+    """`auto`: as many as there are CPUs that this process may use."""
+    if value == "auto":
+        return min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+    if type(value) is not int or not 1 <= value <= MAX_WORKERS:
+        raise Wrong(f"expected an integer 1–{MAX_WORKERS} or 'auto', got {shown(value)}")
+    return value
+
+
+_WORKERS_SCHEMA: Schema = {
+    "anyOf": [{"type": "integer", "minimum": 1, "maximum": MAX_WORKERS}, {"const": "auto"}]
+}
+
+SHARED_LIMITS = (
+    "max_sessions",
+    "max_sessions_per_listener",
+    "max_handshakes",
+    "max_udp_sessions",
+    "max_udp_sessions_per_listener",
+    "max_udp_sessions_per_client",
+)
+"""How many of something the whole gateway may have. Each worker gets its part; 0 is no limit."""
 
 
 @attrs.frozen(kw_only=True)
@@ -356,7 +379,7 @@ class ReloadSettings:
 class StreamgwSpec:
     """`streamgw`."""
 
-    workers: Annotated[int, Stated(_workers, {"const": 1})] = 1
+    workers: Annotated[int, Stated(_workers, _WORKERS_SCHEMA)] = 1
     enable_status: bool = True
     admin: HTTPLimits = attrs.field(factory=HTTPLimits)
     limits: LimitSettings = LimitSettings()
@@ -365,6 +388,14 @@ class StreamgwSpec:
     tls: TLSSpec = TLSSpec()
     resolver: ResolverSpec = ResolverSpec()
     reload: ReloadSettings = ReloadSettings()
+
+    def check(self) -> Iterator[Fault]:
+        """What no field alone can say."""
+        for name in SHARED_LIMITS:
+            limit = getattr(self.limits, name)
+            if 0 < limit < self.workers:
+                expected = f"at least 1 for each of the {self.workers} workers"
+                yield Fault(("limits", name), f"expected {expected}, got {limit}")
 
 
 @attrs.frozen(kw_only=True)

@@ -68,6 +68,10 @@ class HandedSockets:
         self._taken.clear()
         return lambda: _close_each(gone - used)
 
+    def named(self, names: Collection[str]) -> tuple[Listener, ...]:
+        """Those of these names, as in `bound`."""
+        return tuple(bound.listener for name, bound in self._bound.items() if name in names)
+
     def let_go(self, names: Collection[str]) -> None:
         """Close those of these listeners. The data plane does not touch them any more."""
         for name in self._bound.keys() & names:

@@ -8,18 +8,9 @@ import resource
 import attrs
 
 from streamgw.config.settings import Settings
+from streamgw.config.settings_schema import SHARED_LIMITS
 from streamgw.core.udp_sessions import UDPLimits
 from streamgw.dataplane.session import Policy
-
-_SHARED = (
-    "max_sessions",
-    "max_sessions_per_listener",
-    "max_handshakes",
-    "max_udp_sessions",
-    "max_udp_sessions_per_listener",
-    "max_udp_sessions_per_client",
-)
-"""Of `LimitSettings`: how many of something there may be in the gateway. 0 is no limit."""
 
 
 def policy(settings: Settings) -> Policy:
@@ -64,7 +55,7 @@ def share(settings: Settings, slot: int, slots: int) -> Settings:
         settings,
         limits=attrs.evolve(
             limits,
-            **{name: _part(getattr(limits, name), slot, slots) for name in _SHARED},
+            **{name: _part(getattr(limits, name), slot, slots) for name in SHARED_LIMITS},
             udp_session_rate_per_client=limits.udp_session_rate_per_client / slots,
         ),
         listeners=tuple(

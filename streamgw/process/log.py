@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
+import stat
 import sys
 import threading
 from typing import NoReturn
 
+import attrs
 import structlog
 import trio
+from structlog.typing import EventDict
 
 from streamgw.config.settings import LogSettings
 
@@ -20,9 +24,23 @@ PATIENCE_S = 2.0
 LIMIT_BYTES = 16 << 20
 """Lines waiting for a writer that is stuck (a full disk, a pipe nobody reads). Beyond that lines are dropped, and counted."""
 
+_SAID_ONCE = frozenset(
+    {
+        "routes_applied",
+        "routes_as_before",
+        "routes_problem",
+        "routes_rejected",
+        "routes_warning",
+    }
+)
+"""The supervisor looks at the same files as its workers, and says the same."""
 
-def configure_logging(settings: LogSettings) -> None:
-    """Application log on stderr: JSON, or for people (`console`). Everything goes through structlog."""
+
+def configure_logging(settings: LogSettings, *, worker: int | None = None) -> None:
+    """Application log on stderr: JSON, or for people (`console`). Everything goes through structlog.
+
+    `worker` is the number of the worker that this process is, and stands in each of its lines. None: it is not one of several.
+    """
     renderer: structlog.types.Processor
     if settings.format == "json":
         renderer = structlog.processors.JSONRenderer(ensure_ascii=False)
@@ -31,6 +49,7 @@ def configure_logging(settings: LogSettings) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            *([] if worker is None else [_Told(worker)]),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -44,6 +63,19 @@ def configure_logging(settings: LogSettings) -> None:
     )
 
 
+@attrs.frozen
+class _Told:
+    """Names the worker, and leaves to the supervisor what it says for all of them."""
+
+    worker: int
+
+    def __call__(self, _logger: object, _method: str, event: EventDict) -> EventDict:
+        if event["event"] in _SAID_ONCE:
+            raise structlog.DropEvent
+        event["worker"] = self.worker
+        return event
+
+
 class AccessLog:
     """Collects lines and writes them ten times a second, off the event loop: a slow disk delays nobody's bytes.
 
@@ -51,8 +83,10 @@ class AccessLog:
       Opens its file in `run` and closes it there. `-` is standard output, which stays open.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, is_shared: bool = False) -> None:
         self._path = path
+        self._is_shared = is_shared
+        """Other processes write to it, too."""
         self._lines: list[str] = []
         self._bytes = 0
         self._reopen = False
@@ -76,6 +110,12 @@ class AccessLog:
         """After the file was moved away (SIGUSR1, as nginx does it)."""
         self._reopen = True
         self._wake.set()
+
+    def move(self, path: str) -> None:
+        """Write to another file from now on. If that cannot be opened, this is logged, and the old one goes on."""
+        if path != self._path:
+            self._path = path
+            self.reopen()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Write what is queued.
@@ -132,7 +172,16 @@ class AccessLog:
         with self._one_at_a_time:
             view = memoryview(data)
             while view:
-                view = view[os.write(fd, view) :]
+                view = view[os.write(fd, view[: self._step(fd, data, len(data) - len(view))]) :]
+
+    def _step(self, fd: int, data: bytes, start: int) -> int:
+        """How much to write at once. A pipe or a terminal keeps writes of so many bytes apart, and no longer ones (pipe(7)):
+        lines of several processes would get mixed. Files opened with O_APPEND do not mind (write(2)).
+        """
+        if not self._is_shared or stat.S_ISREG(os.fstat(fd).st_mode):
+            return len(data)
+        end = data.rfind(b"\n", start, start + select.PIPE_BUF) + 1
+        return end - start if end else len(data)
 
     def _open(self) -> int:
         if self._path == "-":

@@ -36,22 +36,26 @@ _LEVELS: Mapping[str, str] = {
 class Reports:
     """Told by the data plane, on its way. Nothing here waits.
 
+    Args:
+      is_shared: other processes write to the same access log.
+
     Resource handling:
       Somebody else runs `access_log`.
     """
 
-    def __init__(self, access_log: AccessLogSettings) -> None:
+    def __init__(self, access_log: AccessLogSettings, *, is_shared: bool = False) -> None:
         self.hub = Hub(time.time)  # noqa: TID251  events are for people
         self.tally = Tally()
-        self.access_log = AccessLog(access_log.path)
+        self.access_log = AccessLog(access_log.path, is_shared=is_shared)
         self.bugs = 0
         """Since the start."""
         self._format = _formatter(access_log)
         self._log = structlog.get_logger()
 
     def follow(self, access_log: AccessLogSettings) -> None:
-        """Lines look as these settings say, from now on. The file stays."""
+        """Lines look as these settings say, and go where they say, from now on."""
         self._format = _formatter(access_log)
+        self.access_log.move(access_log.path)
 
     def opened(self, session: Session | UDPSession) -> None:
         """The upstream of a session is known."""

@@ -15,8 +15,10 @@ from __future__ import annotations
 import os
 import ssl
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
+from socket import socket  # noqa: TID251  the name of a type
 
 import structlog
 import trio
@@ -43,6 +45,7 @@ from streamgw.core.errors import ConfigError, Problem
 from streamgw.core.model import Address, Listener
 from streamgw.process.central import Central
 from streamgw.process.plugins import plugin_set
+from streamgw.process.sockets import listen_for_http
 
 EVENTS_PATH = "/streamgw/v1/events"
 
@@ -53,9 +56,20 @@ class Servers:
     Args:
       config: conf/config.yaml, as the user named it.
       settings: of the start: where they listen does not change.
+      handed: listening sockets by address, of the gateway that this one takes over from.
+
+    Resource handling:
+      Owns its sockets from `prepare` until `close`.
     """
 
-    def __init__(self, config: Path, settings: Settings, central: Central, fleet: Fleet) -> None:
+    def __init__(
+        self,
+        config: Path,
+        settings: Settings,
+        central: Central,
+        fleet: Fleet,
+        handed: Mapping[str, socket] | None = None,
+    ) -> None:
         self._config = config
         self._settings = settings
         self._central = central
@@ -63,43 +77,64 @@ class Servers:
         self._admin = settings.admin
         self.missed: list[Problem] = []
         """Servers whose default address was taken."""
+        self.sockets: dict[str, socket] = {}
+        """By address, as configured."""
+        self._handed = dict(handed or {})
+        self._ready: list[Callable[[trio.Nursery], Awaitable[object]]] = []
+        self._stop = trio.Event()
         self._log = structlog.get_logger()
 
     async def start(self, nursery: trio.Nursery) -> None:
-        """Open all of them.
+        """Answer requests. Raises what `prepare` does, if that was not done before."""
+        if not self._ready:
+            self.prepare()
+        for start in self._ready:
+            await start(nursery)
+
+    def stop(self) -> None:
+        """Somebody else answers from now on: requests under way are finished, further ones are his."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """Close every socket."""
+        for sock in (*self.sockets.values(), *self._handed.values()):
+            sock.close()
+        self.sockets.clear()
+        self._handed.clear()
+
+    def prepare(self) -> None:
+        """Do everything that can fail. Nothing is answered yet; requests wait.
 
         Raises:
           ConfigError: an address that conf/config.yaml names cannot be had, or a certificate is not good.
         """
         settings = self._settings
         if settings.status is not None:
-            await self._open(
-                nursery, "apisix.status", settings.status, self._limited(build_status_app(self._fleet))
-            )
+            self._open("apisix.status", settings.status, self._limited(build_status_app(self._fleet)))
         if settings.control is not None:
-            await self._open_endpoint(nursery, "apisix.control", settings.control, self._control_app())
+            self._open_endpoint("apisix.control", settings.control, self._control_app())
         if settings.metrics is not None:
             app = self._limited(build_metrics_app(self._fleet, settings.metrics))
-            await self._open_endpoint(
-                nursery, "plugin_attr.prometheus.export_addr", settings.metrics.endpoint, app
-            )
+            self._open_endpoint("plugin_attr.prometheus.export_addr", settings.metrics.endpoint, app)
         if settings.admin is not None:
             api = self._admin_api()
-            nursery.start_soon(api.run)
+            self._ready.append(partial(self._start_janitor, api))
             tls = None if settings.admin.tls is None else self._tls_context(settings.admin.tls)
-            await self._open(
-                nursery,
-                "deployment.admin.admin_listen",
-                settings.admin.listen,
-                self._admin_app(api, settings.admin),
-                tls,
-            )
+            app = self._admin_app(api, settings.admin)
+            self._open("deployment.admin.admin_listen", settings.admin.listen, app, tls)
 
-    async def _open_endpoint(
-        self, nursery: trio.Nursery, pointer: str, endpoint: Endpoint, app: ASGIApp
-    ) -> None:
+    async def _start_janitor(self, api: AdminAPI, nursery: trio.Nursery) -> None:
+        async def run() -> None:
+            async with trio.open_nursery() as beside:
+                beside.start_soon(api.run)
+                await self._stop.wait()
+                beside.cancel_scope.cancel()
+
+        nursery.start_soon(run)
+
+    def _open_endpoint(self, pointer: str, endpoint: Endpoint, app: ASGIApp) -> None:
         try:
-            await self._open(nursery, pointer, endpoint.listen, app)
+            self._open(pointer, endpoint.listen, app)
         except ConfigError as error:
             if endpoint.is_named:
                 raise
@@ -108,21 +143,21 @@ class Servers:
             for problem in error.problems:
                 self._log.warning("settings_warning", problem=str(problem))
 
-    async def _open(
-        self,
-        nursery: trio.Nursery,
-        pointer: str,
-        address: Address,
-        app: ASGIApp,
-        tls: ssl.SSLContext | None = None,
-    ) -> None:
+    def _open(self, pointer: str, address: Address, app: ASGIApp, tls: ssl.SSLContext | None = None) -> None:
         http = self._settings.http
         bounds = Bounds(http.max_connections, http.request_timeout_s)
         try:
-            await nursery.start(partial(serve_admin, app, address, bounds=bounds, tls=tls))
+            sock = self._handed.pop(str(address), None) or listen_for_http(address)
         except OSError as error:
             reason = os.strerror(error.errno).lower() if error.errno else str(error)
             raise self._problem(pointer, f"cannot listen on {address}: {reason}") from error
+        self.sockets[str(address)] = sock
+        serve = partial(serve_admin, app, sock, bounds=bounds, tls=tls, stop=self._stop)
+
+        async def start(nursery: trio.Nursery) -> None:
+            await nursery.start(serve)
+
+        self._ready.append(start)
 
     def _problem(self, pointer: str, message: str) -> ConfigError:
         return ConfigError((Problem(str(self._config), 0, 0, pointer, message),))

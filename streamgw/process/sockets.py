@@ -100,6 +100,11 @@ class Sockets:
         found = {bound.listener: bound.of(slot) for bound in self._bound.values()}
         return {listener: sock for listener, sock in found.items() if sock is not None}
 
+    def of_slot(self, slot: int) -> Mapping[str, socket.socket]:
+        """The same by the name of the listener as configured: what a worker is handed."""
+        found = {name: bound.of(slot) for name, bound in self._bound.items()}
+        return {name: sock for name, sock in found.items() if sock is not None}
+
     def listeners(self) -> tuple[Listener, ...]:
         """What clients can connect to."""
         return tuple(bound.listener for bound in self._bound.values())

@@ -1,19 +1,20 @@
-"""The gateway as a process: settings, signals, the HTTP servers, and the worker in the same nursery.
+"""The gateway as a process: settings, signals, the HTTP servers, and the workers.
 
 ```
 trio.run
 └─ nursery
-   ├─ signals      TERM/INT → drain, again → end now · HUP → look again · USR1 → reopen the access log
+   ├─ predecessor  the gateway that this one takes over from, if there is one
+   ├─ signals      TERM/INT → drain, again → end now · HUP → look again · USR1 → reopen the logs · USR2 → upgrade
    ├─ settings     watches conf/config.yaml; listeners open and close live
    ├─ servers      status, control API, metrics, Admin API: Starlette on Hypercorn
-   └─ worker       everything that serves clients
+   ├─ successor    while there is one that has not taken over yet
+   └─ workers      one, in this nursery, or processes of their own (`many.ManyWorkers`)
 ```
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import resource
 import signal
@@ -30,21 +31,28 @@ from streamgw.config.admin_keys import fill_in_keys
 from streamgw.config.endpoints import AdminKey, AdminSettings
 from streamgw.config.settings import Settings, load_settings
 from streamgw.control.reloader import ReloadStatus
-from streamgw.core.errors import ConfigError, Problem, StoreError
+from streamgw.core.errors import ConfigError, Problem, StoreError, StreamgwError
 from streamgw.process import systemd
-from streamgw.process.fleet import LocalFleet
+from streamgw.process.crew import Crew, OneWorker
 from streamgw.process.log import configure_logging
+from streamgw.process.many import ManyWorkers
 from streamgw.process.routes import watch
 from streamgw.process.servers import Servers
 from streamgw.process.sockets import BindError, Sockets
-from streamgw.process.worker import Worker
+from streamgw.process.takeover import (
+    Handed,
+    LastWords,
+    Predecessor,
+    Successor,
+    UpgradeFailed,
+    predecessor_fd,
+)
+from streamgw.process.worker import settle
 
-EX_OK, EX_IOERR, EX_CONFIG = 0, 74, 78
+EX_OK, EX_SOFTWARE, EX_IOERR, EX_CONFIG = 0, 70, 74, 78
 """Exit codes of sysexits.h."""
 
-GC_THRESHOLD = 50_000
-"""Container objects that may be allocated before the youngest generation is collected."""
-
+NEXT_START = "changed; takes effect at the next start, or `streamgw upgrade`"
 NO_KEY = AdminKey("", "")
 
 Extra = Callable[["Supervisor"], Awaitable[None]]
@@ -56,66 +64,97 @@ def run_gateway(config: Path, routes: Path, *, beside: Extra | None = None) -> i
 
     Returns:
       0 after a drain; 78 when the configuration is wrong or a listener cannot be bound at the start (said on stderr);
-      74 when a log file cannot be opened.
+      74 when a log file cannot be opened; 70 when workers die one after the other, or an upgrade broke off half-way.
     """
+    fd = predecessor_fd()
+    words = LastWords(fd)
     try:
         filled_in = fill_in_keys(config)
         settings = load_settings(config, environ=os.environ)
         configure_logging(settings.log)
         _check_keys(settings, config, filled_in)
         _raise_descriptor_limit(settings)
-        trio.run(Supervisor(settings, config, routes).run, beside, strict_exception_groups=True)
+        trio.run(_run, settings, config, routes, Predecessor(fd), beside, strict_exception_groups=True)
     except* (ConfigError, BindError) as group:
-        for error in _leaves(group):
-            problems = error.problems if isinstance(error, ConfigError) else (error,)
-            for problem in problems:
-                print(problem, file=sys.stderr)  # noqa: T201  the program's last words
-        print("streamgw: not started: the configuration is wrong", file=sys.stderr)  # noqa: T201  as above
+        problems = [
+            str(problem)
+            for error in _leaves(group)
+            for problem in (error.problems if isinstance(error, ConfigError) else (error,))
+        ]
+        # Each worker has found the same ones.
+        _say(words, [*dict.fromkeys(problems), "streamgw: not started: the configuration is wrong"])
         code = EX_CONFIG
     except* (StoreError, OSError) as group:
-        for error in _leaves(group):
-            print(f"streamgw: {error}", file=sys.stderr)  # noqa: T201  as above
+        _say(words, [f"streamgw: {error}" for error in _leaves(group)])
         code = EX_IOERR
+    except* StreamgwError as group:
+        _say(words, [f"streamgw: {error}" for error in _leaves(group)])
+        code = EX_SOFTWARE
     else:
         code = EX_OK
+    finally:
+        words.close()
     return code
 
 
-class Supervisor:
-    """Composes one gateway. `workers: 1` runs the worker's tree inside the supervisor's nursery: no child process."""
+async def _run(
+    settings: Settings, config: Path, routes: Path, predecessor: Predecessor, beside: Extra | None
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(predecessor.run)
+        supervisor = Supervisor(settings, config, routes, await predecessor.handed())
+        await supervisor.run(beside, predecessor)
+        nursery.cancel_scope.cancel()
 
-    def __init__(self, settings: Settings, config: Path, routes: Path) -> None:
+
+class Supervisor:
+    """Composes one gateway.
+
+    Args:
+      handed: by the gateway that this one takes over from.
+    """
+
+    def __init__(self, settings: Settings, config: Path, routes: Path, handed: Handed | None = None) -> None:
+        handed = handed or Handed()
         self.config = config
-        self.sockets = Sockets(systemd.inherited_sockets())
-        self.worker = Worker(settings, routes, self.sockets)
-        self.settings_status = ReloadStatus(warnings=settings.warnings, applied_at=datetime.now(UTC))
-        fleet = LocalFleet(
-            self.worker,
-            lambda: self.settings_status,
-            look_at_settings=self._look_at_settings_soon,
+        self.sockets = Sockets(systemd.inherited_sockets(), slots=settings.workers, handed=handed.listeners)
+        self.crew: Crew = (OneWorker if settings.workers == 1 else ManyWorkers)(
+            settings, routes, self.sockets
         )
-        self.servers = Servers(config, settings, self.worker, fleet)
+        self.settings_status = ReloadStatus(warnings=settings.warnings, applied_at=datetime.now(UTC))
+        fleet = self.crew.fleet(
+            settings_status=lambda: self.settings_status, look_at_settings=self._look_at_settings_soon
+        )
+        self.servers = Servers(config, settings, self.crew.central, fleet, handed.http)
         self._nursery: trio.Nursery | None = None
         self._reloading = trio.Lock()
+        self._upgrades = 0
+        """Attempts."""
+        self._upgrading: trio.CancelScope | None = None
+        """While a new gateway may yet take over."""
         self._log = structlog.get_logger()
 
-    async def run(self, beside: Extra | None = None) -> None:
+    async def run(self, beside: Extra | None = None, predecessor: Predecessor | None = None) -> None:
         """Start everything, serve, and return when the drain is over.
 
         Raises:
           ConfigError, BindError, OSError: at the start only, before the first client was accepted.
+          StreamgwError: workers die one after the other; or an upgrade broke off half-way.
 
         Cancellation:
           Sockets are closed, sessions reset; nothing is left.
         """
-        settings = self.worker.settings
+        settings = self.crew.settings
         try:
             self.sockets.replace(settings.listeners)
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await nursery.start(self._watch_signals)
-                await nursery.start(self.worker.run)
-                self.worker.listen()
+                await nursery.start(self.crew.run)
+                self.servers.prepare()
+                if predecessor is not None:
+                    await predecessor.loaded()
+                await self.crew.listen()
                 await self.servers.start(nursery)
                 self.settings_status = attrs.evolve(
                     self.settings_status, warnings=(*settings.warnings, *self.servers.missed)
@@ -123,55 +162,116 @@ class Supervisor:
                 await nursery.start(self._watch_settings)
                 if beside is not None:
                     nursery.start_soon(beside, self)
+                if predecessor is not None:
+                    await predecessor.ready()
                 self._announce(settings)
-                await self.worker.ended.wait()
-                nursery.cancel_scope.cancel()
+                await self.crew.ended.wait()
+                async with self._reloading:  # whoever has stepped back waits until its successor is ready
+                    nursery.cancel_scope.cancel()
         finally:
+            self._nursery = None
             self.sockets.close_all()
+            self.servers.close()
 
     def _announce(self, settings: Settings) -> None:
-        # What is loaded by now stays. A full collection that had to look at it took 10 to 26 ms, at any odd moment.
-        # And sessions come and go by reference counting alone: looking for their cycles after every 700 allocations
-        # (CPython's default) finds nothing.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(GC_THRESHOLD)
+        settle()
+        self.sockets.forget_unused()
         for warning in settings.warnings:
             self._log.warning("settings_warning", problem=str(warning))
         self._log.info(
             "ready",
-            listeners=[listener.name for listener in self.sockets.bound()],
-            revision=self.worker.reloader.current.revision,
+            listeners=[listener.name for listener in self.sockets.listeners()],
+            revision=self.crew.central.reloader.current.revision,
+            workers=settings.workers,
             status=str(settings.status) if settings.status else "off",
             admin=str(settings.admin.listen) if settings.admin else "off",
         )
         systemd.notify("READY=1")
 
     async def _watch_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+        wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
         with trio.open_signal_receiver(*wanted) as signals:
             task_status.started()
             async for number in signals:
                 match number:
                     case signal.SIGHUP:
-                        self.worker.reloader.poke()
+                        self.crew.poke()
                         await self._reload_settings()
                     case signal.SIGUSR1:
-                        self.worker.access_log.reopen()
-                    case _ if self.worker.draining:
-                        self._log.warning("ending_now", live_sessions=self.worker.live_sessions)
-                        self.worker.drain(trio.current_time())
+                        self.crew.reopen_logs()
+                    case signal.SIGUSR2:
+                        self._upgrade_soon()
+                    case _ if self.crew.draining:
+                        self._log.warning("ending_now", live_sessions=self.crew.live_sessions)
+                        self.crew.drain(trio.current_time())
                     case _:
                         self._drain(signal.Signals(number).name)
 
     def _drain(self, why: str) -> None:
-        timeout_s = self.worker.settings.drain_timeout_s
-        self._log.info("draining", signal=why, live_sessions=self.worker.live_sessions, deadline_s=timeout_s)
+        timeout_s = self.crew.settings.drain_timeout_s
+        self._log.info("draining", signal=why, live_sessions=self.crew.live_sessions, deadline_s=timeout_s)
         systemd.notify("STOPPING=1")
-        self.worker.drain(trio.current_time() + timeout_s)
+        if self._upgrading is not None:
+            self._upgrading.cancel()  # whoever wants an end wants one of both
+        self.crew.drain(trio.current_time() + timeout_s)
+
+    # Upgrade
+
+    def _upgrade_soon(self) -> None:
+        if self._nursery is None or self._upgrading is not None or self.crew.draining:
+            self._log.warning("upgrade_not_begun", hint="one is under way, or the gateway ends")
+            return
+        self._upgrading = trio.CancelScope()
+        self._nursery.start_soon(self._upgrade, self._upgrading)
+
+    async def _upgrade(self, scope: trio.CancelScope) -> None:
+        """Have a new process of the program as it is installed now take over.
+
+        Raises:
+          UpgradeFailed: half-way: nobody accepts clients any more.
+        """
+        self._upgrades += 1
+        self._log.info("upgrading", attempt=self._upgrades)
+        # Nothing changes meanwhile: what is handed over is what the new gateway has to serve.
+        with scope:
+            await self._try_to_upgrade()
+        self._upgrading = None
+
+    async def _try_to_upgrade(self) -> None:
+        async with self._reloading:
+            handed = Handed(self.sockets.all(), self.servers.sockets)
+            successor = Successor(handed, step_back=self._step_back, on_ready=_hand_over_to)
+            try:
+                await successor.run()
+            except (UpgradeFailed, OSError) as error:
+                self._log.error("upgrade_failed", attempt=self._upgrades, error=str(error))
+                if isinstance(error, UpgradeFailed) and error.is_late:
+                    raise
+                self._warn_of(f"attempt {self._upgrades} failed: {error}")
+            else:
+                self._log.info("upgraded", live_sessions=self.crew.live_sessions)
+
+    async def _step_back(self) -> None:
+        """The new gateway has loaded everything, and is about to accept."""
+        timeout_s = self.crew.settings.drain_timeout_s
+        self._log.info(
+            "draining", signal="upgrade", live_sessions=self.crew.live_sessions, deadline_s=timeout_s
+        )
+        self._upgrading = None
+        self.sockets.are_handed_on = True
+        self.servers.stop()
+        await self.crew.step_back(trio.current_time() + timeout_s)
+
+    def _warn_of(self, failure: str) -> None:
+        place = "streamgw upgrade"
+        warnings = tuple(each for each in self.settings_status.warnings if each.file != place)
+        problem = Problem(place, 0, 0, "", failure)
+        self.settings_status = attrs.evolve(self.settings_status, warnings=(*warnings, problem))
+
+    # Settings
 
     async def _watch_settings(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        async with contextlib.aclosing(watch(self.config, self.worker.settings.reload)) as looks:
+        async with contextlib.aclosing(watch(self.config, self.crew.settings.reload)) as looks:
             await anext(looks)
             await self._reload_settings()  # it may have changed between the start and the watcher
             task_status.started()
@@ -194,11 +294,13 @@ class Supervisor:
     async def _look_at_settings(self) -> None:
         try:
             settings = await trio.to_thread.run_sync(_read, self.config)
-            if settings == self.worker.settings or self.worker.draining:
+            before = self.crew.settings
+            if settings == before or self.crew.draining:
                 self._settle()
                 return
-            restart = _needs_restart(self.worker.settings, settings, str(self.config))
-            self.worker.apply(settings)
+            restart = _needs_restart(before, settings, str(self.config))
+            restart += self._of_workers(before, settings)
+            await self.crew.apply(settings)
         except ConfigError as error:
             self._reject(error.problems)
         except BindError as error:
@@ -215,15 +317,26 @@ class Supervisor:
                 applied_at=datetime.now(UTC),
                 reloads=self.settings_status.reloads + 1,
             )
-            self._log.info("settings_applied", listeners=[listener.name for listener in self.sockets.bound()])
-            self.worker.publish_reload("settings", self.settings_status)
+            self._log.info(
+                "settings_applied", listeners=[listener.name for listener in self.sockets.listeners()]
+            )
+            self.crew.publish_reload("settings", self.settings_status)
+
+    def _of_workers(self, before: Settings, settings: Settings) -> tuple[Problem, ...]:
+        return tuple(
+            Problem(str(self.config), 0, 0, pointer, NEXT_START)
+            for pointer, differs in self.crew.needs_start(before, settings).items()
+            if differs
+        )
 
     def _settle(self) -> None:
         """The file says again what is running: a rejected edit was taken back."""
         if self.settings_status.state == "rejected":
             self.settings_status = attrs.evolve(self.settings_status, state="applied", problems=())
-            self._log.info("settings_applied", listeners=[listener.name for listener in self.sockets.bound()])
-            self.worker.publish_reload("settings", self.settings_status)
+            self._log.info(
+                "settings_applied", listeners=[listener.name for listener in self.sockets.listeners()]
+            )
+            self.crew.publish_reload("settings", self.settings_status)
 
     def _reject(self, problems: tuple[Problem, ...]) -> None:
         status = self.settings_status
@@ -234,7 +347,7 @@ class Supervisor:
         )
         for problem in problems:
             self._log.error("settings_rejected", problem=str(problem))
-        self.worker.publish_reload("settings", self.settings_status)
+        self.crew.publish_reload("settings", self.settings_status)
 
 
 def _needs_restart(old: Settings, new: Settings, file: str) -> tuple[Problem, ...]:
@@ -245,15 +358,17 @@ def _needs_restart(old: Settings, new: Settings, file: str) -> tuple[Problem, ..
         "plugin_attr.prometheus": (old.metrics, new.metrics),
         "deployment.admin": (_fixed(old.admin), _fixed(new.admin)),
         "streamgw.admin": (attrs.evolve(old.http, hosts=()), attrs.evolve(new.http, hosts=())),
-        "nginx_config.stream.access_log": (old.access_log.path, new.access_log.path),
-        "streamgw.resolver": (old.resolver, new.resolver),
-        "streamgw.reload": (old.reload, new.reload),
     }
     return tuple(
-        Problem(file, 0, 0, pointer, "changed; takes effect at the next start")
+        Problem(file, 0, 0, pointer, NEXT_START)
         for pointer, (before, after) in places.items()
         if before != after
     )
+
+
+def _hand_over_to(pid: int) -> None:
+    """The service manager follows the new process from now on, and hears of no one else."""
+    systemd.notify(f"MAINPID={pid}")
 
 
 def _fixed(admin: AdminSettings | None) -> AdminSettings | None:
@@ -295,6 +410,13 @@ def _raise_descriptor_limit(settings: Settings) -> None:
             wanted=wanted,
             hint="raise LimitNOFILE (ulimit -Hn) or lower streamgw.limits.max_sessions and max_udp_sessions",
         )
+
+
+def _say(words: LastWords, lines: list[str]) -> None:
+    """The program's last words."""
+    for line in lines:
+        print(line, file=sys.stderr)  # noqa: T201  somebody looks there when it does not start
+    words.say(lines)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:

@@ -106,10 +106,10 @@ plugin_attr:
 deployment:
   admin: {admin_key: [{name: a, key: hush, role: viewer}], allow_admin: []}
 streamgw:
-  workers: 1
+  workers: 2
   admin: {server_header: APISIX/3.18.0, hosts: [gw.example], max_requests: 5}
   limits:
-    max_sessions: 1
+    max_sessions: 3
     max_sessions_per_listener: 2
     max_session_duration_s: 3.5
     preread_timeout_s: 4
@@ -143,11 +143,12 @@ streamgw:
         drain_timeout_s=90.0,
         access_log=AccessLogSettings(enabled=False, path="logs/a.log", format="$remote_addr", escape="json"),
         log=LogSettings("debug", "json"),
-        limits=LimitSettings(1, 2, 3.5, 4.0, 600, 10.5, 11),
+        limits=LimitSettings(3, 2, 3.5, 4.0, 600, 10.5, 11),
         tls=TLSSettings(expiry_warning_days=12),
         resolver=ResolverSettings((Address("10.0.0.2", 53),), 30.0, 5.0, 6.0, 2.0, 7.0, search=False),
         reload=ReloadSettings(8, 9.0, force_polling=True),
         checks_health=False,
+        workers=2,
     )
 
 
@@ -396,3 +397,21 @@ def test_tls_that_is_switched_off_is_terminated_nowhere(config: Path) -> None:
     )
 
     assert problem.endswith("apisix.stream_proxy.tcp[0].tls: expected false: 'apisix.ssl.enable' is false")
+
+
+def test_every_worker_has_a_part_of_a_listeners_limit(config: Path) -> None:
+    text = """\
+apisix:
+  stream_proxy:
+    tcp: [{addr: 9100, max_sessions: 1}, {addr: 9101, max_sessions: 2}]
+    udp: [{addr: 9200, max_sessions: 1}]
+streamgw: {workers: 2}
+"""
+
+    tcp, udp = problems(config, text)
+
+    assert (
+        "stream_proxy.tcp: tcp *:9100: expected max_sessions to be at least 1 for each of the 2 workers"
+        in tcp
+    )
+    assert "stream_proxy.udp: udp *:9200: expected max_sessions to be at least 1" in udp

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import attrs
 import pytest
 
@@ -86,8 +88,10 @@ def test_name_servers_are_written_as_nginx_takes_them(written: str, address: str
         ("nginx_config.worker_shutdown_timeout", "soon", ": expected a time like 240s, 4m or 1h30m, got 'soon'"),
         ("nginx_config.stream.real_ip_from", ["unix:"], "[0]: expected an IP address or CIDR, got 'unix:'"),
         ("nginx_config.stream.access_log", "", ": expected at least 1 characters, got 0"),
-        ("streamgw.workers", 2, ": this version runs one worker; expected 1, got 2"),
-        ("streamgw.workers", "auto", ": expected an integer ≥ 1, got 'auto'"),
+        ("streamgw.workers", 0, ": expected an integer 1–32 or 'auto', got 0"),
+        ("streamgw.workers", True, ": expected an integer 1–32 or 'auto', got true"),
+        ("streamgw.workers", "all", ": expected an integer 1–32 or 'auto', got 'all'"),
+        ("streamgw", {"workers": 4, "limits": {"max_sessions": 3}}, ".limits.max_sessions: expected at least 1 for each of the 4 workers, got 3"),
         ("streamgw.limits.preread_limit_bytes", 100, ": expected an integer 536–65536, got 100"),
         ("streamgw.reload.settle_ms", 0, ": expected an integer 1–10000, got 0"),
         ("streamgw.reload.relook_s", 0, ": expected a number > 0, got 0"),
@@ -147,3 +151,17 @@ def test_tls_is_written_as_nginx_takes_it() -> None:
     written = structure({"ssl": ssl}, ApisixSpec).ssl
 
     assert (written.ssl_protocols, written.ssl_ciphers) == (("TLSv1.2", "TLSv1.3"), "ECDHE+AESGCM")
+
+
+def test_auto_is_as_many_workers_as_cpus_that_may_be_used() -> None:
+    workers = structure({"streamgw": {"workers": "auto"}}, ConfigSpec).streamgw.workers
+
+    assert workers == min(len(os.sched_getaffinity(0)), 32)
+
+
+def test_a_limit_is_enough_when_every_worker_gets_one_and_0_is_none() -> None:
+    spec = structure(
+        {"streamgw": {"workers": 4, "limits": {"max_sessions": 4, "max_udp_sessions": 0}}}, ConfigSpec
+    )
+
+    assert spec.streamgw.workers == 4

@@ -42,8 +42,13 @@ def said() -> Iterator[list[MutableMapping[str, object]]]:
 class Lines(list[str]):
     """In place of the access log."""
 
+    path = "-"
+
     def write(self, line: str) -> None:
         self.append(line)
+
+    def move(self, path: str) -> None:
+        self.path = path
 
 
 def reports_to(lines: Lines, **settings: object) -> Reports:
@@ -86,12 +91,12 @@ def test_the_form_of_lines_can_change_and_lines_can_end() -> None:
     lines = Lines()
     reports = reports_to(lines)
 
-    reports.follow(AccessLogSettings(format="$remote_addr"))
+    reports.follow(AccessLogSettings(format="$remote_addr", path="elsewhere"))
     reports.ended(DONE)
-    reports.follow(AccessLogSettings(enabled=False))
+    reports.follow(AccessLogSettings(enabled=False, path="elsewhere"))
     reports.ended(DONE)
 
-    assert lines == ["10.0.0.1"]
+    assert (lines, lines.path) == (["10.0.0.1"], "elsewhere")
 
 
 async def test_the_feed_hears_what_it_wants() -> None:

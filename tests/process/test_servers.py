@@ -78,6 +78,7 @@ async def doors(
         await servers.start(nursery)
         yield Doors(scene, servers, addresses)
         nursery.cancel_scope.cancel()
+        servers.close()
 
 
 def with_key(key: str = KEY.key) -> dict[str, dict[str, str]]:
@@ -215,6 +216,7 @@ async def start_and_fail(tmp_path: Path, **settings: object) -> None:
             except ConfigError as caught:
                 error = caught
             nursery.cancel_scope.cancel()
+        servers.close()
     assert error is not None
     raise error
 
