@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, cast
 
 import attrs
 import cattrs
@@ -29,7 +29,6 @@ from streamgw.process.worker import Worker
 ANSWER_S = 2.0
 """A worker that has not answered by then is left out, and named."""
 
-T = TypeVar("T")
 _WIRE = cattrs.Converter()
 
 
@@ -129,6 +128,7 @@ class There:
         self.pid = pid
         self.state = state
         self._channel = channel
+        self.answer_s = ANSWER_S
         self._is_silent = False
         self._log = structlog.get_logger()
 
@@ -136,7 +136,7 @@ class There:
         """See `Member.sessions`."""
         answer = await self._ask("sessions", attrs.asdict(wanted))
         rows = _WIRE.structure(await self._all_of(answer), list[SessionRow])
-        return rows, _WIRE.structure(answer["total"], int)
+        return rows, cast("int", answer["total"])
 
     async def kill(self, session_id: str) -> bool:
         """See `Member.kill`."""
@@ -155,12 +155,12 @@ class There:
         """See `Member.wait_applied`."""
         patience_s = deadline - trio.current_time()
         arguments = {"key": key, "digest": digest, "patience_s": patience_s}
-        return bool((await self._ask("wait_applied", arguments, patience_s + ANSWER_S))["applied"])
+        return bool((await self._ask("wait_applied", arguments, patience_s))["applied"])
 
     async def catch_up(self, revision: str, patience_s: float) -> bool:
         """Have it look at routes.d until that is what it runs. False: it was not by then."""
         arguments = {"revision": revision, "patience_s": patience_s}
-        return bool((await self._ask("catch_up", arguments, patience_s + ANSWER_S))["applied"])
+        return bool((await self._ask("catch_up", arguments, patience_s))["applied"])
 
     def look(self) -> None:
         """See `Member.look`. If that is lost on the way, its own watch finds what has changed."""
@@ -175,15 +175,16 @@ class There:
         await self._ask("mark", {"states": states})
 
     async def _ask(
-        self, what: str, arguments: Mapping[str, object] | None = None, patience_s: float = ANSWER_S
+        self, what: str, arguments: Mapping[str, object] | None = None, extra_s: float = 0.0
     ) -> Mapping[str, object]:
+        patience_s = self.answer_s + extra_s
         with trio.move_on_after(patience_s):
             try:
                 answer = await self._channel.ask(what, arguments or {})
             except StreamgwError as error:
                 raise Silent(f"worker {self.number} (pid {self.pid}): {error}") from error
             self._is_silent = False
-            return _WIRE.structure(answer, dict[str, object])
+            return cast("Mapping[str, object]", answer)
         if not self._is_silent:
             self._is_silent = True
             self._log.warning("worker_silent", worker=self.number, pid=self.pid, after_s=patience_s)
@@ -193,7 +194,7 @@ class There:
         """The pages of a list, from the first one on."""
         items: list[object] = []
         while True:
-            items += _WIRE.structure(answer["items"], list[object])
+            items += cast("Sequence[object]", answer["items"])
             if answer["more"] is None:
                 return items
             answer = await self._ask("more", {"of": answer["more"]})
