@@ -134,6 +134,8 @@ class Entry:
     """The pump may pass an answer on at once, likewise."""
     sender: Callable[[memoryview], int] | None = None
     """What `send` is whenever it is not None: send(2) of the upstream's socket."""
+    send_parts: Callable[[tuple[memoryview], list[tuple[int, int, bytes]]], int] | None = None
+    """sendmsg(2) of the upstream's socket, once there is one."""
     queue: list[bytes] | None = attrs.Factory(list)
     """What came before the upstream's socket was there; None once it is."""
 
@@ -449,7 +451,9 @@ class Table:
             *(each.scope for each in self._clients.values()),
         ]
         for scope in scopes:
-            assert scope.size == len(scope.fresh.members) + len(scope.assured.members), "who is there is counted"
+            assert scope.size == len(scope.fresh.members) + len(scope.assured.members), (
+                "who is there is counted"
+            )
         members = [set(self._all.fresh.members), set(self._all.assured.members)]
         for entry in self._all:
             assert entry.reason is None, "who has ended is forgotten"

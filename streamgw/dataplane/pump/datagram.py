@@ -9,7 +9,10 @@ These sockets are level-triggered, unlike those of streams: whoever has more aft
 the kernel's own round robin with everybody else. So one datagram is read where one is likely, and a turn of them where the
 batch before had some too: a read that only learns that nothing is left costs a tenth of a round trip.
 
-One buffer serves all. It is larger than any datagram (65,507 bytes over IPv4, 65,527 over IPv6): none is ever truncated.
+Where datagrams come in bursts, those that go the same way leave together (`burst`). Whether they do is seen from the turn
+before, so that whoever asks and waits for his answer does not pay for it.
+
+One buffer serves all. It always has room for more than a datagram can be: none is ever truncated.
 
 Longer than other files: both sides, and the two ways to receive, are one path that is written out for speed.
 """
@@ -28,17 +31,19 @@ from typing import Protocol, TypeAlias
 from streamgw.core.errors import ConnectFailed, Exhausted
 from streamgw.core.model import Address
 from streamgw.core.udp_sessions import Drop, Entry, ListenerSessions, Table
+from streamgw.dataplane.pump.burst import BUFFER_BYTES, Burst, Way, cut, pieces
 from streamgw.dataplane.pump.dial import sockaddr_for
 from streamgw.dataplane.pump.end import EXHAUSTED_ERRNOS, address_of, words_for
 
 TURN = 32
 """Datagrams of one socket before it is somebody else's turn."""
-BUFFER_BYTES = 64 * 1024
 
 TRANSIENT_ERRNOS = EXHAUSTED_ERRNOS | {errno.EAGAIN, errno.EMSGSIZE, errno.EPERM, errno.EINTR}
 """Of send(2): this datagram is lost (no room, too long, a firewall), the next may pass. Anything else says that there is
 no way to the node: an ICMP error of an earlier datagram, or no route. Of recv(2), EMSGSIZE is such an error that passes."""
 
+_ONE, _MANY = range(1), range(TURN)
+"""How often a socket is read: many times if the batch before had some of it, too."""
 _TYPE = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104  compared with, not bound to
 _IP_PKTINFO = 8
@@ -56,6 +61,8 @@ _NO_PORT_LEFT = errno.EAGAIN
 
 _SockAddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 _Ancillary: TypeAlias = list[tuple[int, int, bytes]]
+_Arrival: TypeAlias = tuple[int, Hashable, _SockAddr, bytes]
+"""A datagram of a client: its size, whose it is, who sent it, and on a wildcard what the control message says."""
 
 
 class Host(Protocol):
@@ -192,17 +199,20 @@ class ClientSide:
         "_by_key",
         "_datagrams",
         "_fd",
+        "_has_bursts",
         "_is_ours",
         "_keeper",
         "_read_in",
         "_reads",
         "_sock",
+        "down",
         "is_ipv6",
         "is_wildcard",
         "ready",
         "reply_from",
         "reply_to",
         "server",
+        "up",
     )
 
     def __init__(
@@ -216,6 +226,9 @@ class ClientSide:
         self.is_wildcard = self.server.host in _WILDCARDS
         self.ready: Callable[[], None] = self._ready_wildcard if self.is_wildcard else self._ready_specific
         sock.setblocking(False)
+        self.up, self.down = Way(), Way()
+        self._has_bursts = False
+        """In the latest turn some client had several datagrams in a row."""
         self._read_in = 0
         self._fd = -1
         self._is_ours = False
@@ -278,7 +291,11 @@ class ClientSide:
         """One address: answers leave from it by themselves."""
         datagrams, keeper, find = self._datagrams, self._keeper, self._by_key.get
         receive, buffer, view, now = self._sock.recvfrom_into, datagrams.buffer, datagrams.view, datagrams.now
-        turn, self._read_in = _turn(datagrams.batch - self._read_in), datagrams.batch
+        turn, self._read_in = (_MANY if datagrams.batch - self._read_in == 1 else _ONE), datagrams.batch
+        if self._has_bursts and turn is _MANY:
+            self._ready_for_bursts(self._receive_specific)
+            return
+        before = None
         for _ in turn:
             try:
                 count, peer = receive(buffer)
@@ -286,6 +303,9 @@ class ClientSide:
                 return
             entry = find(peer)
             if entry is not None and _send_on(entry, view[:count], now, keeper):
+                if entry is before:
+                    self._has_bursts = True
+                before = entry
                 continue
             keeper.begin(Origin(peer, peer, self.server, None), view[:count], now)
 
@@ -299,7 +319,11 @@ class ClientSide:
             datagrams.now,
         )
         local_of = _LOCAL6 if self.is_ipv6 else _LOCAL4
-        turn, self._read_in = _turn(datagrams.batch - self._read_in), datagrams.batch
+        turn, self._read_in = (_MANY if datagrams.batch - self._read_in == 1 else _ONE), datagrams.batch
+        if self._has_bursts and turn is _MANY:
+            self._ready_for_bursts(self._receive_wildcard)
+            return
+        before = None
         for _ in turn:
             try:
                 count, ancillary, _flags, peer = receive(buffers, _ANCILLARY_BYTES)
@@ -308,11 +332,81 @@ class ClientSide:
             local = ancillary[0][2][local_of]
             entry = find((peer, local))
             if entry is not None and _send_on(entry, view[:count], now, keeper):
+                if entry is before:
+                    self._has_bursts = True
+                before = entry
                 continue
-            keeper.begin(self._origin(peer, local, ancillary[0][2]), view[:count], now)
+            keeper.begin(self._origin(peer, ancillary[0][2]), view[:count], now)
 
-    def _origin(self, peer: _SockAddr, local: bytes, info: bytes) -> Origin:
+    # The same in a turn after one with bursts
+
+    def _receive_specific(self, room: memoryview) -> _Arrival:
+        count, peer = self._sock.recvfrom_into(room)
+        return count, peer, peer, b""
+
+    def _receive_wildcard(self, room: memoryview) -> _Arrival:
+        count, ancillary, _flags, peer = self._sock.recvmsg_into((room,), _ANCILLARY_BYTES)
+        info = ancillary[0][2]
+        return count, (peer, info[_LOCAL6 if self.is_ipv6 else _LOCAL4]), peer, info
+
+    def _ready_for_bursts(self, receive: Callable[[memoryview], _Arrival]) -> None:
+        find = self._by_key.get
+        self._has_bursts = False
+        latest: _Arrival = (0, None, ("", 0), b"")
+        entry: Entry | None = None
+
+        def leave(run: memoryview, size: int, count: int) -> None:
+            if entry is None or not self._send_run(entry, run, size, count):
+                for payload in pieces(run, size, count):
+                    self._take(latest, payload)
+
+        burst = Burst(self._datagrams.view, leave)
+        for _ in _MANY:
+            room = burst.room
+            try:
+                came = receive(room)
+            except OSError:  # as above
+                break
+            if came[1] != latest[1]:
+                burst.leave()
+                latest, entry = came, find(came[1])
+            if entry is not None and entry.send is not None:
+                burst.add(came[0])
+            else:
+                burst.leave()
+                self._take(came, room[: came[0]])
+                entry = find(came[1])
+        burst.leave()
+
+    def _send_run(self, entry: Entry, run: memoryview, size: int, count: int) -> bool:
+        """Hand datagrams of a client to its session's upstream in one call. False: nothing happened, take them one by one."""
+        if entry.send is None or entry.send_parts is None or not self.up.takes(size, count):
+            return False
+        self._has_bursts = True
+        try:
+            entry.send_parts((run,), [cut(size)])
+        except OSError as error:
+            if not self.up.failed(size, error) and error.errno not in TRANSIENT_ERRNOS:
+                # It tells of an earlier datagram, and would not be told again. None of these was sent: they are the next
+                # session's.
+                self._keeper.failed(entry, error)
+            return False
+        entry.active_at = self._datagrams.now
+        entry.asked += count
+        entry.bytes_up += len(run)
+        return True
+
+    def _take(self, arrival: _Arrival, payload: memoryview) -> None:
+        """One datagram, whatever has become of its session."""
+        _, key, peer, info = arrival
+        now, entry = self._datagrams.now, self._by_key.get(key)
+        if entry is None or not _send_on(entry, payload, now, self._keeper):
+            origin = self._origin(peer, info) if info else Origin(key, peer, self.server, None)
+            self._keeper.begin(origin, payload, now)
+
+    def _origin(self, peer: _SockAddr, info: bytes) -> Origin:
         """Answers name the local address and no interface: they go the way that the routing table says."""
+        local = info[_LOCAL6 if self.is_ipv6 else _LOCAL4]
         if self.is_ipv6:
             host = socket.inet_ntop(socket.AF_INET6, local)
             answer = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, local + bytes(4))
@@ -324,14 +418,6 @@ class ClientSide:
 
     def broke(self, error: Exception) -> None:
         """A datagram raised what it must not: it is dropped, and that is all."""
-
-
-_ONE, _MANY = range(1), range(TURN)
-
-
-def _turn(batches: int) -> range:
-    """How often to read: the socket was last read so many batches ago."""
-    return _MANY if batches == 1 else _ONE
 
 
 def _send_on(entry: Entry, payload: memoryview, now: float, keeper: Keeper) -> bool:
@@ -390,6 +476,7 @@ class UpstreamSide:
         """
         self._entry, self._clients, self._keeper = entry, clients, keeper
         self._peer, self._ancillary = origin.peer, origin.ancillary
+        entry.send_parts = self._sock.sendmsg
         try:
             self._datagrams.epoll.register(self._fd, select.EPOLLIN)
         except OSError as error:
@@ -400,7 +487,10 @@ class UpstreamSide:
         """Pass on what has come, a turn of it."""
         entry, datagrams, keeper = self._entry, self._datagrams, self._keeper
         receive, buffer, view, now = self._recv_into, datagrams.buffer, datagrams.view, datagrams.now
-        turn, self._read_in = _turn(datagrams.batch - self._read_in), datagrams.batch
+        turn, self._read_in = (_MANY if datagrams.batch - self._read_in == 1 else _ONE), datagrams.batch
+        if turn is _MANY and entry.plain:
+            self._ready_for_bursts()
+            return
         for _ in turn:
             try:
                 count = receive(buffer)
@@ -418,6 +508,35 @@ class UpstreamSide:
             elif not self._answer(view[:count], now):
                 return
 
+    def _ready_for_bursts(self) -> None:
+        """The same in a turn after one, of answers that need no thought."""
+        burst = Burst(self._datagrams.view, self._reply_with_run)
+        failure: OSError | None = None
+        for _ in _MANY:
+            try:
+                burst.add(self._recv_into(burst.room))
+            except OSError as error:
+                failure = error
+                break
+        burst.leave()
+        if failure is not None and failure.errno not in TRANSIENT_ERRNOS:
+            self._keeper.failed(self._entry, failure)
+
+    def _reply_with_run(self, run: memoryview, size: int, count: int) -> None:
+        entry, clients = self._entry, self._clients
+        entry.active_at = self._datagrams.now
+        entry.answers += count
+        entry.bytes_down += len(run)
+        if clients.down.takes(size, count):
+            try:
+                clients.reply_from((run,), [*(self._ancillary or ()), cut(size)], 0, self._peer)
+            except OSError as error:
+                clients.down.failed(size, error)
+            else:
+                return
+        for payload in pieces(run, size, count):
+            self._reply(payload)
+
     def _answer(self, payload: memoryview, now: float) -> bool:
         """An answer that needs a thought. False: it was the last."""
         entry, table = self._entry, self._keeper.table
@@ -425,7 +544,8 @@ class UpstreamSide:
             self._keeper.answered(entry, now)
         if table.answer(entry, len(payload), now):
             self._reply(payload)
-        table.settle(entry)
+        if entry.responses is not None:
+            table.settle(entry)
         return entry.reason is None
 
     def _reply(self, payload: memoryview) -> None:

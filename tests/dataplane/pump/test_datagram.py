@@ -6,7 +6,8 @@ import errno
 import random
 import select
 import socket
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import pytest
 import trio
@@ -18,12 +19,22 @@ from streamgw.core.errors import ConnectFailed, Exhausted
 from streamgw.core.model import Address
 from streamgw.core.udp_sessions import Drop, Entry, ListenerSessions
 from streamgw.dataplane.pump import datagram
+from streamgw.dataplane.pump.burst import BUFFER_BYTES
 from streamgw.dataplane.pump.datagram import TURN, ClientSide, Datagrams, Keeper, Origin
 from streamgw.dataplane.pump.loop import SocketPump
-from streamgw.dataplane.reception import Reception
+from streamgw.dataplane.reception import Reception, UDPSession
 from tests.support.bridge import no_descriptor_left
 from tests.support.scenes import route, snapshot, upstream
-from tests.support.udp_scenes import BIGGEST, TIMEOUT_S, Peer, to, udp_gateway, udp_listener
+from tests.support.udp_scenes import (
+    BIGGEST,
+    TIMEOUT_S,
+    Peer,
+    UDPGateway,
+    exchange,
+    to,
+    udp_gateway,
+    udp_listener,
+)
 
 
 async def echo(node: Peer) -> None:
@@ -157,6 +168,204 @@ def test_bursts_keep_their_boundaries_and_their_order(up: list[int], down: list[
                 assert [(await client.hear())[0] for _ in down] == answers
 
     trio.run(scene)
+
+
+# Bursts
+
+
+async def served(client: Peer, node: Peer, gateway: UDPGateway, at: Any) -> tuple[UDPSession, Any]:
+    """A session in full flow, and the port that its node knows it by."""
+    for _ in range(2):
+        port = await exchange(client, node, at)
+    (session,) = gateway.udp.live.values()
+    assert session.send is not None, "full flow"
+    await trio.testing.wait_all_tasks_blocked()
+    return session, port
+
+
+def loopback_of(bound: list[Any]) -> Any:
+    """Where to send to for a listener on a wildcard, too."""
+    ((host, *rest),) = bound
+    return ("::1" if ":" in host else "127.0.0.1", *rest)
+
+
+def shout(peer: Peer, to: Any, said: Sequence[bytes]) -> None:
+    """All before the gateway gets a turn, so that its turns find many."""
+    for payload in said:
+        peer.sock._sock.sendto(payload, to)
+
+
+BURST = [b"%04d" % number for number in range(5 * TURN)]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1", "::"])
+async def test_a_burst_goes_up_in_few_calls_whole_and_in_order(host: str) -> None:
+    loopback = "::1" if ":" in host else "127.0.0.1"
+    with Peer(loopback) as node, Peer(loopback) as client:
+        async with udp_gateway(to(node)) as gateway:
+            at = loopback_of(gateway.listen(udp_listener(host)))
+            session, _ = await served(client, node, gateway, at)
+            calls: list[int] = []
+            send_parts = session.send_parts
+            assert send_parts is not None
+
+            def counted(parts: tuple[memoryview], ancillary: list[tuple[int, int, bytes]]) -> int:
+                calls.append(len(parts[0]) // 4)
+                return send_parts(parts, ancillary)
+
+            session.send_parts = counted
+            shout(client, at, BURST)
+
+            assert [(await node.hear())[0] for _ in BURST] == BURST
+            assert max(calls) == TURN
+            assert (session.asked, session.bytes_up) == (2 + len(BURST), 2 + 4 * len(BURST))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1", "::"])
+async def test_a_burst_comes_down_in_few_calls_whole_and_in_order(host: str) -> None:
+    loopback = "::1" if ":" in host else "127.0.0.1"
+    with Peer(loopback) as node, Peer(loopback) as client:
+        async with udp_gateway(to(node)) as gateway:
+            at = loopback_of(gateway.listen(udp_listener(host)))
+            session, there = await served(client, node, gateway, at)
+            (reception,) = gateway.udp.receptions
+            clients, calls = reception.clients, []
+            reply_from = clients.reply_from
+
+            def counted(parts: tuple[memoryview], *rest: Any) -> int:
+                calls.append(len(parts[0]) // 4)
+                return reply_from(parts, *rest)
+
+            clients.reply_from = counted  # type: ignore[method-assign, assignment]
+            shout(node, there, BURST)
+
+            heard = [await client.hear() for _ in BURST]
+            assert [payload for payload, _ in heard] == BURST
+            assert {sender for _, sender in heard} == {at}
+            assert max(calls) == TURN
+            assert (session.answers, session.bytes_down) == (2 + len(BURST), 2 + 4 * len(BURST))
+
+
+async def test_clients_that_shout_at_once_are_not_mixed_up() -> None:
+    with Peer() as node, Peer() as one, Peer() as other:
+        async with udp_gateway(to(node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            for client in (one, other):
+                for _ in range(2):
+                    await exchange(client, node, at)
+            await trio.testing.wait_all_tasks_blocked()
+            for start in range(0, len(BURST), 8):
+                shout(one, at, [b"1" + each for each in BURST[start : start + 5]])
+                shout(other, at, [b"2" + each for each in BURST[start + 5 : start + 8]])
+
+            heard = [await node.hear() for _ in BURST]
+
+            by_port: dict[Any, list[bytes]] = {}
+            for payload, port in heard:
+                by_port.setdefault(port, []).append(payload)
+            assert sorted(len({payload[:1] for payload in said}) for said in by_port.values()) == [1, 1]
+            assert all(said == sorted(said) for said in by_port.values())
+
+
+def refusing(number: int) -> tuple[list[int], Callable[..., int]]:
+    """A kernel that does not take runs, and how often it was asked."""
+    asked: list[int] = []
+
+    def sendmsg(parts: tuple[memoryview], *_: object) -> int:
+        asked.append(len(parts[0]))
+        raise OSError(number, "")
+
+    return asked, sendmsg
+
+
+@pytest.mark.parametrize(
+    ("number", "is_remembered"), [(errno.EINVAL, True), (errno.EIO, True), (errno.ENOBUFS, False)]
+)
+async def test_where_the_kernel_cuts_nothing_a_burst_goes_up_one_by_one(
+    number: int, is_remembered: bool
+) -> None:
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            session, _ = await served(client, node, gateway, at)
+            asked, session.send_parts = refusing(number)
+            shout(client, at, BURST)
+
+            assert [(await node.hear())[0] for _ in BURST] == BURST
+            assert (len(asked) == 1) is is_remembered
+            assert session.asked == 2 + len(BURST)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOBUFS])
+async def test_where_the_kernel_cuts_nothing_a_burst_comes_down_one_by_one(number: int) -> None:
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            session, there = await served(client, node, gateway, at)
+            (reception,) = gateway.udp.receptions
+            asked, reception.clients.reply_from = refusing(number)
+            shout(node, there, BURST)
+
+            assert [(await client.hear())[0] for _ in BURST] == BURST
+            assert asked
+            assert session.datagrams_down == 2 + len(BURST)
+
+
+async def test_a_burst_that_meets_a_refusal_is_the_next_session_s() -> None:
+    with Peer() as node, Peer() as other, Peer() as client:
+        async with udp_gateway(to(node, other)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            first = await gateway_s_pick(client, at, node, other)
+            second = other if first is node else node
+            session, _ = await served(client, first, gateway, at)
+            _, session.send_parts = refusing(errno.ECONNREFUSED)
+            shout(client, at, BURST)
+
+            outcome = await gateway.outcome()
+            before = outcome.datagrams_up - 3
+            assert (outcome.reason, outcome.fault) == ("connect_failed", "upstream")
+            assert [(await first.hear())[0] for _ in range(before)] == BURST[:before]
+            assert [(await second.hear())[0] for _ in BURST[before:]] == BURST[before:]
+
+
+async def gateway_s_pick(client: Peer, at: Any, *nodes: Peer) -> Peer:
+    """The node that this client has got."""
+    await client.say(b"?", at)
+    picked: list[Peer] = []
+    async with trio.open_nursery() as nursery:
+
+        async def listen(node: Peer) -> None:
+            await node.hear()
+            picked.append(node)
+            nursery.cancel_scope.cancel()
+
+        for node in nodes:
+            nursery.start_soon(listen, node)
+    return picked[0]
+
+
+async def test_answers_read_before_a_refusal_are_passed_on() -> None:
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            session, there = await served(client, node, gateway, at)
+            side = session.upstream_side
+            assert side is not None
+            receive = side._recv_into
+
+            def refused_after_ten(room: memoryview) -> int:
+                if session.answers > 1 and len(room) < BUFFER_BYTES - 10 * 4:
+                    raise ConnectionRefusedError(errno.ECONNREFUSED, "")
+                return receive(room)
+
+            side._recv_into = refused_after_ten  # type: ignore[assignment]
+            shout(node, there, BURST)
+            outcome = await gateway.outcome()
+
+            assert (outcome.reason, outcome.fault) == ("connect_failed", "upstream")
+            passed_on = BURST[: outcome.datagrams_down - 2]
+            assert len(passed_on) > 10
+            assert [(await client.hear())[0] for _ in passed_on] == passed_on
 
 
 # Turns
