@@ -125,6 +125,19 @@ def _dns(scene: Scene) -> Iterator[object]:
 
 
 @contextlib.contextmanager
+def _discovery(scene: Scene) -> Iterator[object]:
+    program = find_program("dnsmasq", package="dnsmasq-base")
+    user = f"--user={getpass.getuser()}"
+    command = [*scene.prefix, program, "--no-daemon", "--conf-file=dnsmasq.conf", user]
+    with (
+        _nginx(scene, "nodes.conf", 8003),
+        running(command, log=scene.logs / "dnsmasq.log", cwd=scene.directory) as child,
+    ):
+        child.wait_until(lambda: is_receiving(5301, prefix=scene.prefix), what="receives")
+        yield None
+
+
+@contextlib.contextmanager
 def _syslog(scene: Scene) -> Iterator[object]:
     program = find_program("rsyslogd", package="rsyslog")
     command = [*scene.prefix, program, "-n", "-f", "rsyslog.conf", "-i", "NONE"]
@@ -152,6 +165,7 @@ def _plugin(scene: Scene) -> Iterator[object]:
 
 SCENES: Mapping[str, Callable[[Scene], contextlib.AbstractContextManager[object]]] = {
     "balancing": _nodes,
+    "discovery": _discovery,
     "dns": _dns,
     "from-apisix": _redis,
     "from-nginx-stream": _nodes,
