@@ -102,9 +102,10 @@ class AccessLog:
         if self._bytes > LIMIT_BYTES:
             self.dropped += 1
             return
+        if not self._lines:
+            self._wake.set()
         self._lines.append(line)
         self._bytes += len(line)
-        self._wake.set()
 
     def reopen(self) -> None:
         """After the file was moved away (SIGUSR1, as nginx does it)."""

@@ -55,6 +55,7 @@ class Acceptor:
         self._in_trouble = False
         self.closed = False
         self._watched = False
+        """In the epoll: nobody wants it to wait."""
         self._watch()
 
     def pause(self) -> None:
@@ -78,15 +79,10 @@ class Acceptor:
         self._resting = False
         self._watch()
 
-    @property
-    def may_accept(self) -> bool:
-        """Nobody wants it to wait."""
-        return not (self.closed or self._paused or self._resting)
-
     def accept_batch(self) -> int:
         """Accept what waits, up to a batch; returns how many. Stops at once when paused from inside `on_accept`."""
         for count in range(BATCH):
-            if not self.may_accept:
+            if not self._watched:
                 return count
             try:
                 # socket.accept() would wrap the descriptor in the slower Python class, with two enum look-ups.
@@ -136,7 +132,7 @@ class Acceptor:
 
     def _watch(self) -> None:
         """Bring the epoll in line with what is wanted."""
-        wanted = self.may_accept
+        wanted = not (self.closed or self._paused or self._resting)
         if wanted == self._watched:
             return
         self._watched = wanted

@@ -21,6 +21,7 @@ import select
 import socket
 from collections.abc import Callable
 
+from streamgw.core.bucket import Gate
 from streamgw.core.errors import Reason
 from streamgw.dataplane.pump import Ending
 from streamgw.dataplane.pump.bulk import Pipes
@@ -116,12 +117,19 @@ class Mover:
 
     def pull(self, end: Socket) -> None:
         """Move what an end has to say to its peer until nothing is left, the peer is full, or the turn is over."""
+        if end.gate is not None:
+            self.pull_through(end, end.gate)
+            return
         for _ in range(TURN):
             if not (self._splice(end) if end.bulk else self._copy(end)):
                 return
         end.queued = True
         end.refresh()
         self._queue.append(end)
+
+    def pull_through(self, end: Socket, gate: Gate) -> None:
+        """The same for an end with a gate: `throttle.GatedMover` minds it."""
+        raise NotImplementedError
 
     def take_queue(self) -> list[Socket]:
         """Those who did not finish their last turn, each to be given to `resume` once."""
@@ -156,11 +164,17 @@ class Mover:
 
     def drop(self, end: Socket) -> None:
         """Forget what an end has in flight, on its way out. A dirty pipe never returns to the pool."""
+        if end.gate is not None:
+            self.drop_gate(end, end.gate)
         end.fast = False
         end.pend = b""
         if end.pipe is not None:
             self.pipes.give(end.pipe)
             end.pipe = None
+
+    def drop_gate(self, end: Socket, gate: Gate) -> None:
+        """What an end with a gate leaves behind there."""
+        raise NotImplementedError
 
     def reset(self, end: Socket, error: OSError) -> None:
         """End the pair because of what the kernel says about one of its sockets."""
@@ -438,7 +452,7 @@ class Mover:
         if end.pipe is not None:
             self.pipes.give(end.pipe)
             end.pipe = None
-        end.refresh()
+        end.fast = False  # all that `refresh` would find: what its peer may do is the same as before
         # A FIN and then a reset read as a clean EOF (tcp_recvmsg looks at SOCK_DONE before sk_err).
         if not end.broken or self._check(end):
             self._half_close(end)

@@ -69,24 +69,16 @@ class GatedMover(Mover):
                 except Exception as error:  # noqa: BLE001  the pump's boundary: one session's bug must not end the others
                     on_bug(end, error)
 
-    def pull(self, end: Socket) -> None:
-        """See `Mover.pull`."""
-        gate = end.gate
-        if gate is None:
-            super().pull(end)
-        elif not (end.broken and end.tls is None) or self._check(end):
-            # Else: reset. What waits in its receive buffer would take long to come, and is cut off anyway.
-            self._pull_through(end, gate)
+    def drop_gate(self, end: Socket, gate: Gate) -> None:
+        """See `Mover.drop_gate`."""
+        gate.close(trio.current_time())
+        if end.relay is not None:
+            self._cuts.pop(end.relay, None)
 
-    def drop(self, end: Socket) -> None:
-        """See `Mover.drop`."""
-        if end.gate is not None:
-            end.gate.close(trio.current_time())
-            if end.relay is not None:
-                self._cuts.pop(end.relay, None)
-        super().drop(end)
-
-    def _pull_through(self, end: Socket, gate: Gate) -> None:
+    def pull_through(self, end: Socket, gate: Gate) -> None:
+        """See `Mover.pull_through`."""
+        if end.broken and end.tls is None and not self._check(end):
+            return  # reset: what waits in its receive buffer would take long to come, and is cut off anyway
         for _ in range(TURN):
             now = trio.current_time()
             most = gate.take(PIPE_BYTES if end.bulk else WINDOW_BYTES, now)
