@@ -19,17 +19,20 @@ from streamgw.plugins.records import HTTPLoggerOptions, LogMetadata, telling
 WRITE_TIMEOUT_S: Final = 10.0
 """For one batch. A disk that is busy for longer, or a pipe that nobody reads, is a failure."""
 
-_PATH = r"[^\u0000]{0,4094}[^\u0000/]"
+_PATH = r"[^\u0000]*[^\u0000/]"
+_MAX_LENGTH = 4095
+"""PATH_MAX, less the byte at its end."""
 
 
 def _path(value: object) -> str:
-    if type(value) is not str or not re.fullmatch(_PATH, value, re.DOTALL):
+    if type(value) is not str or len(value) > _MAX_LENGTH or not re.fullmatch(_PATH, value):
         raise Wrong(f"expected the path of a file, got {shown(value)}")
     return value
 
 
 _FilePath: TypeAlias = Annotated[
-    str, Stated(_path, {"type": "string", "pattern": f"^{_PATH}$"}, {"type": "string"})
+    str,
+    Stated(_path, {"type": "string", "maxLength": _MAX_LENGTH, "pattern": f"^{_PATH}$"}, {"type": "string"}),
 ]
 
 

@@ -18,23 +18,24 @@ from streamgw.plugins.options import Fault, Stated, Wrong, integer
 from streamgw.plugins.records import HTTPLoggerOptions, LogMetadata, telling
 
 _PORT: Final = "[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
-_URI: Final = (
-    rf"(https?)://([0-9A-Za-z._-]{{1,253}}|\[[0-9A-Fa-f:.]{{2,45}}\])(?::({_PORT}))?([/?][!-\"$-~]*)?"
-)
+_URI: Final = rf"(https?)://([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(?::({_PORT}))?([/?][!-\"$-~]*)?"
 """No user and password, which belong into `auth_header`; no fragment, which is not for servers."""
-_AUTHORIZATION: Final = r"[!-~](?:[ -~]{0,8190}[!-~])?"
+_AUTHORIZATION: Final = r"[!-~](?:[ -~]*[!-~])?"
 """What may stand in a header."""
+_MAX_LENGTH: Final = 8192
+"""Of each. Servers take no more."""
 
 
 def _secret(pattern: str, expected: str) -> Stated[str]:
     """Text of a form. No message shows it: addresses of log services have keys in them."""
 
     def rule(value: object) -> str:
-        if type(value) is not str or not re.fullmatch(pattern, value):
+        if type(value) is not str or len(value) > _MAX_LENGTH or not re.fullmatch(pattern, value):
             raise Wrong(f"expected {expected}")
         return value
 
-    return Stated(rule, {"type": "string", "pattern": f"^(?:{pattern})$"}, {"type": "string"})
+    schema = {"type": "string", "maxLength": _MAX_LENGTH, "pattern": f"^(?:{pattern})$"}
+    return Stated(rule, schema, {"type": "string"})
 
 
 @attrs.frozen(kw_only=True)

@@ -75,6 +75,7 @@ def test_a_batch_of_one_is_the_record_itself(concat_method: str) -> None:
         "http://logs.test/#part",
         "http://logs.test/ä",
         "http://logs.test\n",
+        "http://logs.test/" + "a" * 8192,
         1,
     ],
 )
@@ -82,7 +83,7 @@ def test_no_other_address_is_taken_and_none_is_shown(uri: object) -> None:
     assert refusals(PLUGIN, uri=uri) == ["uri: expected an address like https://logs.example/in"]
 
 
-@pytest.mark.parametrize("header", ["", " x", "x ", "Bearer x\r\nX: y", "x\n", "ä", 1])
+@pytest.mark.parametrize("header", ["", " x", "x ", "Bearer x\r\nX: y", "x\n", "ä", "x" * 8193, 1])
 def test_a_header_is_one_header_and_is_not_shown(header: object) -> None:
     assert refusals(PLUGIN, uri=URI, auth_header=header) == [
         "auth_header: expected what may stand in a header: printable ASCII"
