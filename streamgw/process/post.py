@@ -43,7 +43,6 @@ async def post(stream: trio.abc.Stream, to: OverHTTP, records: Sequence[bytes]) 
     status = await _status(stream, connection, unsent)
     if not 200 <= status < 300:
         raise BadAnswer(f"answered {status}")
-    await _read_rest(stream)
 
 
 def _body(to: OverHTTP, records: Sequence[bytes]) -> bytes:
@@ -92,8 +91,8 @@ async def _status(
         connection.receive_data(chunk)
 
 
-async def _read_rest(stream: trio.abc.Stream) -> None:
-    """It counts no more what happens: the batch has arrived."""
+async def read_rest(stream: trio.abc.Stream) -> None:
+    """See the server end its answer, for REST_TIMEOUT_S. What happens counts no more: the batch has arrived."""
     rest = 0
     with trio.move_on_after(REST_TIMEOUT_S), contextlib.suppress(trio.BrokenResourceError):
         while rest < REST_LIMIT_BYTES and (chunk := await stream.receive_some(_CHUNK_BYTES)):

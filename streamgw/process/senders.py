@@ -17,7 +17,7 @@ import trio
 
 from streamgw.core.batch import Collector, OverHTTP, OverTCP, OverUDP, ToFile
 from streamgw.process.append import Appender
-from streamgw.process.post import BadAnswer, post
+from streamgw.process.post import REST_TIMEOUT_S, BadAnswer, post, read_rest
 
 FAREWELL_S = 1.0
 """What a collector has for closing the connection after us. One that keeps it open is believed to have read everything."""
@@ -69,6 +69,8 @@ class Senders:
                 case OverHTTP():
                     async with _connected(to.host, to.port, context) as stream:
                         await post(stream, to, records)
+                        deadline.deadline = trio.current_time() + 2 * REST_TIMEOUT_S
+                        await read_rest(stream)
                 case OverUDP():
                     await _send_datagrams(to, records)
                 case ToFile():

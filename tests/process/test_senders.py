@@ -136,6 +136,16 @@ async def test_a_server_that_says_nothing_is_given_up_in_time(to: Callable[[int]
             await send(to(listener.socket.getsockname()[1]), timeout_s=0.05)
 
 
+async def test_a_server_that_took_the_batch_and_keeps_the_connection_is_no_failure() -> None:
+    """Its time is over while the end of the answer is waited for."""
+    async with receiving(stays_open=True) as receiver:
+        began = trio.current_time()
+        await send(OverHTTP(host="127.0.0.1", port=receiver.port, form="lines"), timeout_s=0.8)
+
+    assert receiver.bodies == [b"a\nb"]
+    assert trio.current_time() - began < 5
+
+
 async def test_a_collector_that_never_closes_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FAREWELL_S", 0.05)
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
