@@ -71,6 +71,22 @@ def test_what_a_udp_listener_dropped(desk: Desk) -> None:
     ]
 
 
+def test_what_dns_says_of_services(desk: Desk) -> None:
+    answer = copy.deepcopy(dict(STATUS))
+    nodes = [{"host": f"10.0.0.{number}", "port": 1} for number in range(10)]
+    answer["discovery"] = [
+        {"service_name": "db.example:1", "nodes": nodes, "trouble": ""},
+        {"service_name": "gone.example:1", "nodes": [], "trouble": "no such name (NXDOMAIN)"},
+    ]
+
+    with serving(lambda: answer) as url:
+        lines = desk.run("status", "--url", url).stdout.splitlines()
+
+    shown = ", ".join(f"10.0.0.{number}:1" for number in range(8))
+    assert f"service db.example:1: {shown} and 2 more" in lines
+    assert "service gone.example:1: no node (no such name (NXDOMAIN))" in lines
+
+
 def test_a_gateway_that_drains(desk: Desk) -> None:
     with serving(lambda: {**STATUS, "draining": True}) as url:
         assert "(pid 4711): draining" in desk.run("status", "--url", url).stdout

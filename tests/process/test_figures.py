@@ -8,11 +8,13 @@ from pathlib import Path
 import attrs
 import trio
 
-from streamgw.config.settings import LimitSettings
-from streamgw.control.admin.fleet import Figures, NodeFigures
+from streamgw.config.discovery import DiscoverySettings
+from streamgw.config.settings import LimitSettings, ResolverSettings
+from streamgw.control.admin.fleet import Figures, NodeFigures, ServiceFigures
 from streamgw.control.reloader import ReloadStatus
-from streamgw.core.model import Listener
+from streamgw.core.model import Address, Facts, Listener
 from streamgw.process.figures import BATCH, batches, of_gateway, take_share
+from streamgw.process.fleet import LocalFleet
 from tests.support.worker import ANY, Scene, says, worker_on
 
 
@@ -115,3 +117,29 @@ async def test_nodes_that_are_checked_have_figures(tmp_path: Path) -> None:
         figures = await figures_of(scene)
 
     assert figures.nodes == [NodeFigures("stream_routes/e", "127.0.0.1", port, True, {"success": 1})]
+
+
+async def test_services_have_figures(tmp_path: Path) -> None:
+    """Of localhost nobody has to be asked."""
+    by_address = ResolverSettings(discovery=DiscoverySettings(order=("A",)))
+    async with worker_on(tmp_path, resolver=by_address) as scene:
+        assert not (await figures_of(scene)).services
+        service = f"localhost:{scene.upstream_ports[0]}"
+        upstream = {"service_name": service, "discovery_type": "dns"}
+        (scene.routes / "echo.yaml").write_text(
+            json.dumps({"stream_routes": [{"id": "e", "upstream": upstream}]})
+        )
+        await scene.until(lambda: bool(scene.worker.resolver.nodes(service)))
+        async with await scene.connect() as client:
+            assert str(scene.upstream_ports[0]).encode() in await says(client)
+
+        figures = await figures_of(scene)
+        fleet = LocalFleet(scene.worker, ReloadStatus, look_at_settings=lambda: None)
+        (row,) = fleet.discovery()
+        facts = Facts("tcp", "", Address("127.0.0.1", 0), Address("127.0.0.1", scene.ports[0]))
+        explained = fleet.explain(facts)
+        status = await fleet.status()
+
+    assert figures.services == [ServiceFigures(service, 1, is_failing=False)]
+    assert status["discovery"] == [row]
+    assert (explained["service_name"], explained["discovered"]) == (service, [f"127.0.0.1:{service[10:]}"])

@@ -9,9 +9,11 @@ import attrs
 import trio
 
 from streamgw.control.reloader import ReloadStatus
+from streamgw.core.discovery import Discovered
 from streamgw.core.errors import Problem
-from streamgw.core.model import Listener, Revision
-from streamgw.process.rows import MAX_PROBLEMS, health_row, reload_event, session_row
+from streamgw.core.model import Listener, Node, Revision
+from streamgw.dataplane.refresher import Standing
+from streamgw.process.rows import MAX_PROBLEMS, health_row, reload_event, service_row, session_row
 from tests.support.worker import ANY, says, worker_on
 
 
@@ -160,3 +162,13 @@ async def test_without_probes_the_row_says_that_connections_count(tmp_path: Path
         (checker,) = scene.worker.prober.checkers.values()
 
     assert health_row(checker)["type"] == "tcp"
+
+
+def test_a_service_is_a_row_with_its_nodes() -> None:
+    found = (Discovered(Node("fd00::1", 3306, weight=2, priority=-10), "a.example"),)
+
+    assert service_row(Standing("db.example", found, "SERVFAIL")) == {
+        "service_name": "db.example",
+        "nodes": [{"host": "fd00::1", "port": 3306, "weight": 2, "priority": -10, "name": "a.example"}],
+        "trouble": "SERVFAIL",
+    }

@@ -185,7 +185,9 @@ function describe(route, rank, source, { upstreams, services }) {
     route.upstream ??
     (route.upstream_id === undefined ? service?.upstream : undefined) ??
     upstreams.get(String(upstreamId));
-  const nodes = nodesOf(upstream?.nodes);
+  const nodes = upstream?.service_name
+    ? [{ node: `DNS: ${upstream.service_name}`, weight: 1 }]
+    : nodesOf(upstream?.nodes);
   const via = route.upstream
     ? ""
     : service
