@@ -221,9 +221,12 @@ class Fittings:
         }
         try:
             data, text, _ = self._resolve(document, content)
-            self._metadata[plugin.name] = structure(data, plugin.metadata), text
+            metadata = structure(data, plugin.metadata)
         except Wrong as wrong:
             self.faults += ((document, fault) for fault in wrong.faults)
+            return
+        self._metadata[plugin.name] = metadata, text
+        self.warnings += ((document, fault) for fault in getattr(metadata, "warnings", tuple)())
 
     def _metadata_of(self, plugin: AnyPlugin) -> tuple[object, str]:
         if plugin.metadata is None:

@@ -259,6 +259,6 @@ class Plugin(Generic[OptionsT]):
     start nothing and change nothing."""
     version: str = "0.1"
     metadata: type[object] | None = None
-    """An attrs class for its object of `plugin_metadata`, every field with a default; None: it has none."""
+    """An attrs class for its object of `plugin_metadata`, every field with a default, and `warnings` if needed; None: none."""
     upstreams: Callable[[OptionsT], Iterator[UpstreamUse]] = _no_upstreams
     """Every upstream that `UseUpstream` may name."""

@@ -79,6 +79,14 @@ LogFormat: TypeAlias = Annotated[
 ]
 
 
+def _unknown_variables(log_format: Mapping[str, str] | None) -> Iterator[Fault]:
+    for name, value in (log_format or {}).items():
+        try:
+            compile_format(value)
+        except ValueError as error:
+            yield Fault(("log_format", name), f"{error}: records are without it")
+
+
 def _any_list(value: object) -> tuple[object, ...]:
     if not isinstance(value, list):
         raise Wrong(f"expected a list, got {shown(value)}")
@@ -95,6 +103,10 @@ class LogMetadata:
     log_format: LogFormat | None = None
     max_pending_entries: Annotated[int, integer(1)] = 8192
     """Records that wait for one collector."""
+
+    def warnings(self) -> Iterator[Fault]:
+        """Variables that no session has."""
+        yield from _unknown_variables(self.log_format)
 
 
 @attrs.frozen(kw_only=True)
@@ -122,11 +134,7 @@ class LoggerOptions:
 
     def warnings(self) -> Iterator[Fault]:
         """Variables that no session has: of HTTP, or misspelt."""
-        for name, value in (self.log_format or {}).items():
-            try:
-                compile_format(value)
-            except ValueError as error:
-                yield Fault(("log_format", name), f"{error}: records are without it")
+        yield from _unknown_variables(self.log_format)
         for position, condition in enumerate(self.match):
             for name in sorted(condition.variables):
                 if lookup(name) is None:

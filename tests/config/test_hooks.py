@@ -43,6 +43,10 @@ class Options:
 class Metadata:
     size: Annotated[int, integer(0, 9)] = 1
 
+    def warnings(self) -> Iterator[Fault]:
+        if self.size == 0:
+            yield Fault(("size",), "0 is of no use")
+
 
 @attrs.frozen
 class Built:
@@ -498,6 +502,14 @@ def test_an_edit_of_the_metadata_makes_new_hooks() -> None:
 def test_wrong_metadata_is_a_problem() -> None:
     assert problems(Scene("plugin_metadata: [{id: early, size: 10}]")) == [
         "plugin_metadata[0].size: expected an integer 0–9, got 10"
+    ]
+
+
+def test_what_metadata_warn_of_is_a_warning() -> None:
+    scene = Scene("plugin_metadata: [{id: early, size: 0}]")
+
+    assert [f"{warning.pointer}: {warning.message}" for warning in scene.load().warnings] == [
+        "plugin_metadata[0].size: 0 is of no use"
     ]
 
 

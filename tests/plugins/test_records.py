@@ -77,8 +77,10 @@ def test_a_variable_of_http_is_warned_of_and_left_out() -> None:
     options = LoggerOptions(log_format={"uri": "$uri", "ip": "$remote_addr"})
 
     (fault,) = options.warnings()
+    (shared,) = LogMetadata(log_format={"uri": "$uri", "ip": "$remote_addr"}).warnings()
 
     assert fault.path == ("log_format", "uri")
+    assert fault == shared
     assert fault.message == "unknown variable $uri: records are without it"
     assert compile_record(options, LogMetadata(), "")(OUTCOME) == {"ip": "192.0.2.9", "route_id": "r1"}
 
