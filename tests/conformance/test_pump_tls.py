@@ -238,15 +238,29 @@ async def test_a_client_that_just_closes_after_its_goodbye_has_closed_if_the_oth
         assert await session.wait_ended() == CLOSED
 
 
-async def test_a_client_that_writes_says_close_notify_and_closes_over_unread_tickets_has_closed() -> None:
-    """Its kernel makes an RST of the FIN, for the tickets' sake. The users of such a log shipper missed lines."""
+async def test_a_client_that_only_writes_is_sent_no_tickets_that_it_would_close_over() -> None:
     async with open_bridge(Way(client_tls=True)) as bridge:
-        client = await bridge.dial()
+        client, upstream = await bridge.connect()
         await send_all(client, b"line\n" * 1000)
         client.shutdown(socket.SHUT_WR)
         client.sock.close()
-        upstream = await bridge.accept()
         session = await bridge.only_session()
+        with upstream:
+            assert await receive_to_eof(upstream) == b"line\n" * 1000
+            assert not session.end.broken
+        assert await session.wait_ended() == CLOSED
+
+
+async def test_a_client_that_writes_says_close_notify_and_closes_over_an_unread_reply_has_closed() -> None:
+    """Its kernel makes an RST of the FIN, for the reply's sake. The users of such a log shipper missed lines."""
+    async with open_bridge(Way(client_tls=True)) as bridge:
+        client, upstream = await bridge.connect()
+        session = await bridge.only_session()
+        await upstream.send(b"welcome")
+        await until(lambda: session.meter.bytes_down == len(b"welcome"))
+        await send_all(client, b"line\n" * 1000)
+        client.shutdown(socket.SHUT_WR)
+        client.sock.close()
         with upstream:
             assert await receive_to_eof(upstream) == b"line\n" * 1000
             await until(lambda: session.end.broken)

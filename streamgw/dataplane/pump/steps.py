@@ -76,7 +76,8 @@ class Steps:
         except TLSBroken as error:
             self._say_last(end, layer.replies())
             raise failure_of(end, str(error.strerror)) from None
-        shaking.unsent = layer.replies()
+        if layer.has_replies:
+            shaking.unsent = layer.replies()
         if self._flush(end, shaking) and not shaking.agreed:
             self.hear(end)
 

@@ -75,7 +75,7 @@ class TLSLayer:
       ValueError: no such server name can exist.
     """
 
-    __slots__ = ("_ended", "_incoming", "_object", "_outgoing", "_parted", "held", "more")
+    __slots__ = ("_ended", "_incoming", "_object", "_outgoing", "_parted", "_patient_bytes", "held", "more")
 
     def __init__(self, context: ssl.SSLContext, *, server_side: bool, server_name: str = "") -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -86,6 +86,8 @@ class TLSLayer:
         """After `receive`: the socket may hold more, or the end stands behind these bytes."""
         self.held = b""
         """Plain text that was looked at and not taken yet: the next `receive` begins with it."""
+        self._patient_bytes = 0
+        """Session tickets that go out with the first bytes that follow them."""
         self._ended: Literal[True] | TLSBroken | None = None
         """True: close_notify came."""
         self._parted = False
@@ -108,6 +110,9 @@ class TLSLayer:
             return False
         except ssl.SSLError as error:
             raise TLSBroken(errno.EPROTO, words_of(error)) from None
+        if self._object.server_side and self._object.version() == "TLSv1.3":
+            # The client has all that it needs (RFC 8446 § 4.6.1): a packet and a look at it less, for either side.
+            self._patient_bytes = self._outgoing.pending
         return True
 
     def info(self) -> TLSInfo:
@@ -205,16 +210,16 @@ class TLSLayer:
             self._object.write(plain)
         except ssl.SSLError as error:
             raise TLSBroken(errno.EPROTO, words_of(error)) from None
-        return self._outgoing.read()
+        return self._take()
 
     @property
     def has_replies(self) -> bool:
-        """OpenSSL wants to say something of its own accord."""
-        return bool(self._outgoing.pending)
+        """OpenSSL wants to say something of its own accord that cannot wait for other bytes."""
+        return self._outgoing.pending > self._patient_bytes
 
     def replies(self) -> bytes:
-        """What that is, once."""
-        return self._outgoing.read()
+        """What that is, once, behind all that could wait."""
+        return self._take()
 
     @property
     def flooded(self) -> bool:
@@ -229,6 +234,10 @@ class TLSLayer:
         # It wants to read the peer's, for which nobody waits here; or a fatal alert was said before.
         with contextlib.suppress(ssl.SSLError):
             self._object.unwrap()
+        return self._take()
+
+    def _take(self) -> bytes:
+        self._patient_bytes = 0
         return self._outgoing.read()
 
 

@@ -14,6 +14,7 @@ from streamgw.dataplane.pump import steps as module
 from streamgw.dataplane.pump.end import Socket
 from streamgw.dataplane.pump.steps import RECEIVE_BYTES, Steps
 from streamgw.dataplane.pump.tls import Shaking, TLSLayer
+from tests.support.certificates import CA_PEM
 from tests.support.hello import hello
 from tests.support.scripted_socket import ScriptedSocket
 from tests.support.tls_talker import CLIENT, NAME, SERVER
@@ -24,9 +25,9 @@ GONE = ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
 class Client:
     """OpenSSL's, between memory buffers."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: ssl.SSLContext = CLIENT) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = CLIENT.wrap_bio(self._incoming, self._outgoing, server_hostname=NAME)
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=NAME)
 
     def answer(self, words: bytes | bytearray = b"") -> bytes:
         """What it says to these words; at first its hello."""
@@ -157,7 +158,9 @@ def test_what_the_socket_has_no_room_for_is_sent_before_anything_is_read(scene: 
 
 
 def test_the_task_sleeps_until_the_last_words_are_sent(scene: Scene) -> None:
-    client = Client()
+    before_1_3 = ssl.create_default_context(cadata=CA_PEM)
+    before_1_3.maximum_version = ssl.TLSVersion.TLSv1_2
+    client = Client(before_1_3)
     sock = ScriptedSocket(reads=[client.answer()])
     end, shaking = scene.begin(sock)
     scene.turn()

@@ -52,6 +52,36 @@ def hear(layer: TLSLayer, *words: bytes) -> tuple[bytes, bool]:
         heard += PLAIN[: count or 0].tobytes()
 
 
+def test_tickets_wait_for_the_first_bytes_that_follow_them() -> None:
+    server, client = TLSLayer(SERVER, server_side=True), TLSLayer(CLIENT, server_side=False, server_name=NAME)
+    client.step(b"")
+    server.step(client.replies())
+    client.step(server.replies())
+    assert server.step(client.replies())
+
+    assert not server.has_replies
+    assert client._object.session is None or not client._object.session.has_ticket
+
+    assert hear(client, server.seal(memoryview(b"hello"))) == (b"hello", False)
+    assert client._object.session.has_ticket
+    assert not server.has_replies
+
+
+def test_before_tls_1_3_the_last_words_of_a_handshake_do_not_wait() -> None:
+    context = ssl.create_default_context(cadata=CA_PEM)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    server, client = (
+        TLSLayer(SERVER, server_side=True),
+        TLSLayer(context, server_side=False, server_name=NAME),
+    )
+    client.step(b"")
+    server.step(client.replies())
+    client.step(server.replies())
+    assert server.step(client.replies())
+
+    assert server.has_replies
+
+
 def test_what_one_side_seals_the_other_opens_in_any_pieces() -> None:
     server, client = handshaken()
     sealed = client.seal(memoryview(b"hello, " * 10_000))
