@@ -13,9 +13,9 @@ import trio.testing
 
 from streamgw.core.discovery import ORDER, RecordKind
 from streamgw.core.model import Node
-from streamgw.dataplane.discovery import RETRY_TARGETS_S, Discovery, ServiceLookup
+from streamgw.dataplane.discovery import RETRY_TARGETS_S, Discovery, Naming, ServiceLookup
 from streamgw.dataplane.refresher import LookupFailed
-from streamgw.dataplane.resolver import DNSLookup
+from streamgw.dataplane.resolver import DNSLookup, Resolver
 from tests.support.fake_dns import DNSServer
 
 SERVICE = "_mysql._tcp.db.example"
@@ -260,3 +260,34 @@ async def test_a_service_is_kept_and_forgotten(etc: Path) -> None:
             nursery.cancel_scope.cancel()
 
     assert changed == [SERVICE]
+
+
+async def test_an_alias_that_leads_to_itself_is_a_failure(etc: Path) -> None:
+    async with served("loop.example. 60 IN CNAME loop.example.\n") as server:
+        with pytest.raises(LookupFailed):
+            await lookup_at(server, etc, timeout_s=0.5)("loop.example")
+
+
+async def test_names_and_services_are_kept_fresh_together(etc: Path) -> None:
+    changed: list[str] = []
+    bounds = {"min_ttl_s": 1.0, "max_ttl_s": 300.0}
+    async with served() as server:
+        dns = DNSLookup(servers=[server.address], etc=etc)
+        naming = Naming(
+            Resolver(dns, **bounds, stale_s=0, on_change=changed.append),
+            Discovery(lookup_at(server, etc), **bounds, on_change=changed.append),
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(naming.run)
+            naming.sync(["plain.example"], [SERVICE, "gone.example"])
+            for name in ("plain.example", SERVICE, "gone.example"):
+                await naming.first(name)
+
+            assert naming.addresses("plain.example") == ("10.0.0.8", "fd00::8")
+            assert len(naming.nodes(SERVICE)) == 4
+            assert naming.nodes("plain.example") == ()
+            assert naming.trouble("gone.example") == "no such name (NXDOMAIN)"
+            assert [each.name for each in naming.discovery.standings()] == [SERVICE, "gone.example"]
+            nursery.cancel_scope.cancel()
+
+    assert sorted(changed) == [SERVICE, "plain.example"]
