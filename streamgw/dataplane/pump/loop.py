@@ -375,7 +375,7 @@ class SocketPump(Pump):
             wait_s, served_at, rounds = 0.0, clock(), 0
             while True:
                 events = poll(wait_s, MAX_EVENTS)
-                if events or mover.unfinished or due:
+                if events or mover.queue or due:
                     self._batch(events)
                 elif wait_s:
                     break
@@ -385,16 +385,16 @@ class SocketPump(Pump):
                     await trio.lowlevel.checkpoint()
                     served_at = clock()
                     rounds = rounds - 1 if rounds > 1 else ROUNDS * _is_trio_busy()
-                wait_s = 0.0 if rounds or mover.unfinished or due else HOT_WAIT_S
+                wait_s = 0.0 if rounds or mover.queue or due else HOT_WAIT_S
 
     def _batch(self, events: list[tuple[int, int]]) -> None:
         """Handle one batch of events and one turn of every unfinished direction; then close what is to be closed."""
         mover = self._mover
         self._in_batch = True
-        self.datagrams.begin_batch(trio.current_time())
+        self.datagrams.begin_batch(self._now())
         try:
             self._handle_all(events)
-            for end in mover.take_queue() if mover.unfinished else ():
+            for end in mover.take_queue() if mover.queue else ():
                 try:
                     mover.resume(end)
                 except Exception as error:  # noqa: BLE001 - see _handle_all

@@ -66,14 +66,10 @@ class Mover:
         self._buffer = bytearray(WINDOW_BYTES)
         self._view = memoryview(self._buffer)
         self._cipher = memoryview(bytearray(CIPHER_BYTES))
-        self._queue: list[Socket] = []
+        self.queue: list[Socket] = []
+        """Those whose turn was over before their bytes were: while there are any, do not block."""
         self.pipes = Pipes()
         self.splices = 0
-
-    @property
-    def unfinished(self) -> bool:
-        """Some direction waits for its next turn: do not block."""
-        return bool(self._queue)
 
     def relay_now(self, end: Socket) -> None:
         """The fast path: a PLAIN event of an end that is `fast`. One read, one write, no second thought.
@@ -125,7 +121,7 @@ class Mover:
                 return
         end.queued = True
         end.refresh()
-        self._queue.append(end)
+        self.queue.append(end)
 
     def pull_through(self, end: Socket, gate: Gate) -> None:
         """The same for an end with a gate: `throttle.GatedMover` minds it."""
@@ -133,7 +129,7 @@ class Mover:
 
     def take_queue(self) -> list[Socket]:
         """Those who did not finish their last turn, each to be given to `resume` once."""
-        queue, self._queue = self._queue, []
+        queue, self.queue = self.queue, []
         return queue
 
     def resume(self, end: Socket) -> None:
@@ -386,7 +382,7 @@ class Mover:
             # Not pulled at once: whoever flushed may still have a turn of its own to do.
             end.queued = True
             end.refresh()
-            self._queue.append(end)
+            self.queue.append(end)
         return True
 
     def _flush_pend(self, end: Socket) -> bool:

@@ -103,7 +103,7 @@ def test_a_side_with_no_end_of_bytes_gets_a_turn_at_a_time() -> None:
 
     mover.resume(end)
     assert len(client.log) == 2 * TURN
-    assert mover.unfinished
+    assert mover.queue
 
 
 def test_a_turn_that_comes_when_the_direction_is_stuck_is_passed_up() -> None:
