@@ -291,3 +291,13 @@ def test_the_snapshot_knows_every_name_to_look_up() -> None:
     compilation = load(f"stream_routes: [{{id: 1, upstream: {{nodes: {nodes}}}}}]")
 
     assert compilation.snapshot.names == {"a.example", "b.example"}
+
+
+def test_the_snapshot_knows_every_service_to_look_up() -> None:
+    upstream = "{discovery_type: dns, service_name: db.example}"
+
+    snapshot = load(
+        f"stream_routes: [{{id: 1, upstream: {upstream}}}, {{id: 2, upstream: {upstream}}}, {{id: 3}}]"
+    ).snapshot
+
+    assert (snapshot.services, snapshot.names) == ({"db.example"}, set())

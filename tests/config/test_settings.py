@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from streamgw.config.discovery import DiscoverySettings
 from streamgw.config.endpoints import AdminKey, AdminSettings, Endpoint, HTTPLimits, MetricsSettings
 from streamgw.config.settings import (
     AccessLogSettings,
@@ -105,6 +106,8 @@ plugin_attr:
   prometheus: {export_uri: /metrics, export_addr: {ip: "::1", port: 9191}, metric_prefix: x_}
 deployment:
   admin: {admin_key: [{name: a, key: hush, role: viewer}], allow_admin: []}
+discovery:
+  dns: {servers: ["127.0.0.1:8600"], order: [SRV, A]}
 streamgw:
   workers: 2
   admin: {server_header: APISIX/3.18.0, hosts: [gw.example], max_requests: 5}
@@ -118,7 +121,7 @@ streamgw:
     max_handshakes: 11
   tls: {expiry_warning_days: 12}
   log: {level: debug, format: json}
-  resolver: {min_ttl_s: 5, max_ttl_s: 6, stale_s: 7}
+  resolver: {min_ttl_s: 5, max_ttl_s: 6, stale_s: 7, max_records: 8}
   reload: {settle_ms: 8, relook_s: 9, force_polling: true}
 """,
     )
@@ -145,11 +148,29 @@ streamgw:
         log=LogSettings("debug", "json"),
         limits=LimitSettings(3, 2, 3.5, 4.0, 600, 10.5, 11),
         tls=TLSSettings(expiry_warning_days=12),
-        resolver=ResolverSettings((Address("10.0.0.2", 53),), 30.0, 5.0, 6.0, 2.0, 7.0, search=False),
+        resolver=ResolverSettings(
+            (Address("10.0.0.2", 53),),
+            30.0,
+            5.0,
+            6.0,
+            2.0,
+            7.0,
+            search=False,
+            max_records=8,
+            discovery=DiscoverySettings((Address("127.0.0.1", 8600),), order=("SRV", "A")),
+        ),
         reload=ReloadSettings(8, 9.0, force_polling=True),
         checks_health=False,
         workers=2,
     )
+
+
+def test_other_kinds_of_discovery_are_named_as_having_no_effect(config: Path) -> None:
+    settings = load(config, ONE_LISTENER + "discovery: {consul: {servers: []}, dns: {}}\n")
+
+    (warning,) = settings.warnings
+    assert warning.message == "these settings do nothing here: discovery.consul"
+    assert settings.resolver.discovery == DiscoverySettings()
 
 
 def test_the_status_endpoint_can_be_switched_off(config: Path) -> None:
