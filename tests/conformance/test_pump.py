@@ -41,6 +41,7 @@ from tests.support.bridge import (
     receive_to_eof,
     reset,
     send_all,
+    skip_unless_possible,
     until,
 )
 
@@ -54,6 +55,7 @@ WAYS = {
     "copy": Way(None),
     "splice": Way(1),
     "observed": Way(4),
+    "kernel": Way(4, in_kernel=True),
     "tls-plain": Way(1, client_tls=True),
     "plain-tls": Way(1, upstream_tls=True),
     "tls-tls": Way(1, client_tls=True, upstream_tls=True),
@@ -62,7 +64,7 @@ WAYS = {
 
 @pytest.fixture(params=WAYS.values(), ids=WAYS.keys())
 def way(request: pytest.FixtureRequest) -> Way:
-    return request.param
+    return skip_unless_possible(request.param)
 
 
 def noise(count: int, seed: int = 1) -> bytes:

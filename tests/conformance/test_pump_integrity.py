@@ -16,7 +16,7 @@ import trio
 from streamgw.core.errors import PeerReset, Reason
 from streamgw.core.model import Address
 from streamgw.dataplane.pump import End, Ending, Limits, Meter
-from tests.support.bridge import Way, open_pump
+from tests.support.bridge import Way, open_pump, skip_unless_possible
 from tests.support.peers import plan_for
 from tests.support.tls_talker import CARELESS, SERVER
 
@@ -44,6 +44,17 @@ async def test_sessions_over_tls_move_every_byte_and_end_as_their_peers_ended_th
     await run_peers(TLS_CONNECTIONS, 32, way)
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("concurrent", [4, 64, 256])
+async def test_sessions_that_the_kernel_passes_on_move_every_byte_and_end_as_their_peers_ended_them(
+    concurrent: int,
+) -> None:
+    """`STREAMGW_SOCKMAP_SESSIONS=24000 pytest tests/conformance/test_pump_integrity.py -k kernel` is the gate of sockmap."""
+    connections = int(os.environ.get("STREAMGW_SOCKMAP_SESSIONS", "1000")) // 3
+
+    await run_peers(connections, concurrent, skip_unless_possible(Way(in_kernel=True)))
+
+
 async def run_peers(connections: int, concurrent: int, way: Way) -> None:
     """All sessions of one plan, and what is to be said of them."""
     seed = int(os.environ.get("STREAMGW_SEED", "0")) or random.randrange(1 << 31)
@@ -51,7 +62,10 @@ async def run_peers(connections: int, concurrent: int, way: Way) -> None:
     reasons: collections.Counter[str] = collections.Counter()
     tls = "client" * way.client_tls + "+" + "upstream" * way.upstream_tls
 
-    async with open_pump(splice_after=way.splice_after) as pump, trio.open_nursery() as nursery:
+    async with (
+        open_pump(splice_after=way.splice_after, in_kernel=way.in_kernel) as pump,
+        trio.open_nursery() as nursery,
+    ):
         command = [
             sys.executable,
             "-m",
@@ -102,4 +116,8 @@ async def run_peers(connections: int, concurrent: int, way: Way) -> None:
         f"{Reason.CLOSED} None": connections - sum(resets.values()),
         **{f"{Reason.RESET} {side}": count for side, count in resets.items()},
     }
-    assert bool(pump.splices) == way.splices
+    if pump.kernel is None:
+        assert bool(pump.splices) == way.splices
+    else:
+        assert pump.kernel.leases > connections / 10
+        assert pump.kernel.promoted == {}

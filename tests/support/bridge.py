@@ -7,6 +7,7 @@ the pump must have given back every descriptor it ever took: that is checked her
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import resource
@@ -18,12 +19,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import attrs
+import pytest
 import trio
 
 from streamgw.core.errors import SessionError
 from streamgw.core.model import Address
 from streamgw.dataplane.pump import End, Ending, Limits, Meter, TLSInfo
+from streamgw.dataplane.pump.bpf import Unavailable
 from streamgw.dataplane.pump.loop import SocketPump
+from streamgw.dataplane.pump.sockmap_trial import open_maps
 from tests.support.tls_talker import CLIENT, NAME, SERVER, TLSTalker
 
 SHAKES_QUICKLY = True
@@ -39,6 +43,8 @@ class Way:
     splice_after: int | None = 4
     client_tls: bool = False
     upstream_tls: bool = False
+    in_kernel: bool = False
+    """Small messages are passed on by the kernel (`sockmap`), from the first one on."""
 
     @property
     def is_plain(self) -> bool:
@@ -48,6 +54,22 @@ class Way:
     def splices(self) -> bool:
         """Bulk moves without being copied."""
         return self.is_plain and self.splice_after is not None
+
+
+def skip_unless_possible(way: Way) -> Way:
+    """The way, where this kernel and these privileges allow it. Elsewhere the test is skipped, and says why."""
+    if way.in_kernel and (reason := _why_not_in_kernel()):
+        pytest.skip(f"the kernel passes no bytes on here: {reason}")
+    return way
+
+
+@functools.cache
+def _why_not_in_kernel() -> str:
+    try:
+        open_maps().close()
+    except Unavailable as error:
+        return str(error)
+    return ""
 
 
 Talker: TypeAlias = trio.socket.SocketType | TLSTalker
@@ -201,10 +223,14 @@ async def open_pump(
     on_trouble: Callable[[str], None] = print,
     on_bug: Callable[[Exception], None] = _raise,
     scope: trio.CancelScope | None = None,
+    in_kernel: bool = False,
 ) -> AsyncIterator[SocketPump]:
     """A running pump that lets no bug pass; checks that it leaves no descriptor behind."""
     before = open_descriptors()
-    pump = SocketPump(on_trouble=on_trouble, on_bug=on_bug, splice_after=splice_after)
+    maps = open_maps() if in_kernel else None
+    pump = SocketPump(on_trouble=on_trouble, on_bug=on_bug, splice_after=splice_after, maps=maps)
+    if pump.kernel is not None:
+        pump.kernel.promote_after = 1
     async with trio.open_nursery() as nursery:
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
@@ -239,7 +265,11 @@ async def open_bridge(
         listening.listen(1024)
         async with (
             open_pump(
-                splice_after=way.splice_after, on_trouble=on_trouble, on_bug=on_bug, scope=scope
+                splice_after=way.splice_after,
+                on_trouble=on_trouble,
+                on_bug=on_bug,
+                scope=scope,
+                in_kernel=way.in_kernel,
             ) as pump,
             trio.open_nursery() as nursery,
         ):

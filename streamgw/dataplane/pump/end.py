@@ -16,8 +16,12 @@ import socket
 import struct
 import termios
 from socket import SocketType
+from typing import TYPE_CHECKING
 
 import trio
+
+if TYPE_CHECKING:
+    from streamgw.dataplane.pump.sockmap import Lease
 
 from streamgw.core.bucket import Gate
 from streamgw.core.errors import ConnectFailed, Reason, Side
@@ -63,6 +67,7 @@ class Socket:
         "full",
         "gate",
         "is_client",
+        "lease",
         "may_splice",
         "owed",
         "peer",
@@ -136,6 +141,8 @@ class Socket:
 
         self.gate: Gate | None = None
         """What bytes read from here have to pass (`throttle`)."""
+        self.lease: Lease | None = None
+        """The kernel may pass bytes on by itself (`sockmap`)."""
 
         self.preface = b""
         self.dialed_at = 0.0
@@ -190,6 +197,7 @@ class Relay:
         "failure",
         "is_gated",
         "limits",
+        "messages",
         "meter",
         "moved",
         "quiet_ending",
@@ -205,6 +213,8 @@ class Relay:
         self.upstream = upstream
         self.meter = meter
         self.limits = limits
+        self.messages: float = 0
+        """Short reads, where somebody counts them (`sockmap`)."""
         self.is_gated = limits.up is not None or limits.down is not None
         self.connecting = True
         self.uncounted = 0

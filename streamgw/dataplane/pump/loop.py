@@ -30,6 +30,8 @@ import trio
 if TYPE_CHECKING:
     import ssl
 
+    from streamgw.dataplane.pump.bpf import Maps
+
 from streamgw.core.errors import ConnectFailed, Reason, SessionError
 from streamgw.core.model import Address
 from streamgw.dataplane.pump import Accepting, End, Ending, Limits, Meter, OnAccept, Pump, TLSInfo
@@ -48,6 +50,7 @@ from streamgw.dataplane.pump.handshake import Handshakes
 from streamgw.dataplane.pump.linger import Lingering, discard, say
 from streamgw.dataplane.pump.move import SPLICE_AFTER
 from streamgw.dataplane.pump.peek import Peeks
+from streamgw.dataplane.pump.sockmap import LeasingMover
 from streamgw.dataplane.pump.sweep import Sweep
 from streamgw.dataplane.pump.throttle import GatedMover
 
@@ -82,6 +85,7 @@ class SocketPump(Pump):
       on_bug: told of an exception that should not exist. The session it came from ends with `Reason.BUG`, the others
         do not notice. May raise: then `run` ends with it.
       splice_after: full buffers in a row that make a direction bulk; None copies always. For tests.
+      maps: lets the kernel pass small messages on (`sockmap`). Closed when the pump ends.
 
     The plain integers are for status pages: read them at will.
     """
@@ -92,6 +96,7 @@ class SocketPump(Pump):
         on_trouble: Callable[[str], None] = _log_trouble,
         on_bug: Callable[[Exception], None] = _log_bug,
         splice_after: int | None = SPLICE_AFTER,
+        maps: Maps | None = None,
     ) -> None:
         self.accepted = 0
         self.accept_pauses = 0
@@ -100,6 +105,13 @@ class SocketPump(Pump):
         self._on_bug = on_bug
         self._epoll = select.epoll()
         self._mover = GatedMover(self._finish, splice_after=splice_after)
+        self.kernel: LeasingMover | None = None
+        """The mover, if it lets the kernel move."""
+        if maps is not None:
+            self._mover = self.kernel = LeasingMover(
+                self._finish, maps=maps, watch=self._watch_for, splice_after=splice_after
+            )
+            self._epoll.register(self.kernel.bell_fd, select.EPOLLIN)
         self._table: dict[int, Socket] = {}
         """Every open end by descriptor."""
         self._acceptors: dict[int, Acceptor] = {}
@@ -431,6 +443,8 @@ class SocketPump(Pump):
             count = acceptor.accept_batch()
             self.accepted += count
             self._kick |= count > 0
+        elif self.kernel is not None and fd == self.kernel.bell_fd:
+            self.kernel.hear_bell(self.bug)
 
     def _handle(self, end: Socket, flags: int) -> None:
         """Any event that is not plain data of a pair in full flow."""
@@ -475,6 +489,9 @@ class SocketPump(Pump):
     def _watch(self) -> None:
         self._sweep.watch()
 
+    def _watch_for(self, end: Socket, events: int) -> None:
+        self._epoll.modify(end.fd, events)
+
     # Beginnings and ends
 
     def _begin(self, relay: Relay) -> None:
@@ -503,14 +520,14 @@ class SocketPump(Pump):
             return
         relay.ending = ending
         self._relays.pop(relay, None)
-        self._moved_up += relay.meter.bytes_up
-        self._moved_down += relay.meter.bytes_down
         reset = ending.reason is not Reason.CLOSED
         # A side whose other side has not said EOF must not hear one: it was cut off, by a TLS peer that never parts.
         cut_client, cut_upstream = not relay.upstream.eof, not relay.client.eof
         for end, cut in ((relay.client, cut_client), (relay.upstream, cut_upstream)):
             self._mover.drop(end)
             self._release(end, reset=reset or cut)
+        self._moved_up += relay.meter.bytes_up
+        self._moved_down += relay.meter.bytes_down
         self._wake(relay)
 
     def _fail(self, relay: Relay, message: str) -> None:
@@ -552,6 +569,8 @@ class SocketPump(Pump):
         self.datagrams.stop()
         self._mover.pipes.shrink()
         self._epoll.close()
+        if self.kernel is not None:
+            self.kernel.close()
 
 
 def _is_trio_busy() -> bool:

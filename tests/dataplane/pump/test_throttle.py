@@ -27,6 +27,7 @@ from tests.support.bridge import (
     receive_to_eof,
     reset,
     send_all,
+    skip_unless_possible,
     until,
 )
 from tests.support.tls_talker import TLSTalker
@@ -38,7 +39,7 @@ MB = 1_000_000
 
 @pytest.fixture(params=WAYS.values(), ids=WAYS.keys())
 def way(request: pytest.FixtureRequest) -> Way:
-    return request.param
+    return skip_unless_possible(request.param)
 
 
 @attrs.define
