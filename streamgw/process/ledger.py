@@ -196,7 +196,7 @@ class SharedLedger:
         self._fence()
         rivals = [moment for moment in self._moments_elsewhere(name) if moment > at]
         if rivals:
-            at = max(at + len(rivals) * interval_s, *rivals)
+            at += sum([moment - at for moment in rivals])  # as if each had come before, one after the other
             if at - now > ahead_s + ROUNDING_S:
                 self._moments[place] = own
                 return None
