@@ -30,6 +30,7 @@ from tests.support.hello import (
     server_name_extension,
     vector,
 )
+from tests.support.tls_talker import serving
 
 PLAIN = ClientHello("a.test.com", ("h2", "http/1.1"), ("TLSv1.3", "TLSv1.2"))
 PLAIN_BYTES = hello(alpn=PLAIN.alpn)
@@ -297,6 +298,29 @@ def test_openssl_takes_the_group_that_a_hello_is_judged_by(curve: str, *, is_qui
     assert parse(said_by_openssl(context)).is_quick
     context.set_ecdh_curve(curve)
     assert parse(said_by_openssl(context)).is_quick == is_quick
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [((P521, X25519), X25519), ((FFDHE_8192, P521, P256), P256), ((FFDHE_8192, P521), P521)],
+)
+def test_openssl_asks_for_its_own_first_choice_when_there_is_no_share(
+    offered: tuple[int, ...], chosen: int
+) -> None:
+    signatures = (13, vector(2, b"\x04\x03"))
+    sent = hello("pump.test", versions=["TLSv1.3"], extensions=[signatures, groups(*offered), shares()])
+    context = serving()
+    context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
+    received, said = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = context.wrap_bio(received, said, server_side=True)
+    received.write(sent)
+
+    with pytest.raises(ssl.SSLWantReadError):
+        server.do_handshake()
+
+    hello_retry_request = said.read()
+    assert b"\x00\x33\x00\x02" + chosen.to_bytes(2, "big") in hello_retry_request
+    assert parse(sent).is_quick == (chosen in (X25519, P256))
 
 
 def test_with_an_encrypted_hello_the_outer_name_counts() -> None:
