@@ -45,7 +45,7 @@ from streamgw.process.worker import build_resolver
 
 FORWARDED = frozenset({"session_opened", "session_closed"})
 """Kinds of events that happen in workers. The others happen here."""
-BOOKS_S = 5.0
+BOOKS_S = 1.0
 """Between two looks at what a worker has counted: of one that is killed no more than that is forgotten."""
 CATCH_UP_S = 5.0
 """A worker that has loaded, and runs something else than the gateway by then, begins nevertheless."""
