@@ -17,6 +17,8 @@ from tests.support.child import Child, run, running
 from tests.support.ports import Ports
 
 STREAMGW = (sys.executable, "-m", "streamgw")
+READY_S = 90.0
+"""Every worker is a process that takes a second of CPU to start, and the machine may be busy."""
 Document = Mapping[str, object]
 Status = Mapping[str, Any]
 
@@ -92,7 +94,7 @@ class Gateway:
         with running(command, log=log, name="streamgw", cwd=self.directory, env=PLAIN) as child:
             self.child = child
             if wait:
-                child.wait_until(self.is_ready, what="is ready")
+                child.wait_until(self.is_ready, what="is ready", timeout_s=READY_S)
             yield child
 
     def cli(self, *arguments: str, check: bool = True) -> str:
