@@ -124,6 +124,8 @@ class Settings:
     """Not `apisix.disable_upstream_healthcheck`."""
     workers: int = 1
     """`streamgw.workers`."""
+    relay: Literal["pump", "sockmap"] = "pump"
+    """`streamgw.relay`."""
     warnings: tuple[Problem, ...] = ()
 
 
@@ -186,6 +188,7 @@ def _build(data: object) -> tuple[Settings, list[Fault]]:
         stream_plugins=spec.stream_plugins,
         checks_health=not spec.apisix.disable_upstream_healthcheck,
         workers=spec.streamgw.workers,
+        relay=spec.streamgw.relay,
     )
     return settings, warnings
 

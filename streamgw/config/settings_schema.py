@@ -380,6 +380,8 @@ class StreamgwSpec:
     """`streamgw`."""
 
     workers: Annotated[int, Stated(_workers, _WORKERS_SCHEMA)] = 1
+    relay: Literal["pump", "sockmap"] = "pump"
+    """Who passes small messages on: the process, or with sockmap the kernel, where it can."""
     enable_status: bool = True
     admin: HTTPLimits = attrs.field(factory=HTTPLimits)
     limits: LimitSettings = LimitSettings()

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 import attrs
+import structlog
 import trio
 
 from streamgw.config.compile import FileTree
@@ -42,7 +43,9 @@ from streamgw.dataplane.discovery import Discovery, Naming, ServiceLookup
 from streamgw.dataplane.hooks import Backgrounds
 from streamgw.dataplane.listener import Listeners
 from streamgw.dataplane.pool import UpstreamPool
+from streamgw.dataplane.pump.bpf import Maps, Unavailable
 from streamgw.dataplane.pump.loop import SocketPump
+from streamgw.dataplane.pump.sockmap_trial import open_maps
 from streamgw.dataplane.resolver import DNSLookup, Resolver
 from streamgw.dataplane.session import Sessions
 from streamgw.dataplane.udp import UDPSessions
@@ -131,7 +134,9 @@ class Worker:
         )
         self.refused: Counter[str] = Counter()
         """Requests that the Admin API did not let in, by reason."""
-        self.pump = SocketPump(on_trouble=reports.trouble("accepting"), on_bug=reports.bug("relay"))
+        self.pump = SocketPump(
+            on_trouble=reports.trouble("accepting"), on_bug=reports.bug("relay"), maps=kernel_maps(settings)
+        )
         self.resolver = build_resolver(settings.resolver, self._on_names_changed)
         rng = random.Random()  # noqa: S311  where a balancer starts is no secret
         self.pool = UpstreamPool(self.resolver, rng=rng)
@@ -334,3 +339,20 @@ def build_resolver(settings: ResolverSettings, on_change: Callable[[str], None])
         Resolver(names, **bounds, stale_s=settings.stale_s, on_change=on_change),
         Discovery(lookup, **bounds, on_change=on_change),
     )
+
+
+def kernel_maps(settings: Settings) -> Maps | None:
+    """What lets the kernel pass small messages on, if that is wanted and possible. If it is not, the pump does as always.
+
+    Somebody who wanted it be faster does not want it down: that it is not so is said, and is no reason not to start.
+    """
+    if settings.relay != "sockmap":
+        return None
+    log = structlog.get_logger()
+    try:
+        maps = open_maps()
+    except Unavailable as error:
+        log.warning("sockmap_unavailable", reason=str(error), relay="pump")
+        return None
+    log.info("sockmap_ready")
+    return maps

@@ -110,6 +110,7 @@ discovery:
   dns: {servers: ["127.0.0.1:8600"], order: [SRV, A]}
 streamgw:
   workers: 2
+  relay: sockmap
   admin: {server_header: APISIX/3.18.0, hosts: [gw.example], max_requests: 5}
   limits:
     max_sessions: 3
@@ -162,6 +163,7 @@ streamgw:
         reload=ReloadSettings(8, 9.0, force_polling=True),
         checks_health=False,
         workers=2,
+        relay="sockmap",
     )
 
 
