@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "check": "Say everything that is wrong with the settings and the routes.",
     "explain": "Say which route a client gets, and for every other one why not.",
     "status": "Ask the running gateway what it runs.",
+    "upgrade": "Have a new process take over the gateway's sockets.",
     "top": "Show what the running gateway does, as it does it.",
     "route": "Add, list, change and remove routes.",
     "upstream": "Add, list and remove upstreams that several routes share.",

@@ -10,6 +10,7 @@ from streamgw.core.errors import ConfigError, Problem, StreamgwError
 BUG: Final = 1
 DATA: Final = 65
 UNREACHABLE: Final = 69
+FAILED: Final = 70
 EXISTS: Final = 73
 IO_ERROR: Final = 74
 TIMED_OUT: Final = 75
@@ -22,6 +23,7 @@ EXIT_CODES: Final = {
     2: "wrong usage",
     DATA: "what routes.d says is wrong, or would be",
     UNREACHABLE: "the gateway does not answer",
+    FAILED: "workers die one after the other, or the upgrade failed",
     EXISTS: "it exists already",
     IO_ERROR: "a file could not be read or written",
     TIMED_OUT: "not applied in time (--wait)",

@@ -3,7 +3,7 @@
 ```
 trio.run
 └─ nursery
-   ├─ channel      the supervisor is gone → cancel everything
+   ├─ channel      the supervisor is gone → cut every session, and end
    ├─ events       tells the supervisor what it listens to
    └─ worker       everything that serves clients
 ```
@@ -46,6 +46,8 @@ from streamgw.process.sockets import BindError
 from streamgw.process.worker import Surroundings, Worker, settle
 
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+FAREWELL_S = 5.0
+"""For the last lines of the access log."""
 TELL_EVERY_S = 10.0
 """That the ledger is full."""
 
@@ -87,6 +89,11 @@ class Child:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await self.channel.run()
+                if self._worker is not None:
+                    # Nobody is left to say how long sessions may take. Draining is how their log lines get written.
+                    self._worker.drain(trio.current_time())
+                    with trio.move_on_after(FAREWELL_S):
+                        await self._worker.ended.wait()
                 nursery.cancel_scope.cancel()
         finally:
             self._sockets.close_all()

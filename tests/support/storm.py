@@ -102,11 +102,13 @@ async def _exactly(stream: trio.SocketStream, count: int) -> bytes:
 
 async def _serve(port: int, name: str) -> None:
     async def converse(stream: trio.SocketStream) -> None:
-        with contextlib.suppress(trio.BrokenResourceError, EOFError):
+        try:
             async with stream:
                 await stream.send_all(name.ljust(_NAME_BYTES).encode())
                 (seed,) = _SEED.unpack(await _exactly(stream, _SEED.size))
                 await _send_down(stream, seed)
+        except* (trio.BrokenResourceError, EOFError):
+            pass  # what became of it, the client tells
 
     listeners = await trio.open_tcp_listeners(port, host="127.0.0.1", backlog=2048)
     _say("listening")
