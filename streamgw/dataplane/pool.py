@@ -63,12 +63,21 @@ class UpstreamPool:
 
     An upstream gets its entry when the first session asks for it: of 10,000 upstreams few are in use, and what a reload
     does here is done on the event loop.
+
+    Args:
+      part: how much of `max_conns` is this process's, if it is one of several. Not 0, unless there is no limit.
     """
 
     def __init__(
-        self, names: Names, *, rng: random.Random, now: Callable[[], float] = trio.current_time
+        self,
+        names: Names,
+        *,
+        rng: random.Random,
+        now: Callable[[], float] = trio.current_time,
+        part: Callable[[int], int] = lambda limit: limit,
     ) -> None:
         self._names = names
+        self._part = part
         self._rng = rng
         self._now = now
         self._upstreams: Mapping[str, Upstream] = {}
@@ -229,7 +238,12 @@ class UpstreamPool:
         those of a snapshot after its own: it may be waiting for just that edit.
         """
         pacing = upstream.pacing
-        search = _Search(lambda: self._entry_of(self._upstreams.get(upstream.key, upstream)), pacing, facts)
+        search = _Search(
+            lambda: self._entry_of(self._upstreams.get(upstream.key, upstream)),
+            pacing,
+            self._part(pacing.max_conns),
+            facts,
+        )
         found = await search.find()
         line = self._line_of(upstream.key)
         # Behind those who came earlier, if what they wait for is what this one would take.
@@ -249,7 +263,7 @@ class UpstreamPool:
 
     def _why_none(self, upstream: Upstream, search: _Search) -> str:
         if search.is_full:
-            return f"every node of {upstream.key} has its {upstream.pacing.max_conns} sessions"
+            return f"every node of {upstream.key} has its {search.max_conns} sessions"
         today = self._upstreams.get(upstream.key, upstream)
         return f"upstream {upstream.key} has no node to dial: {self.why_empty(today)}"
 
@@ -325,6 +339,8 @@ class _Search:
 
     entry: Callable[[], Awaitable[_Entry]]
     pacing: Pacing
+    max_conns: int
+    """This process's part of `Pacing.max_conns`."""
     facts: Facts
     is_full: bool = False
     """There are nodes, and none had room."""
@@ -334,8 +350,7 @@ class _Search:
         entry = await self.entry()
         nodes = tuple(entry.balancer.order(self.facts, entry.load))
         self.is_full = bool(nodes)
-        limit = self.pacing.max_conns
-        free = (node for node in nodes if not 0 < limit <= entry.load.active(node))
+        free = (node for node in nodes if not 0 < self.max_conns <= entry.load.active(node))
         first = next(free, None)
         return None if first is None else map(_ADDRESS, itertools.chain((first,), free))
 

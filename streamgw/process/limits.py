@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import resource
+from collections.abc import Callable
 
 import attrs
 
@@ -63,6 +64,13 @@ def share(settings: Settings, slot: int, slots: int) -> Settings:
             for listener in settings.listeners
         ),
     )
+
+
+def part_of_nodes(settings: Settings, slot: int) -> Callable[[int], int]:
+    """One worker's part of an upstream's `max_conns`: all parts together are the limit, unless it is lower than the number of
+    workers. Then each has one session, as otherwise clients of the others would never get any.
+    """
+    return lambda limit: max(_part(limit, slot, settings.workers), min(limit, 1))
 
 
 def _part(limit: int, slot: int, slots: int) -> int:

@@ -50,7 +50,7 @@ from streamgw.dataplane.resolver import DNSLookup, Resolver
 from streamgw.dataplane.session import Sessions
 from streamgw.dataplane.udp import UDPSessions
 from streamgw.process.handed import SocketSet
-from streamgw.process.limits import policy, udp_limits
+from streamgw.process.limits import part_of_nodes, policy, udp_limits
 from streamgw.process.plugins import plugin_set
 from streamgw.process.prober import Checker, Prober
 from streamgw.process.reports import Reports
@@ -139,7 +139,7 @@ class Worker:
         )
         self.resolver = build_resolver(settings.resolver, self._on_names_changed)
         rng = random.Random()  # noqa: S311  where a balancer starts is no secret
-        self.pool = UpstreamPool(self.resolver, rng=rng)
+        self.pool = UpstreamPool(self.resolver, rng=rng, part=part_of_nodes(settings, self.number))
         self.prober = surroundings.make_health(
             self.pool, rng=rng, on_change=self._on_health, on_bug=reports.bug("background")
         )

@@ -383,6 +383,19 @@ async def test_a_full_node_is_passed_over(autojump_clock: trio.testing.MockClock
         assert only != first
 
 
+async def test_one_process_of_several_fills_its_part_of_a_node(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    to = upstream("10.0.0.1:1", pacing=Pacing(max_conns=4, queue_timeout_s=0))
+    pool = UpstreamPool(FakeNames(), rng=random.Random(7), part=lambda limit: limit // 2)
+    sync(pool, to)
+    for _ in range(2):
+        pool.lease(to, next(await pool.candidates(to, facts())))
+
+    with pytest.raises(NoNode, match=r"every node of upstreams/1 has its 2 sessions"):
+        await pool.candidates(to, facts())
+
+
 async def test_when_all_are_full_a_client_waits_for_room(autojump_clock: trio.testing.MockClock) -> None:
     to = upstream("10.0.0.1:1", pacing=Pacing(max_conns=1))
     pool = pool_of(to)

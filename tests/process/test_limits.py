@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from streamgw.config.settings import LimitSettings, Settings
 from streamgw.core.model import Listener
-from streamgw.process.limits import policy, share, udp_limits
+from streamgw.process.limits import part_of_nodes, policy, share, udp_limits
 
 SHARED = (
     "max_sessions",
@@ -55,3 +55,13 @@ def test_one_worker_has_all() -> None:
     settings = Settings(limits=attrs.evolve(LimitSettings(), max_sessions=7))
 
     assert share(settings, 0, 1) == settings
+
+
+@given(st.integers(0, 1000), st.integers(1, 64))
+def test_the_parts_of_a_nodes_sessions_are_its_limit(limit: int, workers: int) -> None:
+    settings = Settings(workers=workers)
+
+    parts = [part_of_nodes(settings, number)(limit) for number in range(workers)]
+
+    assert sum(parts) == (max(limit, workers) if limit else 0)
+    assert max(parts) - min(parts) <= 1
