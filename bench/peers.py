@@ -90,6 +90,7 @@ apisix:
       - "127.0.0.1:{udp_session_port}"
 streamgw:
   workers: {workers}
+  relay: {relay}
   limits: {{max_sessions: 16384}}
   access_log:
     path: {directory}/access.log
@@ -145,11 +146,15 @@ def running_origin(load: Path, load_udp: Path) -> Iterator[Peer]:
 
 
 @contextmanager
-def running_streamgw(directory: Path, *, workers: int = 1, port: int = ORIGIN_PORT + 1) -> Iterator[Peer]:
+def running_streamgw(
+    directory: Path, *, workers: int = 1, port: int = ORIGIN_PORT + 1, relay: str = "pump"
+) -> Iterator[Peer]:
     """Whatever else is in `routes.d` below the directory already runs too, before the bench's own routes."""
     _write_certificate(directory)
     ports = {"port": port, "tls_port": port + _TLS, "udp_session_port": port + _UDP_SESSION}
-    settings = _STREAMGW.format(**ports, status_port=port + _STATUS, directory=directory, workers=workers)
+    settings = _STREAMGW.format(
+        **ports, status_port=port + _STATUS, directory=directory, workers=workers, relay=relay
+    )
     (directory / "config.yaml").write_text(settings)
     (directory / "routes.d").mkdir(exist_ok=True)
     (directory / "routes.d" / "bench.yaml").write_text(_ROUTE.format(**ports, origin=ORIGIN_PORT))
@@ -158,6 +163,13 @@ def running_streamgw(directory: Path, *, workers: int = 1, port: int = ORIGIN_PO
     with _running(command, port, directory / "log") as pid:
         version = _version([sys.executable, "-m", "streamgw", "--version"])
         yield Peer("streamgw", port, port + _TLS, port, port + _UDP_SESSION, pid, version)
+
+
+@contextmanager
+def running_streamgw_sockmap(directory: Path, *, workers: int = 1) -> Iterator[Peer]:
+    """Small messages pass through the kernel alone. Not among those that are measured unless it is named."""
+    with running_streamgw(directory, workers=workers, port=ORIGIN_PORT + 5, relay="sockmap") as peer:
+        yield attrs.evolve(peer, name="streamgw-sockmap")
 
 
 @contextmanager
@@ -200,6 +212,7 @@ def running_haproxy(directory: Path, *, workers: int = 1) -> Iterator[Peer]:
 
 STARTERS: Mapping[str, Callable[..., AbstractContextManager[Peer]]] = {
     "streamgw": running_streamgw,
+    "streamgw-sockmap": running_streamgw_sockmap,
     "nginx": running_nginx,
     "nginx-64k": running_nginx_64k,
     "haproxy": running_haproxy,
