@@ -18,6 +18,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SETTINGS = Path(__file__).with_name("schemathesis.toml")
 ALIKE = "/(consumers|consumer_groups|plugin_configs|global_rules|protos)(/|$)"
 """Answered by the same few lines as `routes`."""
+FEW_PLUGINS = "stream_plugins: [limit-conn]\n"
+"""The bounds of each option of each plugin in each kind of object would be asked one by one, for minutes. That options have
+their schema, tests/config/test_json_schema.py shows."""
 
 
 @pytest.fixture
@@ -26,6 +29,7 @@ def admin_port(tmp_path: Path) -> Iterator[int]:
         port = ports.take()
         gateway = Gateway(tmp_path / "gateway", ports)
         gateway.write_settings([f"127.0.0.1:{ports.take()}"], deployment=admin_settings(port))
+        gateway.config.write_text(gateway.config.read_text() + FEW_PLUGINS)
         with gateway.running() as child:
             yield port
             assert "admin_bug" not in child.output()
