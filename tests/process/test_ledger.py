@@ -210,7 +210,7 @@ class Interrupted(SharedLedger):
         (1, 0.0, None, None),
         (1, 1.0, 1.0, None),
         (2, 3.0, 2.0, 3.0),
-        (2, 1.0, None, None),
+        (2, 1.0, None, 1.0),
     ],
 )
 def test_moments_that_others_book_at_the_same_time_go_before(
