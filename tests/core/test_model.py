@@ -60,6 +60,18 @@ def test_what_may_change_live_is_not_part_of_a_listeners_name() -> None:
     assert attrs.evolve(plain, proxy_protocol="required", max_sessions=10).name == plain.name
 
 
+def test_a_listener_that_moves_is_called_by_where_it_is_then() -> None:
+    listener = Listener("tcp", "127.0.0.1", 0)
+    assert attrs.evolve(listener, port=9101).name == "tcp 127.0.0.1:9101"
+
+
+def test_the_addresses_of_a_name_are_nodes_with_addresses_of_their_own() -> None:
+    node = Node("db.example", 5432, weight=3)
+    found = attrs.evolve(node, host="192.0.2.1")
+    assert found.address == Address("192.0.2.1", 5432)
+    assert found == Node("192.0.2.1", 5432, weight=3)
+
+
 def test_values_are_frozen() -> None:
     facts = Facts("tcp", "tcp *:9100", Address("10.1.2.3", 40000), Address("127.0.0.1", 9100))
 
