@@ -81,8 +81,9 @@ class StateMap(Map):
 
     def close(self) -> None:
         """See `Map.close`."""
-        self.words.release()
-        self._memory.close()
+        with contextlib.suppress(BufferError):  # a traceback may still hold a piece: it is unmapped with that
+            self.words.release()
+            self._memory.close()
         super().close()
 
 

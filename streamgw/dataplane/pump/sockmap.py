@@ -404,9 +404,8 @@ class LeasingMover(GatedMover):
         """
         if lease.has_seen or lease.has_all(end.sock):
             return
-        with contextlib.suppress(
-            OSError
-        ):  # nothing: the program was quicker. An error is found by whoever reads next
+        # Nothing there: the program was quicker. An error is found by whoever reads next.
+        with contextlib.suppress(OSError):
             end.pend = end.sock.recv(MOST_RECEIVED_BYTES)
         if not end.pend:
             return
