@@ -76,6 +76,7 @@ class Office:
         """The workers that live now; `attend` has them come and go."""
         self.books = Books(lambda: Share(bugs=self.reports.bugs))
         self.states = NodeStates()
+        self._has_loaded = trio.Event()
         self.resolver = build_resolver(settings.resolver, self._on_names_changed)
         rng = random.Random()  # noqa: S311  for the jitter of probes
         self._pool = UpstreamPool(self.resolver, rng=rng)
@@ -104,6 +105,7 @@ class Office:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.resolver.run)
             await nursery.start(self.reloader.run)
+            self._has_loaded.set()
             await nursery.start(self.prober.run)
             task_status.started()
         raise AssertionError("none of them ends")
@@ -142,6 +144,7 @@ class Office:
 
     async def _catch_up(self, member: There) -> None:
         """What was written after it had loaded, and before it was a member, nobody has told it."""
+        await self._has_loaded.wait()
         revision = self.reloader.current.revision
         with contextlib.suppress(Silent):
             if not await member.catch_up(revision, CATCH_UP_S):

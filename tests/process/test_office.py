@@ -11,6 +11,7 @@ import trio
 from structlog.testing import capture_logs
 
 from streamgw.process.members import Silent
+from streamgw.process.office import Office
 from tests.support.several import Stage, stage_on
 from tests.support.worker import says
 
@@ -122,6 +123,23 @@ async def test_a_worker_that_does_not_catch_up_begins_nevertheless_and_is_named(
             (0, "of another day")
         ]
         stage.office.reloader._current = current
+
+
+async def test_a_worker_that_has_loaded_before_the_office_waits_for_it(tmp_path: Path) -> None:
+    """With thousands of routes either may be first."""
+    async with stage_on(tmp_path, 2) as stage:
+        early = Office(stage.central.settings, stage.routes, stage.central.sockets)
+        worker = stage.colleagues[0]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(early._catch_up, worker.member)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+
+            await nursery.start(early.run)
+
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            nursery.cancel_scope.cancel()
+
+    assert early.reloader.current.revision == worker.worker.reloader.current.revision
 
 
 async def test_a_worker_that_was_silent_is_told_what_is_listened_to(
