@@ -34,6 +34,7 @@ from streamgw.config.survey import Located, Survey, Surveyor
 from streamgw.config.tree import (
     LOOK_AGAIN_S,
     TEMPORARY,
+    Entry,
     Moment,
     State,
     Tree,
@@ -324,32 +325,39 @@ class Store:
             self._disk.close(fd)
 
     def _swap(self, temporary: Path, change: Change) -> None:
-        disk = self._disk
+        """Have both files swap their names, and see what comes back. Not what was expected: somebody saved it in the
+        meantime, and it goes where it was; and so on, until nobody saves anything in between.
+        """
+        assert change.replaces is not None, "asked of files that were there"
+        disk, put = self._disk, _content_at(temporary)
+        expected: tuple[int, ...] | None = _content_of(change.replaces)
         if not disk.exchange(temporary, change.path):
             disk.rename(temporary, change.path)
-        elif self._stood_there(temporary, change):
-            disk.unlink(temporary)
-        else:
+            return
+        is_stale = False
+        while (came := _content_at(temporary)) != expected:
+            is_stale = True
             disk.exchange(temporary, change.path)
+            expected, put = put, came
+        if is_stale:
             raise Stale(f"{change.path}: changed meanwhile; nothing was written")
-
-    def _stood_there(self, path: Path, change: Change) -> bool:
-        """Whether this is the file that the change was made from. Moving a file changes its ctime."""
-        assert change.replaces is not None, "asked of files that were there"
-        try:
-            found = look_at(str(path), "")
-        except StoreError:
-            return False  # not even a file
-        expected = change.replaces
-        return (found.device, found.inode, found.size, found.modified_ns) == (
-            expected.device,
-            expected.inode,
-            expected.size,
-            expected.modified_ns,
-        )
+        disk.unlink(temporary)
 
     def _check_unchanged(self, change: Change) -> None:
         """An editor takes no lock. Where names cannot be swapped, this leaves it the microseconds until the rename."""
         assert change.replaces is not None, "asked of files that are there"
         if look_at(str(change.path), change.replaces.name) != change.replaces:
             raise Stale(f"{change.path}: changed meanwhile; nothing was written")
+
+
+def _content_at(path: Path) -> tuple[int, ...] | None:
+    """Tells contents from each other, wherever they are. None: not even a file."""
+    try:
+        return _content_of(look_at(str(path), ""))
+    except StoreError:
+        return None
+
+
+def _content_of(entry: Entry) -> tuple[int, ...]:
+    """Without the ctime, which moving a file changes."""
+    return entry.device, entry.inode, entry.size, entry.modified_ns

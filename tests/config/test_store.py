@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -481,22 +482,20 @@ def test_what_an_editor_saves_meanwhile_is_not_overwritten(directory: Path) -> N
 
 
 class QuickEditorDisk(Disk):
-    """An editor puts something in place between our last look and our write."""
+    """An editor puts something in place between our last look and our write, and again before we can take that back."""
 
-    def __init__(self, put: Callable[[Path], None]) -> None:
-        self._put = put
-        self._is_saved = False
+    def __init__(self, *puts: Callable[[Path], None]) -> None:
+        self._puts = [*puts]
 
     def exchange(self, one: Path, other: Path) -> bool:
-        if not self._is_saved:
-            self._put(other)
-            self._is_saved = True
+        if self._puts:
+            self._puts.pop(0)(other)
         return super().exchange(one, other)
 
 
-def save_as_editors_do(path: Path) -> None:
+def save_as_editors_do(path: Path, text: str = "# mine!\n") -> None:
     beside = path.with_name(".mine.yaml.swx")
-    beside.write_text("# mine!\n")
+    beside.write_text(text)
     beside.rename(path)
 
 
@@ -508,6 +507,18 @@ def test_what_an_editor_saves_at_the_very_last_moment_is_put_back(directory: Pat
         Store(directory, disk=QuickEditorDisk(save_as_editors_do)).put(MYSQL, {})
 
     assert content(directory) == {"mine.yaml": "# mine!\n"}
+    assert not list(directory.glob(".*tmp"))
+
+
+def test_so_is_what_it_saves_while_that_is_put_back(directory: Path) -> None:
+    path = directory / "mine.yaml"
+    path.write_text(HAND_WRITTEN)
+    again = partial(save_as_editors_do, text="# mine, and longer than before\n")
+
+    with pytest.raises(Stale):
+        Store(directory, disk=QuickEditorDisk(save_as_editors_do, again)).put(MYSQL, {})
+
+    assert content(directory) == {"mine.yaml": "# mine, and longer than before\n"}
     assert not list(directory.glob(".*tmp"))
 
 
@@ -573,7 +584,6 @@ def test_a_writer_waits_for_another_but_not_for_ever(directory: Path) -> None:
 
 _WRITER = """
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from streamgw.config.store import Store
 directory, name, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
