@@ -156,6 +156,7 @@ class OneWorker:
         """See `Crew.needs_start`."""
         return {
             "streamgw.workers": old.workers != new.workers,
+            "streamgw.relay": old.relay != new.relay,
             "streamgw.resolver": old.resolver != new.resolver,
             "streamgw.reload": old.reload != new.reload,
         }

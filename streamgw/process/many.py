@@ -403,4 +403,4 @@ class ManyWorkers:
 
 def _for_good(settings: Settings) -> tuple[object, ...]:
     """What a worker has from its start on."""
-    return settings.resolver, settings.reload
+    return settings.relay, settings.resolver, settings.reload

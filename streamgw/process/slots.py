@@ -122,7 +122,7 @@ class Process:
           ChannelClosed: it died.
         """
         arguments: dict[str, object] = {
-            "settings": _packed(self.settings),
+            "settings": packed(self.settings),
             "routes": str(routes),
             "number": self.number,
             "seat": self.seat,
@@ -152,7 +152,7 @@ class Process:
                     names = [name for name, _ in batch]
                     await self.channel.ask("take", {"names": names}, fds=[sock.fileno() for _, sock in batch])
                 self.settings = attrs.evolve(settings, listeners=listeners)
-                await self.channel.ask("follow", {"settings": _packed(self.settings)})
+                await self.channel.ask("follow", {"settings": packed(self.settings)})
         except trio.TooSlowError:
             raise StreamgwError(f"worker {self.number} (pid {self.pid}) does not answer") from None
         self._given = dict(sockets)
@@ -167,7 +167,7 @@ class Process:
         for name in names:
             self._given.pop(name, None)
         settings = attrs.evolve(self.settings, listeners=tuple(wanted))
-        await self._told("make_way", {"names": [*names], "settings": _packed(settings)})
+        await self._told("make_way", {"names": [*names], "settings": packed(settings)})
 
     async def drain(self, within_s: float, *, is_succeeded: bool) -> None:
         """Have it end, at the latest after so many seconds. Raises StreamgwError."""
@@ -213,8 +213,8 @@ def unpacked(text: object) -> Settings:
     return settings
 
 
-def _packed(settings: Settings) -> str:
-    """Warnings stay here: the supervisor tells of them."""
+def packed(settings: Settings) -> str:
+    """As text, for the channel. Warnings stay here: the supervisor tells of them."""
     return base64.b64encode(pickle.dumps(attrs.evolve(settings, warnings=()))).decode()
 
 

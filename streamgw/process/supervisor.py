@@ -357,7 +357,6 @@ def _needs_restart(old: Settings, new: Settings, file: str) -> tuple[Problem, ..
         "apisix.control": (old.control, new.control),
         "plugin_attr.prometheus": (old.metrics, new.metrics),
         "deployment.admin": (_fixed(old.admin), _fixed(new.admin)),
-        "streamgw.relay": (old.relay, new.relay),
         "streamgw.admin": (attrs.evolve(old.http, hosts=()), attrs.evolve(new.http, hosts=())),
     }
     return tuple(

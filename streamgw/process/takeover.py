@@ -62,18 +62,26 @@ class Successor:
     Args:
       step_back: stop accepting, and begin to drain; returns when every worker has done so.
       on_ready: told its process id when it accepts clients. Must not block or raise.
+      command: what starts it: by default the words that have started this process.
     """
 
     def __init__(
-        self, handed: Handed, *, step_back: Callable[[], Awaitable[None]], on_ready: Callable[[int], None]
+        self,
+        handed: Handed,
+        *,
+        step_back: Callable[[], Awaitable[None]],
+        on_ready: Callable[[int], None],
+        command: Sequence[str] = (sys.executable, *sys.orig_argv[1:]),
     ) -> None:
         self._handed = handed
+        self._command = command
         self._step_back = step_back
         self._on_ready = on_ready
         self._why: Sequence[str] = ()
         self._has_stepped_back = False
         self._is_ready = trio.Event()
-        self._pid = 0
+        self.child: trio.Process | None = None
+        """Its program, which is left alone once it is ready."""
 
     async def run(self) -> None:
         """Start it, and return when it is ready.
@@ -87,12 +95,11 @@ class Successor:
         ours, theirs = socket.socketpair()
         channel = Channel(ours, answer=self._answer, heard=self._heard)
         with theirs:
-            child = await trio.lowlevel.open_process(
-                [sys.executable, *sys.orig_argv[1:]],
+            child = self.child = await trio.lowlevel.open_process(
+                self._command,
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, VARIABLE: str(theirs.fileno())},
             )
-        self._pid = child.pid
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_speak, channel)
@@ -128,7 +135,8 @@ class Successor:
                 self._has_stepped_back = True
                 await self._step_back()
             case "ready":
-                self._on_ready(self._pid)
+                assert self.child is not None, "it asks"
+                self._on_ready(self.child.pid)
             case _:
                 raise StreamgwError(f"not a question to a predecessor: {what}")
         return None

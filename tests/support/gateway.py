@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import urllib.error
 import urllib.request
@@ -19,6 +20,10 @@ from tests.support.ports import Ports
 STREAMGW = (sys.executable, "-m", "streamgw")
 READY_S = 90.0
 """Every worker is a process that takes a second of CPU to start, and the machine may be busy."""
+_WORKERS = (
+    {"workers": int(os.environ["STREAMGW_TEST_WORKERS"])} if "STREAMGW_TEST_WORKERS" in os.environ else {}
+)
+"""So that any story can be told of a gateway with several workers, too."""
 Document = Mapping[str, object]
 Status = Mapping[str, Any]
 
@@ -65,7 +70,7 @@ class Gateway:
                 "control": {"port": self.control_port},
             },
             "plugin_attr": {"prometheus": {"export_addr": {"port": self.metrics_port}}},
-            "streamgw": {"access_log": {"path": str(self.access_log)}},
+            "streamgw": {"access_log": {"path": str(self.access_log)}, **_WORKERS},
         }
         if udp:
             document["nginx_config"] = {"worker_shutdown_timeout": 0}

@@ -1,0 +1,184 @@
+"""Several workers as the supervisor sees them, with real processes. tests/e2e/test_workers.py has whole gateways under load."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+
+from streamgw.config.settings import AccessLogSettings, ReloadSettings, ResolverSettings, Settings
+from streamgw.control.reloader import ReloadStatus
+from streamgw.core.errors import ConfigError
+from streamgw.core.model import Listener
+from streamgw.process import many, slots
+from streamgw.process.demo import serve_upstreams
+from streamgw.process.many import CrashLoop, ManyWorkers
+from streamgw.process.sockets import BindError, Sockets
+from tests.support.worker import ANY, says, write_routes
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+@attrs.define
+class Scene:
+    crew: ManyWorkers
+    sockets: Sockets
+    routes: Path
+
+    async def talks(self) -> bool:
+        for listener in self.sockets.listeners():
+            for _ in range(8):
+                async with await trio.open_tcp_stream(listener.host, listener.port) as client:
+                    if not (await says(client)).startswith(b"upstream"):
+                        return False
+        return True
+
+    def pids(self) -> list[int]:
+        return [process.pid for process in self.crew.processes]
+
+    async def until(self, look: object) -> None:
+        assert callable(look)
+        while not look():
+            await trio.sleep(0.01)
+
+
+@asynccontextmanager
+async def two_workers(tmp_path: Path, **changes: object) -> AsyncIterator[Scene]:
+    routes = tmp_path / "routes.d"
+    routes.mkdir()
+    settings = Settings(
+        **{
+            "listeners": (ANY,),
+            "workers": 2,
+            "access_log": AccessLogSettings(path=str(tmp_path / "access.log")),
+            "reload": ReloadSettings(settle_ms=10),
+            **changes,
+        }
+    )
+    sockets = Sockets(slots=2)
+    sockets.replace(settings.listeners)
+    try:
+        crew = ManyWorkers(settings, routes, sockets)
+        async with trio.open_nursery() as nursery:
+            (listener,) = await nursery.start(partial(serve_upstreams, (0,)))
+            write_routes(routes, listener.socket.getsockname()[1])
+            with trio.fail_after(200):
+                await nursery.start(crew.run)
+                await crew.listen()
+                yield Scene(crew, sockets, routes)
+            nursery.cancel_scope.cancel()
+    finally:
+        sockets.close_all()
+    assert all(process.ended.is_set() for process in crew.processes)
+
+
+async def test_they_serve_follow_and_drain_as_one(tmp_path: Path) -> None:
+    async with two_workers(tmp_path) as scene:
+        crew = scene.crew
+        fleet = crew.fleet(settings_status=ReloadStatus, look_at_settings=lambda: None)
+        assert fleet.ready()
+        assert await scene.talks()
+
+        await crew.apply(attrs.evolve(crew.settings, listeners=(ANY, attrs.evolve(ANY, host="127.0.0.2"))))
+        assert await scene.talks()
+        with socket.create_server(("127.0.0.1", 0)) as stranger:
+            taken = Listener("tcp", "127.0.0.1", stranger.getsockname()[1])
+            with pytest.raises(BindError, match="in use"):
+                await crew.apply(attrs.evolve(crew.settings, listeners=(taken,)))
+        assert len(scene.sockets.listeners()) == 2
+        assert await scene.talks()
+
+        crew.poke()
+        crew.reopen_logs()
+        crew.publish_reload("settings", ReloadStatus())
+        await crew.step_back(trio.current_time() + 60)
+        await crew.ended.wait()
+        assert crew.draining
+        assert crew.live_sessions == 0
+
+
+async def test_one_that_is_killed_is_replaced_on_the_same_sockets(tmp_path: Path) -> None:
+    async with two_workers(tmp_path) as scene:
+        before, ports = scene.pids(), [each.port for each in scene.sockets.listeners()]
+
+        os.kill(before[0], signal.SIGKILL)
+        await scene.until(lambda: len(scene.pids()) == 2 and before[0] not in scene.pids())
+
+        assert scene.pids()[1] == before[1]
+        assert [each.port for each in scene.sockets.listeners()] == ports
+        assert await scene.talks()
+
+
+async def test_one_that_is_stuck_is_killed_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_workers(tmp_path) as scene:
+        before = scene.pids()
+        monkeypatch.setattr(slots, "FOLLOW_S", 1.0)
+        os.kill(before[1], signal.SIGSTOP)
+
+        await scene.crew.apply(attrs.evolve(scene.crew.settings, drain_timeout_s=7.0))
+        monkeypatch.setattr(slots, "FOLLOW_S", 15.0)
+        await scene.until(lambda: len(scene.pids()) == 2 and before[1] not in scene.pids())
+
+        assert await scene.talks()
+
+
+async def test_what_they_have_for_good_is_changed_by_replacing_them(tmp_path: Path) -> None:
+    async with two_workers(tmp_path) as scene:
+        before = scene.pids()
+        settings = attrs.evolve(scene.crew.settings, resolver=ResolverSettings(max_ttl_s=7.0))
+        assert not any(scene.crew.needs_start(scene.crew.settings, settings).values())
+
+        await scene.crew.apply(settings)
+        await scene.until(lambda: len(scene.pids()) == 2 and not set(before) & set(scene.pids()))
+
+        assert await scene.talks()
+
+
+async def test_a_replacement_that_cannot_load_changes_nothing(tmp_path: Path) -> None:
+    async with two_workers(tmp_path) as scene:
+        before = scene.pids()
+        (scene.routes / "broken.yaml").write_text("stream_routes: 7\n")
+        await scene.until(lambda: scene.crew.office.reloader.status.state == "rejected")
+
+        scene.crew.replace_soon()
+        await trio.testing.wait_all_tasks_blocked()
+        await scene.until(lambda: not scene.crew._replacing.locked())
+
+        assert scene.pids() == before
+        assert await scene.talks()
+
+
+async def test_one_that_dies_again_and_again_ends_the_gateway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(many, "YOUNG_S", 1000.0)
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(CrashLoop, match="worker 1 died 6 times in a row"), flatten_subgroups=True
+    ):
+        async with two_workers(tmp_path) as scene:
+            while True:
+                for process in scene.crew.processes:
+                    if process.number == 1:
+                        process.kill()
+                await trio.sleep(0.01)
+
+
+async def test_what_cannot_be_loaded_at_the_start_is_raised(tmp_path: Path) -> None:
+    routes = tmp_path / "routes.d"
+    routes.mkdir()
+    (routes / "broken.yaml").write_text("stream_routes: 7\n")
+    crew = ManyWorkers(Settings(workers=2), routes, Sockets(slots=2))
+
+    with pytest.RaisesGroup(ConfigError, flatten_subgroups=True, allow_unwrapped=False):
+        await crew.run()
