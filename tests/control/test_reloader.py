@@ -399,6 +399,21 @@ async def test_a_writer_can_wait_until_its_object_is_what_runs() -> None:
                     await stage.look()
 
 
+async def test_who_waits_may_have_come_before_the_first_load() -> None:
+    async with running(FakeLoader(compilation("r1", mysql="d1"))) as stage:
+        with trio.fail_after(5):
+            current, stage.reloader._current = stage.reloader._current, None
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stage.reloader.wait_applied, MYSQL, "d2")
+                nursery.start_soon(stage.reloader.wait_revision, "r2")
+                await trio.testing.wait_all_tasks_blocked()
+                assert len(nursery.child_tasks) == 2
+                stage.reloader._current = current
+                stage.loader.content = compilation("r2", mysql="d2")
+                await stage.look()
+            await stage.reloader.wait_revision("r2")
+
+
 async def test_a_writer_can_wait_until_its_object_is_gone() -> None:
     async with running(FakeLoader(compilation("r1", mysql="d1"))) as stage:
         with trio.fail_after(5):

@@ -449,3 +449,17 @@ def test_any_history_keeps_its_promises(seed: int) -> None:
         while built.health.due_at < math.inf:
             built.later(built.health.due_at - built.now)
         assert all(each.is_up for each in built.health.nodes.values()), f"seed {seed}"
+
+
+def test_a_node_is_spotless_until_it_fails_and_again_when_that_is_forgotten() -> None:
+    """While it is, a session that is connected to it changes nothing, and need not be told of."""
+    told = scene(passive=Thresholds(successes=1, tcp_failures=3, timeouts=3), ejection=Ejection(failures=9))
+    node = told.health.nodes[A]
+    assert node.is_spotless
+
+    told.session(REFUSED)
+    assert node.is_up
+    assert not node.is_spotless
+
+    told.session(OK)
+    assert node.is_spotless

@@ -79,3 +79,49 @@ async def test_a_slow_one_loses_events_and_is_told_how_many_and_nobody_else_does
 
     events.publish("health", {"number": -1})
     assert (await slow.receive()).data == {"number": -1}
+
+
+async def test_a_listener_may_come_to_want_something_else_and_keeps_what_is_queued() -> None:
+    events = hub()
+    feed = events.subscribe(["health"], {})
+    events.publish("health", {"number": 1}, at=4.0)
+
+    feed.want(["reload"])
+    events.publish("health", {"number": 2})
+    events.publish("reload", {"number": 3})
+
+    assert events.wanted == {"reload"}
+    assert feed.queued == 2
+    assert await feed.receive() == Event("health", 4.0, {"number": 1})
+    assert (await feed.receive()).data == {"number": 3}
+    assert feed.queued == 0
+
+
+async def test_what_was_lost_on_the_way_here_is_told_to_everybody() -> None:
+    events = hub()
+    feeds = [events.subscribe(["health"], {}), events.subscribe(["reload"], {})]
+
+    events.lose(7)
+
+    assert [await feed.receive() for feed in feeds] == [Event("lost", 5.0, {"count": 7})] * 2
+    assert events.lost == 14
+
+
+async def test_it_says_when_something_else_is_wanted() -> None:
+    events = hub()
+    events.subscribe(["health"], {})
+    seen: list[frozenset[str]] = []
+
+    async def wait() -> None:
+        seen.append(await events.wait_wanted(frozenset()))
+        seen.append(await events.wait_wanted(seen[-1]))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        events.subscribe(["health"], {})  # the same, once more
+        await wait_all_tasks_blocked()
+        assert seen == [{"health"}]
+        events.subscribe(["reload"], {})
+
+    assert seen[-1] == {"health", "reload"}
