@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def status(config: Path, routes: Path, output: str, url: str | None) -> None:
         return
     for line in _headlines(answer):
         click.echo(line)
+    _show_workers(answer.get("workers", ()))
     titles = ["LISTENER", "STATE", "SESSIONS", "ACCEPTED"]
     rows = [
         [str(listener[title.lower()]) for title in ["NAME", *titles[1:]]] for listener in answer["listeners"]
@@ -45,6 +46,28 @@ def status(config: Path, routes: Path, output: str, url: str | None) -> None:
             row.append(", ".join(f"{count} {reason}" for reason, count in dropped.items()))
     click.echo()
     print_table(titles, rows)
+
+
+def _show_workers(workers: Sequence[Mapping[str, Any]]) -> None:
+    """Only where there are several: of one everything is said already."""
+    if len(workers) < 2:
+        return
+    titles = ["WORKER", "PID", "STATE", "SESSIONS", "REVISION", "UP"]
+    click.echo()
+    print_table(
+        titles,
+        [
+            [
+                str(each["worker"]),
+                str(each["pid"]),
+                each["state"] if each["config"] != "rejected" else f"{each['state']}, rejects the routes",
+                str(each["sessions"]),
+                each["revision"][:8],
+                shown_duration(each["uptime_s"]),
+            ]
+            for each in workers
+        ],
+    )
 
 
 def _headlines(answer: Mapping[str, Any]) -> Iterator[str]:

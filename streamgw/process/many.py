@@ -145,6 +145,8 @@ class ManyWorkers:
         async with self._changing:
             before = self.settings
             await self._make_way(settings)
+            if self.draining:
+                return  # in the meantime
             try:
                 finish = self.sockets.replace(settings.listeners)
             except BindError:

@@ -103,3 +103,24 @@ def test_for_programs(desk: Desk, output: str, parse: object) -> None:
         "config": None,
         "settings": None,
     }
+
+
+def test_several_workers_are_listed(desk: Desk) -> None:
+    answer = copy.deepcopy(dict(STATUS))
+    row = {
+        "worker": 0,
+        "pid": 81,
+        "state": "serving",
+        "revision": "3f2a9b0c1d",
+        "sessions": 2,
+        "uptime_s": 60,
+    }
+    other = {**row, "worker": 1, "pid": 82, "revision": "00", "config": "rejected"}
+    answer["workers"] = [{**row, "config": "applied"}, other]
+    with serving(lambda: answer) as url:
+        lines = desk.run("status", "--url", url).stdout.splitlines()
+
+    shown = [" ".join(line.split()) for line in lines]
+    assert "WORKER PID STATE SESSIONS REVISION UP" in shown
+    assert "0 81 serving 2 3f2a9b0c 1 min" in shown
+    assert "1 82 serving, rejects the routes 2 00 1 min" in shown
