@@ -1,7 +1,7 @@
 """`python -m bench.soak`: half an hour of idle and busy connections. Memory and descriptors have to stay where they are.
 
-Ten thousand connections say nothing, two thousand exchange messages at a steady pace, and others come and go all the
-time. What is looked at is the gateway from outside: its memory, its descriptors; at the end all clients leave, and
+Ten thousand connections say nothing, two thousand exchange messages at a steady pace, and every ten seconds others come
+and go for one. What is looked at is the gateway from outside: its memory, its descriptors; at the end all clients leave, and
 the descriptors have to be what they were before the first one came.
 """
 
@@ -17,7 +17,7 @@ import click
 
 from bench.build import build
 from bench.cpu import family
-from bench.load import Scenario, begin, read_line
+from bench.load import Scenario, begin, measure, read_line
 from bench.memory import hold_connections, pss_kib
 from bench.network import enter_private_network, raise_descriptor_limit
 from bench.peers import Peer, running_peers
@@ -26,6 +26,7 @@ from bench.report import describe, write_json
 _SETTLE_S = 20.0
 _EVERY_S = 10.0
 _GONE_WITHIN_S = 30.0
+_PASSING = Scenario("passing", "connect", 8, "conn")
 
 
 @attrs.frozen
@@ -57,12 +58,8 @@ def main(minutes: float, idle: int, busy: int, rate: float, workers: int, output
             "busy": busy,
             "rate": rate,
         }
-        before = _look(gateway, 0.0)
-        with (
-            hold_connections(gateway.port, idle),
-            _busy(gateway, busy, rate, seconds),
-            _churn(gateway, seconds),
-        ):
+        before = _at_rest(gateway)
+        with hold_connections(gateway.port, idle), _busy(gateway, busy, rate, seconds):
             looks = list(_looks(gateway, seconds))
         left = _descriptors_in_the_end(gateway, before.descriptors)
     first, last = looks[0], looks[-1]
@@ -79,6 +76,17 @@ def main(minutes: float, idle: int, busy: int, rate: float, workers: int, output
         raise click.ClickException(f"{left - before.descriptors} descriptors have leaked")
 
 
+def _at_rest(gateway: Peer) -> Look:
+    """Before anybody comes, but after some have been: everything that is opened once is open."""
+    with hold_connections(gateway.port, 32):
+        pass
+    look, before = _look(gateway, 0.0), None
+    while before is None or look.descriptors != before.descriptors:
+        time.sleep(1.0)
+        look, before = _look(gateway, 0.0), look
+    return look
+
+
 def _looks(gateway: Peer, seconds: float) -> Iterator[Look]:
     began = time.perf_counter()
     time.sleep(min(_SETTLE_S, seconds / 2))
@@ -88,6 +96,7 @@ def _looks(gateway: Peer, seconds: float) -> Iterator[Look]:
             f"{now_s:6.0f} s  {look.pss_kib / 1024:8.1f} MiB  {look.descriptors} descriptors", err=True
         )
         yield look
+        measure(_PASSING, gateway, warmup_s=0.0, seconds=1.0)
         time.sleep(_EVERY_S)
 
 
@@ -101,18 +110,6 @@ def _busy(gateway: Peer, connections: int, rate: float, seconds: float) -> Itera
     scenario = Scenario("soak", "ping", connections, "req", rate=rate)
     with begin(scenario, gateway, warmup_s=1.0, seconds=seconds + _SETTLE_S) as process:
         read_line(process, "start", gateway)
-        try:
-            yield
-        finally:
-            process.terminate()
-
-
-@contextlib.contextmanager
-def _churn(gateway: Peer, seconds: float) -> Iterator[None]:
-    """One connection after another comes, says something, and goes."""
-    with begin(
-        Scenario("churn", "connect", 1, "conn"), gateway, warmup_s=1.0, seconds=seconds + _SETTLE_S
-    ) as process:
         try:
             yield
         finally:
