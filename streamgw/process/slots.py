@@ -8,6 +8,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -226,12 +227,11 @@ def _in_memory(data: bytes) -> int:
 
 
 def _environment() -> dict[str, str]:
-    """For the child to find the same streamgw as this process has, wherever that came from."""
-    known = os.environ.get("PYTHONPATH")
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join((_PACKAGE_PARENT, known) if known else (_PACKAGE_PARENT,)),
-    }
+    """For the child to find the same streamgw as this process has, also where that is a checkout and not installed."""
+    if _PACKAGE_PARENT in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        return {**os.environ}  # in front of the standard library nothing of theirs has a place
+    known = os.environ.get("PYTHONPATH", "")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (_PACKAGE_PARENT, known)))}
 
 
 async def _end(child: trio.Process) -> None:
