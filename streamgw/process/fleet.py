@@ -26,7 +26,7 @@ from streamgw.core.wire.tls import ClientHello
 from streamgw.process import figures, status
 from streamgw.process.books import Books
 from streamgw.process.central import Central
-from streamgw.process.members import Here, Member, Silent
+from streamgw.process.members import Gone, Here, Member, Silent
 from streamgw.process.rows import health_row, service_row
 from streamgw.process.worker import Worker
 
@@ -154,8 +154,10 @@ class WorkerFleet:
         async def wait_for(member: Member) -> None:
             try:
                 has_it = await member.wait_applied(key, digest, deadline)
+            except Gone:
+                has_it = True  # whoever comes in its place catches up before its first client
             except Silent:
-                has_it = member not in self._members()  # whoever comes after it begins with what is on disk
+                has_it = False
             if not has_it:
                 late.append(member.number)
 

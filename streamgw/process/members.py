@@ -20,7 +20,7 @@ from streamgw.core.errors import StreamgwError
 from streamgw.core.model import UNIX_HOST, Address, Key, Network
 from streamgw.dataplane.reception import UDPSession
 from streamgw.dataplane.session import Session
-from streamgw.process.channel import Channel
+from streamgw.process.channel import Channel, ChannelClosed
 from streamgw.process.figures import Share, batches, take_share
 from streamgw.process.rows import session_row
 from streamgw.process.status import WorkerStatus, worker_status
@@ -33,7 +33,11 @@ _WIRE = cattrs.Converter()
 
 
 class Silent(StreamgwError):
-    """A worker is gone, or does not answer."""
+    """A worker does not answer."""
+
+
+class Gone(Silent):
+    """Its process is dead, or about to be."""
 
 
 class Member(Protocol):
@@ -181,6 +185,8 @@ class There:
         with trio.move_on_after(patience_s):
             try:
                 answer = await self._channel.ask(what, arguments or {})
+            except ChannelClosed as error:
+                raise Gone(f"worker {self.number} (pid {self.pid}): {error}") from error
             except StreamgwError as error:
                 raise Silent(f"worker {self.number} (pid {self.pid}): {error}") from error
             self._is_silent = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -60,6 +61,31 @@ def test_a_hundred_writes_are_each_live_in_every_worker_when_they_are_answered(
 
             assert answer.status_code == (200 if number else 201), answer.text
             assert {whom(port) for _ in range(workers)} == {name}, f"after write {number}"
+
+
+def test_writes_are_live_at_once_also_while_workers_die(
+    gateway: Gateway, ports: Ports, origins: dict[str, int]
+) -> None:
+    """Whoever takes a dead one's place may have loaded before the write, and must not begin with that."""
+    port, admin_port = ports.take(), ports.take()
+    gateway.write_settings([f"127.0.0.1:{port}"], deployment=admin_settings(admin_port), **with_workers(2))
+    with gateway.running() as child, api_client(admin_port) as api:
+        number = 0
+
+        def write_until(enough: Callable[[], bool]) -> None:
+            nonlocal number
+            while not enough():
+                name, number = NAMES[number % len(NAMES)], number + 1
+                answer = api.put("/stream_routes/main", json=to(origins[name]))
+                assert answer.status_code in {200, 201}, answer.text
+                assert {whom(port) for _ in range(4)} == {name}, f"after write {number}"
+
+        for slot in (0, 1, 0):
+            old = pids(gateway.status())[slot]
+            kill(old)
+            write_until(lambda slot=slot, old=old: pids(gateway.status()).get(slot, old) != old)
+            write_until(lambda enough=number + 10: number >= enough)
+        assert child.exit_code is None
 
 
 def test_a_session_is_found_and_ended_in_whichever_worker_it_is(

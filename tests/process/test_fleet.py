@@ -330,3 +330,14 @@ async def test_nobody_waits_for_a_worker_that_dies(tmp_path: Path) -> None:
                 await stage.fire(stuck)
 
         assert late == [()]
+
+
+async def test_a_worker_that_is_dead_and_not_buried_lags_behind_nobody(tmp_path: Path) -> None:
+    """For a moment after a kill -9 it still counts as a member: writes were answered with 202."""
+    async with stage_on(tmp_path, 2) as stage:
+        digest = stage.central.reloader.current.sources["stream_routes", "echo"]
+        stage.colleagues[0].theirs.close()
+
+        late = await stage.fleet.wait_applied(("stream_routes", "echo"), digest, trio.current_time() + 60)
+
+        assert late == ()
