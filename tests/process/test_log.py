@@ -148,3 +148,74 @@ def test_the_level_is_obeyed(capfd: pytest.CaptureFixture[str]) -> None:
     assert "quiet" not in err
     assert "loud" in err
     assert "key=value" in err
+
+
+async def test_the_log_can_be_moved_while_lines_come(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.log", tmp_path / "new.log"
+    log = AccessLog(str(old))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(log.run)
+        log.move(str(old))
+        log.move(str(new))
+        log.write("after")
+        with trio.fail_after(5):
+            while not new.exists() or not new.read_text():
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+
+    assert (old.read_text(), new.read_text()) == ("", "after\n")
+
+
+async def test_lines_of_several_processes_do_not_get_mixed_in_a_pipe(tmp_path: Path) -> None:
+    """Both write far more than a pipe takes in one piece, and the reader is slow."""
+    path, lines = tmp_path / "pipe", 2_000
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    text = bytearray()
+    logs = [AccessLog(str(path), is_shared=True) for _ in range(2)]
+    async with trio.open_nursery() as nursery:
+        for name, log in zip("ab", logs, strict=True):
+            await nursery.start(log.run)
+            for _ in range(lines):
+                log.write(name * 150)
+        with trio.fail_after(30):
+            while text.count(b"\n") < 2 * lines:
+                await trio.lowlevel.wait_readable(reader)
+                text += os.read(reader, 700)
+        nursery.cancel_scope.cancel()
+    os.close(reader)
+
+    assert {*text.decode().splitlines()} == {"a" * 150, "b" * 150}
+
+
+async def test_a_line_too_long_to_be_kept_apart_is_written_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log = AccessLog(str(path), is_shared=True)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(log.run)
+        log.write("x" * 10_000)
+        log.write("y")
+        text = b""
+        with trio.fail_after(5):
+            while text.count(b"\n") < 2:
+                await trio.lowlevel.wait_readable(reader)
+                text += os.read(reader, 20_000)
+        nursery.cancel_scope.cancel()
+    os.close(reader)
+
+    assert text == b"x" * 10_000 + b"\ny\n"
+
+
+def test_a_worker_names_itself_and_leaves_to_the_supervisor_what_all_would_say(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging(LogSettings(format="json"), worker=3)
+    log = structlog.get_logger()
+
+    log.info("routes_applied", revision="x")
+    log.error("bug", phase="relay")
+
+    (line,) = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (line["event"], line["worker"]) == ("bug", 3)
