@@ -15,6 +15,7 @@ import structlog
 import trio
 
 from streamgw.core.batch import Batches, Collector
+from streamgw.process.names import Names
 from streamgw.process.senders import TROUBLES, Senders
 
 LINGER_S = 60.0
@@ -73,6 +74,7 @@ class Shipper:
         Cancellation:
           What is queued is still sent, within PATIENCE_S, each batch once. The rest is dropped and counted.
         """
+        trio.socket.set_custom_hostname_resolver(Names())
         async with trio.open_nursery() as self._nursery:
             for queue in self._queues.values():
                 self._nursery.start_soon(self._serve, queue)
