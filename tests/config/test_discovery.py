@@ -68,7 +68,7 @@ def test_a_service_is_text(value: object) -> None:
     [
         ("consul", "discovery by consul is not available; expected dns"),
         ("kubernetes", "discovery by kubernetes is not available; expected dns"),
-        ("consol", "expected dns, got 'consol'"),
+        ("zookeeper", "expected dns, got 'zookeeper'"),
         ("DNS", "expected dns, got 'DNS'"),
         (1, "expected dns, got 1"),
     ],

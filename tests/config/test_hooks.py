@@ -148,6 +148,10 @@ def warnings(scene: Scene) -> list[str]:
     return [f"{warning.pointer.partition('.plugins.')[2]}: {warning.message}" for warning in found]
 
 
+def test_a_route_without_plugins_has_no_hooks() -> None:
+    assert Scene(f"stream_routes:\n- {{id: r, {UPSTREAM}}}").route().hooks == ()
+
+
 def test_plugins_run_by_priority() -> None:
     assert names(route_with("late: {}, early: {}, middle: {}").route()) == ["early", "middle", "late"]
 

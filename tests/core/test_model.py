@@ -72,6 +72,14 @@ def test_the_addresses_of_a_name_are_nodes_with_addresses_of_their_own() -> None
     assert found == Node("192.0.2.1", 5432, weight=3)
 
 
+def test_an_upstream_knows_the_names_that_its_nodes_come_from() -> None:
+    listed = Upstream("u", (Node("10.0.0.1", 1), Node("db.example", 1)))
+    discovered = Upstream("u", (), service_name="_db._tcp.example")
+
+    assert [listed.is_from(name) for name in ("db.example", "10.0.0.1", "other")] == [True, True, False]
+    assert [discovered.is_from(name) for name in ("_db._tcp.example", "db.example")] == [True, False]
+
+
 def test_values_are_frozen() -> None:
     facts = Facts("tcp", "tcp *:9100", Address("10.1.2.3", 40000), Address("127.0.0.1", 9100))
 
