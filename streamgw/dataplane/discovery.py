@@ -11,7 +11,7 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeAlias
 
 import attrs
 import structlog
@@ -33,6 +33,9 @@ MAX_QUERIES: Final = 16
 """For targets of one service, under way at a time; each may be one for each family."""
 RETRY_TARGETS_S: Final = 5.0
 """A service is asked for again this soon while an address of a target is missing."""
+
+_Place: TypeAlias = tuple[ServiceRecord, Sequence[str]]
+"""A record, and the addresses of its target."""
 
 
 class Discovery(Refresher[Discovered]):
@@ -154,11 +157,12 @@ class ServiceLookup:
         used = usable[: self._dns.max_records]
         answers, failures = await self._look_up({record.target for record in used})
         addresses = self._remember(service_name, answers, failures)
-        found = nodes_of([(record, addresses.get(record.target, ())) for record in used], port)
-        kept = found[: self._dns.max_records]
-        left_out = len(usable) - len(used) + len(found) - len(kept)
+        places = [(record, addresses.get(record.target, ())) for record in used]
+        kept = _first(places, self._dns.max_records)
+        left_out = len(usable) - len(used) + _count(places) - _count(kept)
         soonest_s = min([ttl_s, *(answer.ttl_s for answer in answers.values())])
-        return Answer(kept, min(soonest_s, RETRY_TARGETS_S) if failures else soonest_s, left_out)
+        ttl_s = min(soonest_s, RETRY_TARGETS_S) if failures else soonest_s
+        return Answer(nodes_of(kept, port), ttl_s, left_out)
 
     async def _look_up(self, targets: Iterable[str]) -> tuple[dict[str, Answer[str]], dict[str, str]]:
         """The addresses of each target, or why there are none. Takes as long as a lookup may."""
@@ -208,6 +212,19 @@ class ServiceLookup:
                 still_used=still_used,
             )
         return {target: addresses for target, (addresses, _) in kept.items()}
+
+
+def _first(places: Iterable[_Place], most: int) -> list[_Place]:
+    """So many addresses, before anything is computed of them: 1,024 records of 1,024 addresses each would take a minute."""
+    kept: list[_Place] = []
+    for record, addresses in places:
+        kept.append((record, addresses[:most]))
+        most -= len(kept[-1][1])
+    return kept
+
+
+def _count(places: Iterable[_Place]) -> int:
+    return sum(len(addresses) for _, addresses in places)
 
 
 class Naming:
