@@ -8,13 +8,14 @@ the client's stream untouched. After a byte has moved nothing is ever retried.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 
 import attrs
 import trio
 
 from streamgw.core.errors import ConnectFailed, NoNode
+from streamgw.core.load import Lease
 from streamgw.core.model import Address, Attempt, Facts, Upstream, UpstreamTLS
 from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.pump import End, Ending, Limits, Meter, Pump
@@ -28,23 +29,37 @@ less: many clients wait together."""
 MAX_ATTEMPTS_KEPT = 32
 
 
-@attrs.define
+@attrs.define(weakref_slot=False)
 class Trail:
-    """What the dialer did for one session; it survives a failure, so that the log can tell every attempt."""
+    """What the dialer does for one session; it survives a failure, so that the log can tell every attempt."""
 
-    attempts: list[Attempt] = attrs.Factory(list)
+    attempts: tuple[Attempt, ...] = ()
     began_at: float = 0.0
     """trio.current_time() when a node began to be looked for."""
     node: Address | None = None
     """The node being dialled, or relayed to."""
     dialled_at: float = 0.0
     """trio.current_time() of the latest attempt."""
+    lease: Lease | None = None
+    """The place at the node, while the session has one."""
+    search: Search | None = None
+    """None once a node has answered."""
 
     def note(self, attempt: Attempt) -> None:
         """Keep the latest attempts that failed: a client that waits for a node may make many."""
-        if len(self.attempts) >= MAX_ATTEMPTS_KEPT:
-            del self.attempts[0]
-        self.attempts.append(attempt)
+        self.attempts = (*self.attempts[1 - MAX_ATTEMPTS_KEPT :], attempt)
+
+    def leave_node(self) -> None:
+        """Give up the place at the node, if there is one."""
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            lease.close()
+
+    @property
+    def ongoing(self) -> Search:
+        """The search, while no node has answered."""
+        assert self.search is not None, "a node has answered"
+        return self.search
 
 
 @attrs.frozen
@@ -57,6 +72,32 @@ class Introduction:
     """A PROXY header, or nothing. Goes before a TLS handshake (APISIX)."""
 
 
+@attrs.define(eq=False)
+class Search:
+    """What is known only while a node is looked for. Forgotten when one has answered: a session may then idle for days."""
+
+    upstream: Upstream
+    introduction: Introduction
+    candidates: Iterator[Address] | None
+    """Those that this round may still try; None: the next round is to begin."""
+    pause_s: float = FIRST_PAUSE_S
+    """Before the next round."""
+    began_at: float = 0.0
+    """trio.current_time() of this round's first attempt."""
+    failure: ConnectFailed | None = None
+    """How this round's latest attempt ended."""
+
+    def is_too_late(self, now: float) -> bool:
+        """Whether this round must not begin another attempt."""
+        return self.failure is not None and 0 < self.upstream.retry_timeout_s <= now - self.began_at
+
+    def take_failure(self) -> ConnectFailed:
+        """The failure, to be raised: nobody else may hold on to it then, since it holds on to whoever it passed through."""
+        failure, self.failure = self.failure, None
+        assert failure is not None, "an attempt failed"
+        return failure
+
+
 @attrs.frozen
 class Dialer:
     """Joins a client with a node of an upstream."""
@@ -65,7 +106,7 @@ class Dialer:
     pool: UpstreamPool
     now: Callable[[], float] = trio.current_time
 
-    async def join(
+    def join(
         self,
         client: End,
         upstream: Upstream,
@@ -74,8 +115,8 @@ class Dialer:
         trail: Trail,
         meter: Meter,
         limits: Limits,
-    ) -> Ending:
-        """Try nodes until one answers; returns when the relay has ended.
+    ) -> Awaitable[Ending]:
+        """Try nodes until one answers; the result is there when the relay has ended. To be awaited at once.
 
         At most 1 + `retries` attempts (APISIX: by default every node once), none begun later than `retry_timeout` after
         the first. The same node is never dialled twice, except that an upstream with one node and explicit `retries`
@@ -92,59 +133,81 @@ class Dialer:
           or left to the caller if an error is raised.
         """
         trail.began_at = self.now()
-        pause_s = FIRST_PAUSE_S
+        candidates = self.pool.candidates_at_once(upstream, introduction.facts)
+        if candidates is not None:
+            candidates = _allowed(candidates, upstream)
+        trail.search = Search(upstream, introduction, candidates)
+        meter.on_connected = partial(self._on_connected, trail)
+        return self._join(client, trail, meter, limits)
+
+    async def _join(self, client: End, trail: Trail, meter: Meter, limits: Limits) -> Ending:
+        """The one frame of the dialer that lives as long as the session: it holds nothing that only the search needs."""
         while True:
+            await self._choose(trail)
             try:
-                return await self._try_each(client, upstream, introduction, trail, meter, limits)
-            except ConnectFailed:
-                left_s = trail.began_at + upstream.pacing.wait_for_node_s - self.now()
-                if left_s <= 0:
-                    raise
-            await self.pool.pause(upstream, min(pause_s, left_s))
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-
-    async def _try_each(
-        self,
-        client: End,
-        upstream: Upstream,
-        introduction: Introduction,
-        trail: Trail,
-        meter: Meter,
-        limits: Limits,
-    ) -> Ending:
-        """One round: each candidate once, as far as `retries` and `retry_timeout` go."""
-        facts, began_at = introduction.facts, 0.0
-        failure: ConnectFailed | None = None
-        candidates = self.pool.candidates_at_once(upstream, facts)
-        if candidates is None:
-            candidates = await self.pool.candidates(upstream, facts, since=trail.began_at)
-        for node in _allowed(candidates, upstream):
-            dialled_at = self.now()
-            if failure is None:
-                began_at = dialled_at
-            elif 0 < upstream.retry_timeout_s <= dialled_at - began_at:
-                break
-            trail.node, trail.dialled_at = node, dialled_at
-            meter.on_connected = partial(self._on_connected, upstream, node, dialled_at)
-            lease = self.pool.lease(upstream, node)
-            try:
-                deadline = dialled_at + upstream.timeouts.connect_s
-                end = self.pump.dial(node, preface=introduction.preface, deadline=deadline)
-                if upstream.tls is not None:
-                    await self._secure(end, upstream.tls, facts.server_name or "", deadline)
-                return await self.pump.relay(client, end, meter, limits)
+                return await self.pump.relay(client, await self._dial(trail), meter, limits)
             except ConnectFailed as error:
-                failure = error
-                trail.note(Attempt(node, self.now() - dialled_at, str(error)))
-                self.pool.failed(upstream, node, error)
+                self._note_failure(trail, error)
             finally:
-                lease.close()
-        if failure is not None:
-            raise failure
-        raise NoNode(f"upstream {upstream.key} has no node to dial: {self.pool.why_empty(upstream)}")
+                trail.leave_node()
 
-    def _on_connected(self, upstream: Upstream, node: Address, began_at: float, connected_at: float) -> None:
-        self.pool.answered(upstream, node, connected_at - began_at)
+    async def _choose(self, trail: Trail) -> None:
+        """Settle which node is next: of this round, or of another one after a pause.
+
+        Raises:
+          ConnectFailed, NoNode: there is none; see `join`.
+        """
+        search = trail.ongoing
+        upstream = search.upstream
+        while True:
+            if search.candidates is None:
+                facts = search.introduction.facts
+                candidates = await self.pool.candidates(upstream, facts, since=trail.began_at)
+                search.candidates = _allowed(candidates, upstream)
+            node, now = next(search.candidates, None), self.now()
+            if node is not None and not search.is_too_late(now):
+                trail.node, trail.dialled_at = node, now
+                return
+            search.candidates = None
+            left_s = trail.began_at + upstream.pacing.wait_for_node_s - now
+            if search.failure is None:
+                raise NoNode(f"upstream {upstream.key} has no node to dial: {self.pool.why_empty(upstream)}")
+            if left_s <= 0:
+                raise search.take_failure()
+            search.failure = None
+            await self.pool.pause(upstream, min(search.pause_s, left_s))
+            search.pause_s = min(2 * search.pause_s, LONGEST_PAUSE_S)
+
+    async def _dial(self, trail: Trail) -> End:
+        """Take a place at the chosen node and begin to connect; shake hands too, if the upstream speaks TLS.
+
+        Raises:
+          ConnectFailed: the place is still taken.
+        """
+        search, node, dialled_at = trail.ongoing, trail.node, trail.dialled_at
+        assert node is not None, "it was chosen"
+        upstream, introduction = search.upstream, search.introduction
+        if search.failure is None:
+            search.began_at = dialled_at
+        trail.lease = self.pool.lease(upstream, node)
+        deadline = dialled_at + upstream.timeouts.connect_s
+        end = self.pump.dial(node, preface=introduction.preface, deadline=deadline)
+        if upstream.tls is not None:
+            await self._secure(end, upstream.tls, introduction.facts.server_name or "", deadline)
+        return end
+
+    def _note_failure(self, trail: Trail, error: ConnectFailed) -> None:
+        search, node = trail.ongoing, trail.node
+        assert node is not None, "it was dialled"
+        search.failure = error
+        trail.note(Attempt(node, self.now() - trail.dialled_at, str(error)))
+        self.pool.failed(search.upstream, node, error)
+
+    def _on_connected(self, trail: Trail, connected_at: float) -> None:
+        search, node = trail.ongoing, trail.node
+        assert node is not None, "it has answered"
+        trail.search = None
+        self.pool.answered(search.upstream, node, connected_at - trail.dialled_at)
 
     async def _secure(self, end: End, tls: UpstreamTLS, client_name: str, deadline: float) -> None:
         """Connect and shake hands with a node; both share the connect timeout. Closes the end unless it succeeds."""

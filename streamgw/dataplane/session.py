@@ -12,11 +12,12 @@ docs/life-of-a-connection.md describes this file; change both together.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Literal
 
 import attrs
@@ -76,6 +77,15 @@ _CUT = frozenset({Reason.BUG, Reason.EXHAUSTED, Reason.DRAIN})
 
 
 @attrs.frozen
+class _Refusal(Ending):
+    """How a session ended that came to no relay."""
+
+    fault: Fault = Fault.NONE
+    status: int = 0
+    reset: bool = False
+
+
+@attrs.frozen
 class Policy:
     """The limits that every session obeys. Replaced as a whole when conf/config.yaml changes; live sessions keep theirs."""
 
@@ -94,7 +104,7 @@ class Policy:
     """`Listener.max_sessions` goes first."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, weakref_slot=False)
 class Session:
     """The one live record of a connection. Only its own task writes it; `status` reads it."""
 
@@ -191,26 +201,18 @@ class Sessions:
         Cancellation:
           Both sockets are reset, the outcome says `drain`, Cancelled goes on.
         """
+        # An idle session is this frame (kept twice: Trio asks for the frame object), `Dialer._join` and Trio's own two.
+        # A name or a deep expression more is memory per connection.
         ending = _DRAINED
-        fault: Fault | None = None
-        status, reset = 0, False
         try:
-            ending = await self._live(session)
-        except SessionError as raised:
-            error = _why_made_room(session.policy) if session.made_room else raised
-            ending, fault = Ending(error.reason, detail=str(error)), error.fault
-            if isinstance(error, Rejected):
-                status, reset = error.status, error.reset
-            elif isinstance(error, Answered):
-                self.pump.say_last(session.end, error.words)
+            ending = await self._join(session, await self._find_upstream(session))
+        except SessionError as error:
+            ending = self._refuse(session, error)
         except Exception as error:  # noqa: BLE001  the boundary: a bug costs one session, not its neighbours
-            ending = Ending(Reason.BUG, detail=f"{type(error).__name__}: {error}")
+            ending = _bug(error)
             self.on_bug(session, error)
         finally:
-            # A refused client (no route, no node) sees a plain close, as behind APISIX. A cut one must not look complete.
-            cut = ending.reason in _CUT
-            self.pump.close(session.end, reset=cut or reset)
-            self._leave(session, _outcome(session, ending, fault, status))
+            self._leave(session, ending)
 
     def kill(self, session_id: str) -> bool:
         """End one live session by RST on both sides, with reason `killed`. False when there is none of that id."""
@@ -226,7 +228,8 @@ class Sessions:
             if is_there and session.upstream is not None and session.upstream.key == upstream:
                 self.pump.abort(session.end, Reason.NODE_DOWN)
 
-    async def _live(self, session: Session) -> Ending:
+    async def _find_upstream(self, session: Session) -> Upstream:
+        """Everything before the connect; nothing of it is kept while the session is relayed."""
         listener = session.listener
         if listener.proxy_protocol != "off":
             session.phase = "preread"
@@ -259,16 +262,17 @@ class Sessions:
         upstream = session.upstream = _upstream_of(session, route)
         session.phase = "connect"
         self.on_opened(session)
-        up, down = session.hooks.gates() if session.hooks is not None else (None, None)
-        return await self.dialer.join(
+        return upstream
+
+    def _join(self, session: Session, upstream: Upstream) -> Awaitable[Ending]:
+        """Connect and relay. Not a coroutine itself: an idle session would keep its frame."""
+        return self.dialer.join(
             session.end,
             upstream,
             introduction=Introduction(session.facts, _proxy_header(session, upstream)),
             trail=session.trail,
             meter=session.meter,
-            limits=Limits(
-                upstream.timeouts.idle_s, session.started_at + session.policy.max_duration_s, up, down
-            ),
+            limits=_limits_of(session, upstream),
         )
 
     async def _ask_plugins(self, session: Session, route: Route, *, before_handshake: bool) -> None:
@@ -396,7 +400,21 @@ class Sessions:
         deadline = session.started_at + policy.preread_timeout_s
         return Bounds(deadline, policy.preread_limit_bytes, policy.preread_timeout_s)
 
-    def _leave(self, session: Session, outcome: Outcome) -> None:
+    def _refuse(self, session: Session, raised: SessionError) -> Ending:
+        """Say the last words that an error may have for the client."""
+        error = _why_made_room(session.policy) if session.made_room else raised
+        if isinstance(error, Rejected):
+            return _Refusal(error.reason, None, str(error), error.fault, error.status, error.reset)
+        if isinstance(error, Answered):
+            self.pump.say_last(session.end, error.words)
+        return _Refusal(error.reason, None, str(error), error.fault)
+
+    def _leave(self, session: Session, ending: Ending) -> None:
+        """Close what is open, forget the session, tell its outcome."""
+        # A refused client (no route, no node) sees a plain close, as behind APISIX. A cut one must not look complete.
+        reset = ending.reason in _CUT or (isinstance(ending, _Refusal) and ending.reset)
+        self.pump.close(session.end, reset=reset)
+        outcome = _outcome(session, ending)
         del self.live[session.id]
         self.live_by_listener[session.listener.name] -= 1
         meter, totals = session.meter, self.totals
@@ -410,8 +428,29 @@ class Sessions:
         self.on_outcome(outcome)
 
 
-def _outcome(session: Session, ending: Ending, fault: Fault | None, status: int) -> Outcome:
-    if fault is None:
+def _bug(error: Exception) -> Ending:
+    return Ending(Reason.BUG, detail=f"{type(error).__name__}: {error}")
+
+
+def _limits_of(session: Session, upstream: Upstream) -> Limits:
+    idle_s, hooks = upstream.timeouts.idle_s, session.hooks
+    up, down = hooks.gates() if hooks is not None else (None, None)
+    if up is None and down is None and session.policy.max_duration_s == math.inf:
+        return _idle_limit(idle_s)
+    return Limits(idle_s, session.started_at + session.policy.max_duration_s, up, down)
+
+
+@functools.lru_cache(maxsize=64)
+def _idle_limit(idle_s: float) -> Limits:
+    """Nearly every session has no other: one object for all."""
+    return Limits(idle_s)
+
+
+def _outcome(session: Session, ending: Ending) -> Outcome:
+    status = 0
+    if isinstance(ending, _Refusal):
+        fault, status = ending.fault, ending.status
+    else:
         fault = _FAULTS.get(ending.reason) or Fault(ending.side or Fault.NONE)
     meter, trail, route = session.meter, session.trail, session.route
     return Outcome(

@@ -20,7 +20,7 @@ import trio.testing
 
 from streamgw.core.errors import ConnectFailed, Drained, Exhausted, Killed, PeerReset, Reason, SessionError
 from streamgw.core.model import UNIX_HOST, Address
-from streamgw.dataplane.pump import End, Ending, Limits, Meter
+from streamgw.dataplane.pump import End, Ending, Limits, Meter, Pump
 from streamgw.dataplane.pump.bulk import PIPE_BYTES
 from streamgw.dataplane.pump.move import WINDOW_BYTES
 from streamgw.dataplane.pump.tls import RECORD_BYTES
@@ -70,6 +70,11 @@ def way(request: pytest.FixtureRequest) -> Way:
 def noise(count: int, seed: int = 1) -> bytes:
     """Bytes that do not repeat: a lost, doubled or swapped piece shows."""
     return random.Random(seed).randbytes(count)
+
+
+async def relayed(pump: Pump, client: End, upstream: End) -> Ending:
+    """`relay` is awaited by the task that called it: for a test that starts one."""
+    return await pump.relay(client, upstream, Meter(), Limits())
 
 
 # Order, completeness, half-close
@@ -584,7 +589,7 @@ async def test_an_upstream_that_connected_before_the_relay_began_is_noticed() ->
             upstream = pump.dial(Address(*origin.getsockname()), preface=b"hi", deadline=math.inf)
             await until(lambda: upstream.writable)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(pump.relay, end, upstream, Meter(), Limits())
+                nursery.start_soon(relayed, pump, end, upstream)
                 accepted, _ = await origin.accept()
                 with accepted:
                     assert await receive_exactly(accepted, 2) == b"hi"
@@ -784,7 +789,7 @@ async def test_consume_takes_exactly_what_it_is_told(consumed: int) -> None:
             origin.listen()
             node = pump.dial(Address(*origin.getsockname()), preface=b"", deadline=math.inf)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(pump.relay, end, node, Meter(), Limits())
+                nursery.start_soon(relayed, pump, end, node)
                 upstream, _ = await origin.accept()
                 with upstream:
                     assert await receive_to_eof(upstream) == (header + rest)[consumed:]
@@ -916,7 +921,7 @@ async def test_a_unix_socket_is_relayed_too(tmp_path: Path) -> None:
                 assert peer == server == Address(UNIX_HOST, 0)
 
                 node = pump.dial(Address(*origin.getsockname()), preface=b"", deadline=math.inf)
-                nursery.start_soon(pump.relay, end, node, Meter(), Limits())
+                nursery.start_soon(relayed, pump, end, node)
                 upstream, _ = await origin.accept()
                 with upstream:
                     nursery.start_soon(send_all, client, data)

@@ -72,6 +72,21 @@ async def test_every_node_is_tried_once_and_the_last_failure_is_told(
     assert trail.node == trail.attempts[-1].node
 
 
+async def test_once_a_node_has_answered_nothing_of_the_search_is_kept(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A session may idle for days; what only the connect needed would idle with it."""
+    pump, trail = FakePump({"10.0.0.2:1": Dialled()}), Trail()
+    searching = []
+    pump.before_relay = lambda: searching.append(trail.search is not None)
+
+    await join(pump, upstream("10.0.0.1:1", "10.0.0.2:1"), trail)
+
+    assert set(searching) == {True}
+    assert trail.search is None
+    assert trail.lease is None
+
+
 @pytest.mark.parametrize(("retries", "tries"), [(0, 1), (1, 2), (9, 3)])
 async def test_retries_bound_the_attempts(
     autojump_clock: trio.testing.MockClock, retries: int, tries: int
@@ -164,7 +179,7 @@ async def test_an_ending_after_the_connect_is_final(autojump_clock: trio.testing
 
     assert ending.reason is Reason.RESET
     assert len(pump.dialled) == 1
-    assert trail.attempts == []
+    assert not trail.attempts
 
 
 async def test_no_candidate_at_all_says_so() -> None:

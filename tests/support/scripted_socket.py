@@ -85,7 +85,7 @@ def joined(client: ScriptedSocket, upstream: ScriptedSocket) -> tuple[Socket, So
     """Two ends that are being relayed, both in full flow."""
     sockets: Iterable[Any] = (client, upstream)
     ends = tuple(Socket(sock, is_client=sock is client) for sock in sockets)
-    relay = Relay(*ends, Meter(), Limits())
+    relay = Relay(ends[0], ends[1], Meter(), Limits(), Finished())
     relay.connecting = False
     for end, peer in (ends, ends[::-1]):
         end.peer, end.relay = peer, relay

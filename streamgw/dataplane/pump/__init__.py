@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import attrs
@@ -45,7 +45,7 @@ class Accepting(Protocol):
         """Stop accepting for good. The socket itself belongs to whoever made it and stays open."""
 
 
-@attrs.define
+@attrs.define(weakref_slot=False)
 class Meter:
     """What one session has moved so far. Written by the pump, read by anyone."""
 
@@ -55,7 +55,7 @@ class Meter:
     connected_at: float | None = None
     """trio.current_time() when the upstream's connect completed."""
     on_connected: Callable[[float], None] | None = None
-    """Told that time at once: a session may go on for days. Must not block or raise."""
+    """Told that time at once, and then forgotten: a session may go on for days. Must not block or raise."""
 
 
 @attrs.frozen
@@ -185,8 +185,10 @@ class Pump(Protocol):
           The end is still the caller's to close; no thread touches it any more when Cancelled is raised.
         """
 
-    async def relay(self, client: End, upstream: End, meter: Meter, limits: Limits) -> Ending:
+    def relay(self, client: End, upstream: End, meter: Meter, limits: Limits) -> Awaitable[Ending]:
         """Park until both directions have ended. Finishes the upstream's connect first: one park for both.
+
+        To be awaited at once, by the task that called it. Not a coroutine itself: an idle session would keep its frame.
 
         Raises:
           ConnectFailed: the node refused or did not answer before the deadline of `dial`; the upstream end is closed,

@@ -14,10 +14,13 @@ import os
 import select
 import socket
 import struct
+import sys
 import termios
+from collections.abc import Callable
 from socket import SocketType
 from typing import TYPE_CHECKING
 
+import outcome
 import trio
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ PECULIAR = select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLE
 
 EXHAUSTED_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """The machine or the process is short of something; it will pass."""
+_CANCELLED = Ending(Reason.DRAIN, None, "cancelled")
 _RESET_NOW = struct.pack("ii", 1, 0)
 """struct linger: close(2) throws away what is unsent and answers with RST."""
 _WORDS = {
@@ -195,6 +199,7 @@ class Relay:
         "connecting",
         "ending",
         "failure",
+        "finish",
         "is_gated",
         "limits",
         "messages",
@@ -208,11 +213,20 @@ class Relay:
         "upstream",
     )
 
-    def __init__(self, client: Socket, upstream: Socket, meter: Meter, limits: Limits) -> None:
+    def __init__(
+        self,
+        client: Socket,
+        upstream: Socket,
+        meter: Meter,
+        limits: Limits,
+        finish: Callable[[Relay, Ending], None],
+    ) -> None:
         self.client = client
         self.upstream = upstream
         self.meter = meter
         self.limits = limits
+        self.finish = finish
+        """Of the pump: one object, shared by all."""
         self.messages: float = 0
         """Short reads, where somebody counts them (`sockmap`)."""
         self.is_gated = limits.up is not None or limits.down is not None
@@ -249,6 +263,20 @@ class Relay:
     def over(self) -> bool:
         """Nothing is left to do for the pump."""
         return self.ending is not None or self.failure is not None
+
+    def cancel(self, _: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+        """Its task is cancelled. Trio's `abort_fn`: a method, since a closure is three objects."""
+        self.task = None
+        self.finish(self, _CANCELLED)
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    @property
+    def result(self) -> outcome.Outcome[Ending]:
+        """What its task wakes up to, once it is over."""
+        if self.failure is not None:
+            return outcome.Error(self.failure)
+        assert self.ending is not None, "it is over"
+        return outcome.Value(self.ending)
 
 
 def words_for(number: int) -> str:
@@ -287,4 +315,5 @@ def address_of(sockaddr: object) -> Address:
         host = host.partition("%")[0]
         if host.startswith("::ffff:") and "." in host:
             host = host[7:]
-    return Address(host, port)
+    # Many connections of few clients share one text: those behind a proxy, a NAT, or a pool.
+    return Address(sys.intern(host), port)

@@ -16,7 +16,7 @@ from streamgw.dataplane.pump.linger import Lingering
 from streamgw.dataplane.pump.peek import Peeks
 from streamgw.dataplane.pump.sweep import DELIVERY_S, SLICE, Sweep, slices
 from tests.support.bridge import open_bridge, until
-from tests.support.scripted_socket import ScriptedSocket
+from tests.support.scripted_socket import Finished, ScriptedSocket
 
 
 class Judge:
@@ -40,7 +40,7 @@ def relay_with(limits: Limits, *, connecting: bool = False, meter: Meter | None 
         Socket(cast("Any", ScriptedSocket()), is_client=is_client) for is_client in (True, False)
     )
     upstream.dialed_at, upstream.deadline = 100.0, 103.0
-    relay = Relay(client, upstream, meter or Meter(), limits)
+    relay = Relay(client, upstream, meter or Meter(), limits, Finished())
     relay.connecting = connecting
     relay.active_at = 100.0
     return relay
