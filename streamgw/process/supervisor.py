@@ -196,7 +196,7 @@ class Supervisor:
                 match number:
                     case signal.SIGHUP:
                         self.crew.poke()
-                        await self._reload_settings()
+                        self._look_at_settings_soon()  # not awaited: during an upgrade that takes long
                     case signal.SIGUSR1:
                         self.crew.reopen_logs()
                     case signal.SIGUSR2:

@@ -18,6 +18,7 @@ import yaml
 from tests.support.child import wait_until
 from tests.support.gateway import PLAIN, STREAMGW, Gateway, stream_route
 from tests.support.ports import Ports
+from tests.support.workers import children, is_alive
 
 pytestmark = pytest.mark.slow
 
@@ -214,6 +215,19 @@ def test_hup_looks_again_and_usr1_reopens_the_access_log(gateway: Gateway, ports
 
         child.send_signal(signal.SIGHUP)
         ask(port)
+
+
+def test_whoever_wants_an_end_is_heard_during_an_upgrade(gateway: Gateway, ports: Ports) -> None:
+    gateway.write_settings([ports.take()])
+    with gateway.running() as child:
+        child.send_signal(signal.SIGUSR2)
+        (successor,) = wait_until(lambda: children(child.pid), what="the new gateway starts")
+        os.kill(successor, signal.SIGSTOP)
+        child.send_signal(signal.SIGHUP)
+        child.send_signal(signal.SIGTERM)
+
+        assert child.wait() == 0
+        assert not is_alive(successor)
 
 
 def test_a_service_manager_is_told_and_its_sockets_are_used(
