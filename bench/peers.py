@@ -107,6 +107,7 @@ stream_routes:
   - id: bench
     upstream:
       type: roundrobin
+      timeout: {{connect: 60, send: 3600, read: 3600}}
       nodes: {{"127.0.0.1:{origin}": 1}}
 ssls:
   - id: bench
