@@ -114,6 +114,8 @@ class Child:
                 self.worker.drain(deadline, is_succeeded=bool(arguments["is_succeeded"]))
             case "reopen_logs":
                 self.worker.access_log.reopen()
+            case "ping":
+                await trio.lowlevel.checkpoint()
             case _ if self._answers is not None and what in self._answers.handlers:
                 return await self._answers.handlers[what](arguments)
             case _:

@@ -30,10 +30,10 @@ from streamgw.process.central import Central
 from streamgw.process.channel import ChannelClosed
 from streamgw.process.crew import MakeFleet
 from streamgw.process.fleet import WorkerFleet
-from streamgw.process.ledger import LedgerMemory
+from streamgw.process.ledger import LedgerMemory, NoSeat
 from streamgw.process.limits import share
 from streamgw.process.office import Office
-from streamgw.process.slots import Process
+from streamgw.process.slots import FAREWELL_S, Process
 from streamgw.process.sockets import BindError, Sockets
 
 YOUNG_S = 10.0
@@ -43,6 +43,8 @@ MAX_YOUNG_DEATHS = 5
 BACKOFF_S = 0.2
 """Before the second attempt; twice as long before each one after that."""
 MAX_BACKOFF_S = 5.0
+LOAD_S = 300.0
+"""A worker that has not loaded by then never will: it is killed, and the next one tries."""
 MAX_GENERATIONS = 2
 """Processes of one slot that still drain, besides the one that serves. One more ends the oldest."""
 
@@ -220,13 +222,18 @@ class ManyWorkers:
         """
         assert self._nursery is not None, "it runs"
         process = Process(slot.number, self._share(slot.number), self._answer, self._heard)
-        process.seat = self._ledger.take_seat()
+        process.seat = await self._free_seat()
         await self._nursery.start(self._mind, slot, process)
         try:
-            await process.load(self._routes, self._ledger.fd, tree)
+            with trio.fail_after(LOAD_S):
+                await process.load(self._routes, self._ledger.fd, tree)
             attended = trio.Event()
             self._nursery.start_soon(self._attend, process, attended)
             await attended.wait()
+        except trio.TooSlowError:
+            process.kill()
+            why = f"worker {slot.number} (pid {process.pid}) had not loaded after {LOAD_S:g} s"
+            raise StreamgwError(why) from None
         except BaseException:
             process.kill()
             raise
@@ -235,15 +242,37 @@ class ManyWorkers:
         self._log.info("worker_started", worker=slot.number, pid=process.pid)
         return process
 
+    async def _free_seat(self) -> int:
+        """In the ledger. Where all are taken, the process that drains for longest ends now. Raises NoSeat: none does."""
+        while True:
+            try:
+                return self._ledger.take_seat()
+            except NoSeat:
+                leaving = [process for slot in self._slots for process in slot.leaving]
+                if not leaving:
+                    raise
+                oldest = min(leaving, key=lambda process: process.started_at)
+                await self._drain(oldest, trio.current_time(), is_succeeded=True)
+                with trio.move_on_after(FAREWELL_S):
+                    await oldest.ended.wait()
+                oldest.kill()
+                await oldest.ended.wait()
+
     async def _attend(self, process: Process, attended: trio.Event) -> None:
         """Until it dies."""
         try:
             with process.attended:
                 async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._tell, process, partial(self._watch, process))
                     await nursery.start(self.office.attend, process.member)
                     attended.set()
         finally:
             attended.set()
+
+    async def _watch(self, process: Process) -> None:
+        """Have it killed when it is stuck. What replaces it takes the clients that wait for it."""
+        await process.until_stuck()
+        raise StreamgwError("it says nothing any more")
 
     async def _answer(self, process: Process, what: str, arguments: Mapping[str, object]) -> object:
         return await self.office.answer(process.member, what, arguments)

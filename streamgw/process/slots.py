@@ -25,6 +25,10 @@ from streamgw.process.members import There
 
 FOLLOW_S = 15.0
 """A worker that takes longer to do what it is told is stuck: it is killed, and replaced."""
+LOOK_S = 2.0
+SILENT_LOOKS = 8
+"""A worker that lets so many questions in a row go without an answer, LOOK_S each, is stuck as well. Not one long wait: after a
+pause of the whole gateway (a frozen container) its end would be there before any answer."""
 FAREWELL_S = 10.0
 """From the end of the channel to the end of the process: the last lines of the access log are written."""
 _PACKAGE_PARENT = str(Path(streamgw.__file__).parent.parent)
@@ -175,6 +179,20 @@ class Process:
         self.member.state = "draining"
         self._given.clear()
         await self._told("drain", {"within_s": within_s, "is_succeeded": is_succeeded})
+
+    async def until_stuck(self) -> None:
+        """Return when it is stuck: it does not even say that it is there.
+
+        Raises:
+          ChannelClosed: it died, or is about to.
+        """
+        silent_looks = 0
+        while silent_looks < SILENT_LOOKS:
+            silent_looks += 1
+            with trio.move_on_after(LOOK_S):
+                await self.channel.ask("ping")
+                silent_looks = 0
+                await trio.sleep_forever()
 
     async def reopen_logs(self) -> None:
         """Have it do so. Raises StreamgwError."""

@@ -18,11 +18,12 @@ from streamgw.config.settings import AccessLogSettings, ReloadSettings, Resolver
 from streamgw.control.reloader import ReloadStatus
 from streamgw.core.errors import ConfigError
 from streamgw.core.model import Listener
-from streamgw.process import many, slots
+from streamgw.process import ledger, many, slots
 from streamgw.process.demo import serve_upstreams
 from streamgw.process.many import CrashLoop, ManyWorkers
 from streamgw.process.sockets import BindError, Sockets
 from tests.support.worker import ANY, says, write_routes
+from tests.support.workers import children, is_alive
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -130,6 +131,59 @@ async def test_one_that_is_stuck_is_killed_and_replaced(
         await scene.until(lambda: len(scene.pids()) == 2 and before[1] not in scene.pids())
 
         assert await scene.talks()
+
+
+async def test_one_that_is_stuck_is_found_out_when_nobody_tells_it_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_workers(tmp_path) as scene:
+        before = scene.pids()
+        monkeypatch.setattr(slots, "SILENT_LOOKS", 2)
+        os.kill(before[1], signal.SIGSTOP)
+
+        await scene.until(lambda: len(scene.pids()) == 2 and before[1] not in scene.pids())
+
+        assert await scene.talks()
+
+
+async def test_one_that_is_stuck_while_it_loads_is_killed_and_the_next_one_tries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_workers(tmp_path) as scene:
+        before = scene.pids()
+        monkeypatch.setattr(many, "LOAD_S", 1.0)
+        os.kill(before[0], signal.SIGKILL)
+        await scene.until(lambda: set(children(os.getpid())) - {*before})
+        (stuck,) = set(children(os.getpid())) - {*before}
+        os.kill(stuck, signal.SIGSTOP)
+
+        await scene.until(lambda: not is_alive(stuck))
+        monkeypatch.setattr(many, "LOAD_S", 300.0)
+        await scene.until(lambda: len(scene.pids()) == 2)
+
+        assert await scene.talks()
+
+
+async def test_where_all_seats_are_taken_the_one_that_drains_for_longest_makes_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "SEATS", 3)
+    async with two_workers(tmp_path) as scene:
+        before = scene.pids()
+        (listener,) = scene.sockets.listeners()
+        clients = [await trio.open_tcp_stream(listener.host, listener.port) for _ in range(20)]
+        for client in clients:
+            await says(client)
+
+        scene.crew.replace_soon()
+        await scene.until(lambda: before[0] not in scene.pids() and len(scene.pids()) == 3)
+
+        assert [process.pid for process in scene.crew.processes if process.member.state == "draining"] == [
+            before[1]
+        ]
+        assert await scene.talks()
+        for client in clients:
+            await trio.aclose_forcefully(client)
 
 
 async def test_what_they_have_for_good_is_changed_by_replacing_them(tmp_path: Path) -> None:
