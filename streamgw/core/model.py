@@ -31,7 +31,7 @@ UNIX_HOST = "unix:"
 """The host of a peer on a Unix socket, as nginx prints it. No address or network matches it."""
 
 
-@attrs.frozen
+@attrs.frozen(weakref_slot=False)
 class Address:
     """A host and a port. The host is a literal IP once it comes from a socket, IPv4-mapped addresses folded to IPv4."""
 
@@ -69,7 +69,7 @@ class ClientCertificate:
     """Lower-case hex."""
 
 
-@attrs.frozen
+@attrs.frozen(weakref_slot=False)
 class Facts:
     """Everything known about a client before its route is chosen. Grows by attrs.evolve, never in place."""
 

@@ -34,8 +34,6 @@ class Trail:
     """What the dialer does for one session; it survives a failure, so that the log can tell every attempt."""
 
     attempts: tuple[Attempt, ...] = ()
-    began_at: float = 0.0
-    """trio.current_time() when a node began to be looked for."""
     node: Address | None = None
     """The node being dialled, or relayed to."""
     dialled_at: float = 0.0
@@ -80,6 +78,8 @@ class Search:
     introduction: Introduction
     candidates: Iterator[Address] | None
     """Those that this round may still try; None: the next round is to begin."""
+    since: float
+    """trio.current_time() when a node began to be looked for."""
     pause_s: float = FIRST_PAUSE_S
     """Before the next round."""
     began_at: float = 0.0
@@ -132,11 +132,10 @@ class Dialer:
           The pump closes every upstream end that this opened, however it ends. The client's end is closed by the relay,
           or left to the caller if an error is raised.
         """
-        trail.began_at = self.now()
         candidates = self.pool.candidates_at_once(upstream, introduction.facts)
         if candidates is not None:
             candidates = _allowed(candidates, upstream)
-        trail.search = Search(upstream, introduction, candidates)
+        trail.search = Search(upstream, introduction, candidates, self.now())
         meter.on_connected = partial(self._on_connected, trail)
         return self._join(client, trail, meter, limits)
 
@@ -162,14 +161,14 @@ class Dialer:
         while True:
             if search.candidates is None:
                 facts = search.introduction.facts
-                candidates = await self.pool.candidates(upstream, facts, since=trail.began_at)
+                candidates = await self.pool.candidates(upstream, facts, since=search.since)
                 search.candidates = _allowed(candidates, upstream)
             node, now = next(search.candidates, None), self.now()
             if node is not None and not search.is_too_late(now):
                 trail.node, trail.dialled_at = node, now
                 return
             search.candidates = None
-            left_s = trail.began_at + upstream.pacing.wait_for_node_s - now
+            left_s = search.since + upstream.pacing.wait_for_node_s - now
             if search.failure is None:
                 raise NoNode(f"upstream {upstream.key} has no node to dial: {self.pool.why_empty(upstream)}")
             if left_s <= 0:
