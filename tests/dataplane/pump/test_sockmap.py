@@ -6,6 +6,8 @@ That pairs behave as ever is told by the contract (tests/conformance/test_pump.p
 
 from __future__ import annotations
 
+import math
+import os
 import select
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -17,9 +19,11 @@ import trio
 
 from streamgw.core.bucket import Bucket, Gate
 from streamgw.core.errors import Reason
-from streamgw.dataplane.pump import Ending, Limits
+from streamgw.core.model import Address
+from streamgw.dataplane.pump import End, Ending, Limits, Meter
 from streamgw.dataplane.pump.bpf import LIMIT_WORD, MOVED_WORD, RELEASE_WORD, SEEN_WORD, SLOTS
 from streamgw.dataplane.pump.end import EVENTS, Socket
+from streamgw.dataplane.pump.loop import SocketPump
 from streamgw.dataplane.pump.sockmap import CREDIT_BYTES, Lease, LeasingMover
 from tests.conformance.test_pump import noise
 from tests.support.bridge import (
@@ -28,6 +32,7 @@ from tests.support.bridge import (
     Talker,
     Way,
     open_bridge,
+    open_pump,
     receive_exactly,
     receive_to_eof,
     reset,
@@ -129,13 +134,12 @@ def test_it_goes_on_here_once_the_peer_has_taken_what_was_redirected() -> None:
 
 
 @pytest.mark.parametrize(
-    ("moved", "seconds", "is_bulk"),
-    [(CREDIT_BYTES, 0.01, True), (CREDIT_BYTES, 1.0, False), (1000, 0.01, False)],
+    ("is_spent", "seconds", "is_bulk"), [(True, 0.01, True), (True, 1.0, False), (False, 0.01, False)]
 )
-def test_who_spends_his_credit_in_no_time_is_bulk(moved: int, seconds: float, is_bulk: bool) -> None:
+def test_who_spends_his_credit_in_no_time_is_bulk(is_spent: bool, seconds: float, is_bulk: bool) -> None:
     with pair() as it:
         assert it.lease.arm(it.near, 100.0, nobody)
-        it.own[MOVED_WORD] = moved
+        it.own[SEEN_WORD] += 1000 * is_spent
 
         it.lease.end(it.near, 100.0 + seconds)
 
@@ -224,6 +228,40 @@ async def test_a_session_is_promoted_after_some_messages_and_not_before(way: Way
             assert len(mover_of(bridge).promoted) == 2
 
 
+@pytest.mark.parametrize("client_host", ["::1", "127.0.0.1"])
+async def test_clients_of_a_dual_stack_listener_are_passed_on_to_either_family(client_host: str) -> None:
+    skip_unless_possible(Way(in_kernel=True))
+    data = noise(3 * MB)
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listening:
+        for origin_host in ("127.0.0.1", "::1"):
+            family = socket.AF_INET6 if ":" in origin_host else socket.AF_INET
+            with socket.create_server((origin_host, 0), family=family) as origin:
+                async with open_pump(in_kernel=True) as pump, trio.open_nursery() as nursery:
+                    node = Address(origin_host, origin.getsockname()[1])
+
+                    async def relay(client: End, node: Address = node, pump: SocketPump = pump) -> None:
+                        await pump.relay(
+                            client, pump.dial(node, preface=b"", deadline=math.inf), Meter(), Limits()
+                        )
+
+                    accepting = pump.listen(listening, lambda end, _c, _s: nursery.start_soon(relay, end))
+                    client = await trio.open_tcp_stream(client_host, listening.getsockname()[1])
+                    upstream, _ = await trio.socket.from_stdlib_socket(origin).accept()
+                    async with client:
+                        with upstream:
+                            for _ in range(5):
+                                await round_trip(client.socket, upstream)
+                            assert pump.kernel is not None
+                            assert pump.kernel.leases >= 2
+                            nursery.start_soon(send_all, upstream, data)
+                            assert await receive_exactly(client.socket, len(data)) == data
+                            await client.send_eof()
+                            assert await receive_to_eof(upstream) == b""
+                            upstream.shutdown(socket.SHUT_WR)
+                            assert await receive_to_eof(client.socket) == b""
+                    accepting.close()
+
+
 async def test_a_stream_that_spends_its_credit_goes_through_the_pump_and_loses_nothing(way: Way) -> None:
     async with leased(way) as (_, session, client, upstream):
         data = noise(20 * MB)
@@ -273,10 +311,9 @@ async def test_bytes_that_came_while_the_pair_was_promoted_are_read_once(
         with client, upstream:
 
             def slow(key: int, value: int) -> None:
-                if client.fileno() >= 0 and not sent:
-                    with socket.socket(fileno=client.fileno()) as raw:  # not through trio: at once
+                if not sent:
+                    with socket.socket(fileno=os.dup(client.fileno())) as raw:  # not through trio: at once
                         sent.append(raw.send(data))
-                        raw.detach()
                 insert(key, value)
 
             sent: list[int] = []
@@ -404,3 +441,32 @@ async def test_a_pair_that_cannot_be_put_into_the_maps_stays_with_the_pump(
                 await round_trip(client, upstream)
         assert len(tried) == 1, "it is tried once"
         assert mover_of(bridge).promoted == {}
+
+
+async def test_a_pair_half_of_which_cannot_be_put_into_the_maps_loses_nothing_that_came_meanwhile(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_bridge(way) as bridge:
+        mover = mover_of(bridge)
+        insert, tried = mover.maps.peers.insert, []
+        client, upstream = await bridge.connect()
+        with client, upstream, socket.socket(fileno=os.dup(upstream.fileno())) as raw:
+
+            def refuse_the_second(key: int, value: int) -> None:
+                tried.append(key)
+                if len(tried) == 2:
+                    raw.send(b"in between")  # the socket that it comes to is in the map already
+                    raise OSError
+                insert(key, value)
+
+            monkeypatch.setattr(mover.maps.peers, "insert", refuse_the_second)
+            await client.send(b"ping")
+            assert await receive_exactly(upstream, 4) == b"ping"
+            assert await receive_exactly(client, 10) == b"in between"
+            for _ in range(3):
+                await round_trip(client, upstream)
+            assert mover.leases == 0
+            upstream.shutdown(socket.SHUT_WR)
+            assert await receive_to_eof(client) == b""
+        await until((await bridge.only_session()).ended.is_set)
+        assert mover.promoted == {}
