@@ -102,7 +102,7 @@ class Channel:
         """News that were never sent."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Send and receive until the other side is gone. Then every question under way raises ChannelClosed.
+        """Send and receive until the other side is gone, or the kernel refuses to go on. Then every question under way raises ChannelClosed.
 
         Cancellation:
           The same; what was told last may not have been sent.
@@ -194,8 +194,11 @@ class Channel:
                 self._news_bytes -= len(frame.payload)
             try:
                 await self._send(frame)
-            except (BrokenPipeError, ConnectionResetError, trio.ClosedResourceError):
-                return  # the reader sees it too
+            except (OSError, trio.ClosedResourceError):
+                # The other side is gone; or the kernel has no memory for half of a frame that was begun. A worker that nobody
+                # can talk to is replaced.
+                self.close()
+                return
             finally:
                 _close_all(frame.fds)
 
@@ -216,7 +219,7 @@ class Channel:
                     chunk, ancillary, flags, _ = await self._sock.recvmsg(
                         _READ_BYTES, room, socket.MSG_CMSG_CLOEXEC
                     )
-                except (ConnectionResetError, trio.ClosedResourceError):
+                except (OSError, trio.ClosedResourceError):
                     return
                 arrived = _descriptors(ancillary)
                 if arrived or flags & socket.MSG_CTRUNC:  # cut: this process has no descriptor left

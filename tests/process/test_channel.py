@@ -148,6 +148,17 @@ async def _close_soon(channel: Channel) -> None:
     channel.close()
 
 
+async def test_what_the_kernel_does_not_take_ends_the_channel_and_nothing_else() -> None:
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)  # where a message has to fit
+    with other:
+        ours = Side(one)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ours.channel.run)
+
+            with trio.fail_after(5), pytest.raises(ChannelClosed):
+                await ours.channel.ask("swallow", {"text": "x" * (16 << 20)})
+
+
 async def test_run_returns_when_the_other_side_is_gone() -> None:
     ours, theirs = (Side(sock) for sock in socket.socketpair())
     theirs.channel.close()
