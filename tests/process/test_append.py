@@ -8,6 +8,7 @@ import resource
 import stat
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -55,25 +56,28 @@ async def test_no_directory_is_made(tmp_path: Path) -> None:
     assert not (tmp_path / "no").exists()
 
 
-@pytest.fixture
-def _no_more_than_10_bytes() -> Iterator[None]:
-    """Of any file: as full a disk as a test can have. Python ignores SIGXFSZ."""
+@contextmanager
+def no_more_than_10_bytes() -> Iterator[None]:
+    """In any file: as full a disk as a test can have. Python ignores SIGXFSZ. Not as a fixture: what pytest writes about the
+    test may go to a file, too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("_no_more_than_10_bytes")
 async def test_a_batch_that_does_not_fit_leaves_no_half_line(tmp_path: Path) -> None:
     path, appender = tmp_path / "a.log", Appender()
-    await append(appender, path, b"1234\n")
+    with no_more_than_10_bytes():
+        await append(appender, path, b"1234\n")
 
-    with pytest.raises(OSError, match="File too large"):
-        await append(appender, path, b"5678\n9012\n")
+        with pytest.raises(OSError, match="File too large"):
+            await append(appender, path, b"5678\n9012\n")
 
-    assert path.read_bytes() == b"1234\n"
-    await append(appender, path, b"678\n")
+        assert path.read_bytes() == b"1234\n"
+        await append(appender, path, b"678\n")
     assert path.read_bytes() == b"1234\n678\n"
 
 
