@@ -173,6 +173,29 @@ def test_the_sessions_of_a_key_share_its_rate_evenly(
     assert is_at(rates[4], 4 * MB), "another key has its own"
 
 
+def test_the_limit_of_a_key_is_that_of_all_workers(
+    gateway: Gateway, ports: Ports, fountain: tuple[Fountain, int]
+) -> None:
+    port, rates = ports.take(), [0.0] * 6
+    access_log = {"path": str(gateway.access_log)}
+    gateway.write_settings([f"127.0.0.1:{port}"], streamgw={"workers": 2, "access_log": access_log})
+    limit(gateway, fountain[1], down="4MB")
+
+    def listen(number: int) -> None:
+        with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as client:
+            rates[number] = rate_of(client, 3.0)
+
+    with gateway.running():
+        clients = [threading.Thread(target=listen, args=(number,)) for number in range(len(rates))]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+
+    assert sum(rates) == pytest.approx(4 * MB, rel=0.1)
+    assert min(rates) > 0.1 * MB
+
+
 def test_an_answer_is_cut_off_exactly_where_it_was_told_and_the_log_says_so(
     gateway: Gateway, port: int, fountain: tuple[Fountain, int]
 ) -> None:
