@@ -21,6 +21,8 @@ Five things that the kernel does, each of which once cost data (performance note
 3. Bytes that came up can stand behind others that are being redirected: reading 0 is EOF only if the numbers agree.
 4. Nothing holds back the sender: hence the credit.
 5. A socket in a map cannot be spliced, nor be taken out while bytes flow: promotion is for life, and bulk stays away.
+
+Longer than other files: a lease and who gives it are one protocol, and one order of steps.
 """
 
 from __future__ import annotations
@@ -62,6 +64,8 @@ BULK_S = 0.05
 """Who spends his credit in less is bulk, and better off without: never leased again."""
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.0005, 0.02
 """How often what must agree and does not yet is looked at: each time twice as late."""
+MOST_LOOKS = 500
+"""Ten seconds for what takes microseconds. Whatever is wrong then, a reset is honest and waiting is not."""
 MOST_RECEIVED_BYTES = 8 << 20
 """More than a receive buffer can hold (tcp_rmem is 6 MiB)."""
 
@@ -105,6 +109,7 @@ class Lease:
         "is_ending",
         "is_on",
         "look_s",
+        "looks",
         "passed",
         "slot",
         "stands_at",
@@ -130,6 +135,8 @@ class Lease:
         """Another slot, if this end is in the map and its peer is not."""
         self.taken_at = 0.0
         self.look_s = FIRST_LOOK_S
+        self.looks = 0
+        """At an EOF that is none yet."""
 
     def open(self) -> None:
         """Make the slot this direction's: the program counts from now on."""
@@ -159,11 +166,15 @@ class Lease:
 
     def has_all(self, sock: SocketType) -> bool:
         """Everything that TCP has received has been read, no FIN among it."""
-        return received(sock) == self._first_received + self.passed
+        return self.difference(sock) == 0
 
     def is_at_end(self, sock: SocketType) -> bool:
-        """Everything has been read, and a FIN stands behind it. Or TCP has forgotten the connection: a reset."""
-        return received(sock) - 1 == self._first_received + self.passed
+        """Everything has been read, and a FIN stands behind it."""
+        return self.difference(sock) == 1
+
+    def difference(self, sock: SocketType) -> int:
+        """How many bytes TCP has received that were not read, a FIN as one."""
+        return received(sock) - self._first_received - self.passed
 
     def arm(
         self, sock: SocketType, now: float, watch: Callable[[int], None], *, credit_bytes: int = CREDIT_BYTES
@@ -301,8 +312,14 @@ class LeasingMover(GatedMover):
         lease = end.lease
         if lease is None or end.broken or lease.is_at_end(end.sock):
             super()._reached_eof(end)
-        else:
-            self._look_later(end, lease)  # what has come up is still on its way to where we read
+            return
+        # What has come up is still on its way to where we read: moments, and nobody else has a part in it.
+        lease.looks += 1
+        if lease.looks > MOST_LOOKS:
+            raise RuntimeError(
+                f"EOF, and {lease.difference(end.sock)} bytes that TCP has received were not read"
+            )
+        self._look_later(end, lease)
 
     # Leases
 

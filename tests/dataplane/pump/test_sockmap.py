@@ -20,7 +20,7 @@ import trio
 from streamgw.core.bucket import Bucket, Gate
 from streamgw.core.errors import Reason
 from streamgw.core.model import Address
-from streamgw.dataplane.pump import End, Ending, Limits, Meter
+from streamgw.dataplane.pump import End, Ending, Limits, Meter, sockmap
 from streamgw.dataplane.pump.bpf import LIMIT_WORD, MOVED_WORD, RELEASE_WORD, SEEN_WORD, SLOTS
 from streamgw.dataplane.pump.end import EVENTS, Socket
 from streamgw.dataplane.pump.loop import SocketPump
@@ -470,3 +470,24 @@ async def test_a_pair_half_of_which_cannot_be_put_into_the_maps_loses_nothing_th
             assert await receive_to_eof(client) == b""
         await until((await bridge.only_session()).ended.is_set)
         assert mover.promoted == {}
+
+
+async def test_an_eof_before_bytes_that_never_come_is_a_reset_and_a_bug(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockmap, "MOST_LOOKS", 3)
+    bugs: list[Exception] = []
+    async with open_bridge(way, on_bug=bugs.append) as bridge:
+        client, upstream = await bridge.connect()
+        session = await bridge.only_session()
+        with client, upstream:
+            for _ in range(3):
+                await round_trip(client, upstream)
+            session.end.lease._first_received -= 7  # as if these had not been read
+
+            client.shutdown(socket.SHUT_WR)
+
+            assert (await session.wait_ended()).reason is Reason.BUG
+            with pytest.raises(ConnectionResetError):
+                await receive_to_eof(upstream)
+    assert "8 bytes that TCP has received were not read" in str(bugs[0])
