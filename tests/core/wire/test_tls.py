@@ -290,12 +290,10 @@ def test_keys_may_be_exchanged_slowly(extensions: list[Extension]) -> None:
     assert not parse(with_extensions(*extensions)).is_quick
 
 
-@pytest.mark.parametrize(
-    ("curve", "is_quick"), [("prime256v1", True), ("X25519", True), ("secp521r1", False)]
-)
+@pytest.mark.parametrize(("curve", "is_quick"), [("prime256v1", True), ("secp521r1", False)])
 def test_openssl_takes_the_group_that_a_hello_is_judged_by(curve: str, *, is_quick: bool) -> None:
     context = openssl_client()
-    assert parse(said_by_openssl(context)).is_quick
+    assert parse(said_by_openssl(context)).is_quick  # X25519, which not every Python lets one ask for
     context.set_ecdh_curve(curve)
     assert parse(said_by_openssl(context)).is_quick == is_quick
 
