@@ -129,7 +129,8 @@ def test_big_tables_are_looked_at_in_slices() -> None:
 
 async def test_every_relay_of_a_big_table_is_looked_at() -> None:
     count = SLICE + 10
-    async with open_bridge(limits=Limits(ends_at=0.0)) as bridge:
+    # Not at once: a session that is cut before its client's connect has returned is another story.
+    async with open_bridge(limits=Limits(ends_at=trio.current_time() + 3.0)) as bridge:
         sockets = []
         for _ in range(count):
             sockets += await bridge.connect()
