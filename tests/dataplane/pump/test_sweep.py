@@ -8,6 +8,7 @@ import socket
 from typing import Any, cast
 
 import pytest
+import trio
 
 from streamgw.core.errors import Reason
 from streamgw.dataplane.pump import Ending, Limits, Meter
