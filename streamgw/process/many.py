@@ -10,6 +10,8 @@ ManyWorkers.run
 
 One change at a time (`_changing`): new settings, new sockets and new processes wait for each other, so that every worker goes by
 the same ones. A process that does not do what it is told is killed; what replaces it begins with what is right by then.
+
+More than 400 lines: whatever may happen to a slot stands on one page, since each has to leave it right for all the others.
 """
 
 from __future__ import annotations

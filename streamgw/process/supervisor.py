@@ -10,6 +10,8 @@ trio.run
    ├─ successor    while there is one that has not taken over yet
    └─ workers      one, in this nursery, or processes of their own (`many.ManyWorkers`)
 ```
+
+More than 400 lines, because start, signals, settings and upgrade wait for each other here and nowhere else.
 """
 
 from __future__ import annotations
