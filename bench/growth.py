@@ -10,7 +10,6 @@ import contextlib
 import ipaddress
 import itertools
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -24,9 +23,9 @@ import click
 
 from bench.build import build
 from bench.load import Sample, Scenario, measure
-from bench.memory import MESSAGE, pss_kib
+from bench.memory import pss_kib
 from bench.network import enter_private_network, raise_descriptor_limit
-from bench.peers import ORIGIN_PORT, Peer, running_origin, running_streamgw
+from bench.peers import ORIGIN_PORT, Peer, is_answered, running_origin, running_streamgw
 from bench.report import describe, write_json
 
 WARMUP_S = 0.5
@@ -92,7 +91,6 @@ def _with_routes(count: int, directory: Path, stack: contextlib.ExitStack) -> Gr
         (routes / f"{first}.yaml").write_text("\n".join(["stream_routes:", *map(_route, numbers)]) + "\n")
     click.echo(f"loading {count:,} routes", err=True)
     peer = stack.enter_context(running_streamgw(directory, port=next(PORTS)))
-    _say_until_answered(peer.port)  # it listens while it loads
     return Grown(count, peer, pss_kib(peer))
 
 
@@ -145,10 +143,8 @@ def _start_ms(directory: Path) -> float:
 
 def _say_until_answered(port: int) -> None:
     for _ in range(2000):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
-            sock.sendall(MESSAGE)
-            if sock.recv(len(MESSAGE), socket.MSG_WAITALL) == MESSAGE:
-                return
+        if is_answered(port):
+            return
         time.sleep(0.002)
     raise click.ClickException("the gateway did not answer")
 

@@ -17,11 +17,8 @@ import click
 
 from bench.cpu import family
 from bench.network import enter_private_network, raise_descriptor_limit
-from bench.peers import Peer, running_peers
+from bench.peers import MESSAGE, Peer, running_peers
 from bench.report import describe, write_json
-
-MESSAGE = b"E" + b"." * 63
-"""The origin sends back what begins with an E."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

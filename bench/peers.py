@@ -6,6 +6,7 @@ tickets, which is everybody's default; who also keeps a cache of sessions by def
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -24,6 +25,8 @@ import trustme
 from bench.build import build
 
 ORIGIN_PORT = 9000
+MESSAGE = b"E" + b"." * 63
+"""The origin sends back what begins with an E."""
 _TLS = 10
 """From a proxy's plain port to its TLS port."""
 _STATUS = 30
@@ -257,7 +260,7 @@ def _write_certificate(directory: Path) -> None:
 
 @contextmanager
 def _running(command: list[str], port: int, log: Path) -> Iterator[int]:
-    """Run a program while the block lasts; the block begins when it listens."""
+    """Run a program while the block lasts; the block begins when it answers."""
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
@@ -276,13 +279,18 @@ def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     for _ in range(_START_TRIES):
         if process.poll() is not None:
             sys.exit(f"bench: {process.args!r} ended with {process.returncode}:\n{log.read_text()}")
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            time.sleep(_START_PAUSE_S)
-        else:
+        if is_answered(port):
             return
-    sys.exit(f"bench: nothing listens on port {port}:\n{log.read_text()}")
+        time.sleep(_START_PAUSE_S)
+    sys.exit(f"bench: nobody answers on port {port}:\n{log.read_text()}")
+
+
+def is_answered(port: int) -> bool:
+    """Whether a message comes back. Who listens need not serve yet: sockets are opened first."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
+        sock.sendall(MESSAGE)
+        return sock.recv(len(MESSAGE), socket.MSG_WAITALL) == MESSAGE
+    return False
 
 
 def _find(name: str, package: str) -> str:
