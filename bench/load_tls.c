@@ -118,6 +118,12 @@ static void failed(int fd) {
   start_again(fd);
 }
 
+static void wait_for(int fd, uint32_t interest) {
+  struct connection *c = &connections[fd];
+  if (interest != c->interest) watch(EPOLL_CTL_MOD, fd, interest);
+  c->interest = interest;
+}
+
 /* OpenSSL could not go on: watch for what it waits for. Anything else is the end of the connection. */
 static void pause_or_fail(int fd, int result) {
   struct connection *c = &connections[fd];
@@ -133,8 +139,7 @@ static void pause_or_fail(int fd, int result) {
     failed(fd);
     return;
   }
-  if (interest != c->interest) watch(EPOLL_CTL_MOD, fd, interest);
-  c->interest = interest;
+  wait_for(fd, interest);
 }
 
 static void finish_exchange(int fd) {
@@ -175,6 +180,7 @@ static void move(int fd) {
     }
     if (measuring) count += (uint64_t)n;
   }
+  wait_for(fd, bulk == 'u' ? EPOLLOUT : EPOLLIN);
 }
 
 static void shake_hands(int fd) {
