@@ -76,7 +76,7 @@ def test_among_a_thousand_routes_too(scene: Scene) -> None:
         assert scene.lead_to(name).status_code == 200
         took_ms.append((time.perf_counter() - began) * 1000)
         assert whom(scene.port) == name
-    # Not asserted: medians of 29 to 67 ms were seen on two cores. Files that were written within the last two
+    # Not asserted: medians of 21 to 32 ms were seen on two cores. Files that were written within the last two
     # seconds are read again each time (the clock of the disk cannot tell), so the first ones do not count.
     sys.stdout.write(f"a PUT among 1,000 routes: median {statistics.median(took_ms[30:]):.1f} ms\n")
 
