@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 UPSTREAM_PORTS = (1995, 1996, 5991)
 LINE_LIMIT = 8_192
 _IDLE_S = 600.0
+_LOOK_AGAIN_S = 0.2
 
 _TRY = """\
 
@@ -36,10 +37,18 @@ Ctrl-C ends it.
 def run_demo(config: Path, routes: Path) -> int:
     """Run the gateway on this configuration with the embedded upstreams beside it. Returns its exit code."""
 
-    async def beside(_: Supervisor) -> None:
+    async def beside(supervisor: Supervisor) -> None:
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve_upstreams)
-            await nursery.start(serve_datagrams)
+            for serve in (serve_upstreams, serve_datagrams):
+                while True:
+                    try:
+                        await nursery.start(serve)
+                        break
+                    except OSError:
+                        # After `streamgw upgrade` those of the old gateway answer until its last session has ended.
+                        if not supervisor.is_successor:
+                            raise
+                        await trio.sleep(_LOOK_AGAIN_S)
             print(_TRY.format(file=routes / "hello.yaml"), flush=True)  # noqa: T201  this is the demo's purpose
 
     return run_gateway(config, routes, beside=beside)

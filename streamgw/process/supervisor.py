@@ -119,6 +119,8 @@ class Supervisor:
     def __init__(self, settings: Settings, config: Path, routes: Path, handed: Handed | None = None) -> None:
         handed = handed or Handed()
         self.config = config
+        self.is_successor = bool(handed.listeners)
+        """It took over from a gateway, which may still have sessions."""
         self.sockets = Sockets(systemd.inherited_sockets(), slots=settings.workers, handed=handed.listeners)
         self.crew: Crew = (OneWorker if settings.workers == 1 else ManyWorkers)(
             settings, routes, self.sockets
