@@ -34,6 +34,10 @@ _IGNORED: Final = re.compile(r"\..*|#.*|.*~|.*\.(?:bak|old|orig|rej|sw[a-p]|tmp)
 """Hidden names (Kubernetes' `..data`, Emacs' `.#x`, ours), backups, editors' temporary files. For directories too."""
 
 
+class KeepsChanging(StoreError):
+    """Somebody writes the files so fast that no moment of them could be read. It passes."""
+
+
 @attrs.frozen
 class Tree:
     """One state of the directory."""
@@ -100,7 +104,8 @@ def read_state(directory: Path, disk: Disk, known: State | None = None) -> State
     changed, the state has the very `contents` of the known one.
 
     Raises:
-      StoreError: the directory or a file cannot be read, or it keeps changing.
+      StoreError: the directory or a file cannot be read.
+      KeepsChanging: it changed each time that it was read, for 0.2 s.
     """
     trouble: OSError | None = None
     for attempt in range(_READS):
@@ -126,7 +131,7 @@ def read_state(directory: Path, disk: Disk, known: State | None = None) -> State
         except OSError as error:
             raise explain(error) from error
     if trouble is None:
-        raise StoreError(f"{directory}: keeps changing while it is read")
+        raise KeepsChanging(f"{directory}: keeps changing while it is read")
     raise explain(trouble) from trouble
 
 

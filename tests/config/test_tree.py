@@ -9,7 +9,7 @@ import pytest
 
 from streamgw.config import tree
 from streamgw.config.disk import Disk
-from streamgw.config.tree import Tree, build_tree, explain, look_at, read_state
+from streamgw.config.tree import KeepsChanging, Tree, build_tree, explain, look_at, read_state
 from streamgw.core.errors import StoreError
 
 
@@ -164,7 +164,7 @@ def test_a_directory_that_keeps_changing_is_an_error(tmp_path: Path) -> None:
     path.write_text("")
     deeds = [lambda: path.write_text(path.read_text() + "x")] * 100
 
-    with pytest.raises(StoreError, match="keeps changing while it is read"):
+    with pytest.raises(KeepsChanging, match="keeps changing while it is read"):
         read(tmp_path, MeddlingDisk(*deeds))
 
 

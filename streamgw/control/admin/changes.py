@@ -20,6 +20,7 @@ from streamgw.config.layout import is_same
 from streamgw.config.plan import AlreadyExists, Plan, Stale, check_key, place_in
 from streamgw.config.store import NotWritable, Store
 from streamgw.config.survey import Located, Survey
+from streamgw.config.tree import KeepsChanging
 from streamgw.control.admin.replies import RequestError, bad, key_not_found
 from streamgw.core.errors import ConfigError, Problem, StoreError
 from streamgw.core.model import Key, Listener
@@ -73,7 +74,7 @@ class Changes:
         """Every object as it is written now.
 
         Raises:
-          RequestError: 409 or 500, the directory cannot be read.
+          RequestError: the directory cannot be read.
         """
         try:
             return self._store.survey()
@@ -171,9 +172,11 @@ class Changes:
 
 def refused(error: StoreError) -> RequestError:
     """What the directory said, as an answer."""
-    is_conflict = isinstance(error, NotEditable | NotWritable | Stale | AlreadyExists)
-    status = HTTPStatus.CONFLICT if is_conflict else HTTPStatus.INTERNAL_SERVER_ERROR
-    return RequestError(status, f"nothing was written: {error}" if is_conflict else str(error))
+    if isinstance(error, NotEditable | NotWritable | Stale | AlreadyExists):
+        return RequestError(HTTPStatus.CONFLICT, f"nothing was written: {error}")
+    if isinstance(error, KeepsChanging):
+        return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+    return RequestError(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
 
 
 def _rejected(problems: Sequence[Problem], plan: Plan, key: Key | None) -> RequestError:

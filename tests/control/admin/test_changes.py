@@ -233,6 +233,29 @@ def test_a_file_that_an_editor_saves_meanwhile_is_looked_at_again(tmp_path: Path
     assert caught.value.content == {"error_msg": f"{tmp_path}: keeps changing; nothing was written"}
 
 
+class RestlessDisk(Disk):
+    """Somebody saves a file each time after it was looked at. Nobody waits."""
+
+    def read(self, path: str) -> bytes:
+        with Path(path).open("a") as file:
+            file.write("#")
+        return super().read(path)
+
+    def pause(self, seconds: float) -> None:
+        pass
+
+
+def test_files_that_change_too_fast_to_be_read_are_a_reason_to_ask_again(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("stream_routes: [{id: r}]")
+    scene = Scene(tmp_path, RestlessDisk())
+
+    for act in (scene.changes.survey, lambda: scene.put(R, ROUTE)):
+        with pytest.raises(RequestError) as caught:
+            act()
+        assert caught.value.status == 503
+        assert caught.value.content == {"error_msg": f"{tmp_path}: keeps changing while it is read"}
+
+
 class FullDisk(Disk):
     def write(self, fd: int, data: bytes | memoryview) -> int:
         raise OSError(28, "No space left on device")
