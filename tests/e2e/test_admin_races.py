@@ -20,6 +20,9 @@ pytestmark = pytest.mark.slow
 WRITERS = 4
 TURNS = 15
 SAVES = 100
+SAVE_EVERY_S = 0.01
+TOO_FAST = {409, 503}
+"""The files were saved again each time that the gateway looked. Whoever asked may ask again."""
 
 
 @attrs.frozen
@@ -146,7 +149,7 @@ def test_what_an_editor_saves_again_and_again_is_never_undone_by_the_api(scene: 
         with api_client(scene.port) as api:
             while not over.is_set():
                 answer = api.patch("/stream_routes/x", json={"desc": f"write {len(written)}"})
-                assert answer.status_code in {200, 409}, answer.text
+                assert answer.status_code in {200, *TOO_FAST}, answer.text
                 written.append(answer.status_code)
 
     with ThreadPoolExecutor(1) as pool:
@@ -155,8 +158,10 @@ def test_what_an_editor_saves_again_and_again_is_never_undone_by_the_api(scene: 
             for number in range(SAVES):
                 text = scene.text()
                 scene.write_by_hand(f"# save {number}\n{text[text.index('# Databases') :]}")
-                seen = len(written)
-                while len(written) < seen + 2 and not running.done():
+                begun = len(written)
+                while len(written) == begun and not running.done():
+                    pass  # a write that began before the save: it shows for the moment in which names are swapped
+                while len(written) < begun + 2 and not running.done():
                     assert scene.text().startswith(f"# save {number}\n")
         finally:
             over.set()
@@ -201,11 +206,11 @@ def test_half_an_edit_is_neither_applied_nor_lost(scene: Scene) -> None:
 
 def test_an_editor_who_works_beside_the_api_loses_nothing(scene: Scene) -> None:
     """Other files come, change and go while the API writes its own."""
-    is_over = threading.Event()
+    is_over, seen = threading.Event(), 0
 
     def edit() -> int:
         saved = 0
-        while not is_over.is_set():
+        while not is_over.wait(SAVE_EVERY_S):
             saved += 1
             scene.write_by_hand(BY_HAND.replace("3306", str(10_000 + saved)).replace("id: x", "id: hand"))
             assert str(10_000 + saved) in scene.text()
@@ -213,15 +218,19 @@ def test_an_editor_who_works_beside_the_api_loses_nothing(scene: Scene) -> None:
 
     with ThreadPoolExecutor(1) as pool:
         editing = pool.submit(edit)
-        for number in range(60):
-            answer = scene.api.put("/stream_routes/x", json=to(1, desc=f"write {number}"))
-            # 409: it was saved again each of the times that we looked.
-            assert answer.status_code in {200, 201, 409}
-            if answer.status_code != 409:
-                assert scene.route().json()["value"]["desc"] == f"write {number}"
-        is_over.set()
+        try:
+            for number in range(60):
+                answer = scene.api.put("/stream_routes/x", json=to(1, desc=f"write {number}"))
+                assert answer.status_code in {200, 201, *TOO_FAST}, answer.text
+                shown = scene.route()
+                if answer.is_success and shown.is_success:
+                    assert shown.json()["value"]["desc"] == f"write {number}"
+                    seen += 1
+        finally:
+            is_over.set()
         saved = editing.result()
 
+    assert min(seen, saved) > 10, "they hardly met: this test tests nothing"
     assert scene.api.get("/stream_routes/hand").json()["value"]["server_port"] == 10_000 + saved
 
 
