@@ -26,7 +26,7 @@ from bench.load import Sample, Scenario, measure
 from bench.memory import pss_kib
 from bench.network import enter_private_network, raise_descriptor_limit
 from bench.peers import ORIGIN_PORT, Peer, is_answered, running_origin, running_streamgw
-from bench.report import describe, write_json
+from bench.report import describe, median, write_json
 
 WARMUP_S = 0.5
 ROUTES_PER_FILE = 1000
@@ -152,20 +152,15 @@ def _say_until_answered(port: int) -> None:
 def _print_routes(grown: Sequence[Grown], samples: dict[int, list[Sample]]) -> None:
     print(f"{'routes':>10}{'conn/s':>10}{'CPU µs':>10}{'PSS MiB':>10}")
     for each in grown:
-        rate, cpu = _medians(samples[each.routes])
-        print(f"{each.routes:>10,}{rate:>10,.0f}{cpu:>10.1f}{each.memory_kib / 1024:>10.1f}")
+        found = median(samples[each.routes])
+        print(f"{each.routes:>10,}{found.rate:>10,.0f}{found.proxy_us:>10.1f}{each.memory_kib / 1024:>10.1f}")
 
 
 def _print_connections(samples: dict[int, list[Sample]]) -> None:
     print(f"{'connections':>12}{'req/s':>10}{'CPU µs':>10}")
     for count, rounds in samples.items():
-        rate, cpu = _medians(rounds)
-        print(f"{count:>12,}{rate:>10,.0f}{cpu:>10.1f}")
-
-
-def _medians(samples: Sequence[Sample]) -> tuple[float, float]:
-    rate = statistics.median(sample.rate for sample in samples)
-    return rate, statistics.median(sample.proxy_us for sample in samples)
+        found = median(rounds)
+        print(f"{count:>12,}{found.rate:>10,.0f}{found.proxy_us:>10.1f}")
 
 
 if __name__ == "__main__":

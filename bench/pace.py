@@ -18,7 +18,7 @@ from bench.build import build
 from bench.load import Sample, Scenario, measure
 from bench.network import enter_private_network, raise_descriptor_limit
 from bench.peers import Peer, running_peers
-from bench.report import describe, write_json
+from bench.report import describe, median, write_json
 
 WARMUP_S = 0.5
 _SHARE = 0.5
@@ -36,7 +36,7 @@ class Row:
     @property
     def ratio(self) -> float:
         """Our p99 as a multiple of theirs."""
-        return _p99(self.ours) / _p99(self.theirs)
+        return median(self.ours).p99_us / median(self.theirs).p99_us
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,13 +50,14 @@ def main(connections: int, rounds: int, seconds: float, output: Path | None) -> 
     raise_descriptor_limit()
     build("load")
     full = Scenario(f"ping-{connections}", "ping", connections, "req")
-    with running_peers(["streamgw", "nginx", "haproxy"]) as (ours, *rivals):
-        about = describe([ours, *rivals], congestion) | {"rounds": rounds, "seconds": seconds}
-        rows = [_compare(full, ours, rival, rounds, seconds) for rival in rivals]
+    with running_peers(["streamgw", "nginx", "haproxy"]) as (own, *rivals):
+        about = describe([own, *rivals], congestion) | {"rounds": rounds, "seconds": seconds}
+        rows = [_compare(full, own, rival, rounds, seconds) for rival in rivals]
     print(f"{connections} connections, messages of 64 bytes at half of the rival's highest rate; medians")
     print(f"{'rival':<10}{'req/s':>10}{'our p50':>10}{'theirs':>10}{'our p99':>10}{'theirs':>10}{'ratio':>8}")
     for row in rows:
-        figures = (_p50(row.ours), _p50(row.theirs), _p99(row.ours), _p99(row.theirs))
+        ours, theirs = median(row.ours), median(row.theirs)
+        figures = (ours.p50_us, theirs.p50_us, ours.p99_us, theirs.p99_us)
         print(
             f"{row.rival:<10}{row.rate:>10,.0f}"
             + "".join(f"{us:>10,.0f}" for us in figures)
@@ -77,14 +78,6 @@ def _compare(full: Scenario, ours: Peer, rival: Peer, rounds: int, seconds: floa
             click.echo(f"round {number + 1}/{rounds}  {paced.rate:,.0f}/s  {peer.name}", err=True)
             samples[peer.name].append(measure(paced, peer, warmup_s=WARMUP_S, seconds=seconds))
     return Row(rival.name, paced.rate, samples[ours.name], samples[rival.name])
-
-
-def _p50(samples: Sequence[Sample]) -> float:
-    return statistics.median(sample.p50_us for sample in samples)
-
-
-def _p99(samples: Sequence[Sample]) -> float:
-    return statistics.median(sample.p99_us for sample in samples)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from bench.build import build
 from bench.load import Sample, Scenario, begin, measure, read_line
 from bench.network import enter_private_network, raise_descriptor_limit
 from bench.peers import Peer, running_peers
+from bench.report import median
 
 WARMUP_S = 0.5
 _MARGIN_S = 0.5
@@ -92,14 +93,13 @@ def _look(row: Row, storm: Scenario, seconds: float) -> Look:
 def _print(row: Row, looks: Sequence[Look]) -> None:
     """Medians of the rounds; the maximum is the worst of all."""
     samples = [look.sample for look in looks]
-    rate, p50_us, p99_us = (
-        statistics.median(getattr(sample, name) for sample in samples)
-        for name in ("rate", "p50_us", "p99_us")
-    )
+    found = median(samples)
     max_us = max(sample.max_us for sample in samples)
     handshakes = statistics.median(look.handshakes for look in looks)
     shown = f"{handshakes:,.0f}" if row.storm is not None else "–"
-    print(f"{row.title:<34}{rate:>9,.0f}{p50_us:>9,.0f}{p99_us:>9,.0f}{max_us:>9,.0f}{shown:>14}")
+    print(
+        f"{row.title:<34}{found.rate:>9,.0f}{found.p50_us:>9,.0f}{found.p99_us:>9,.0f}{max_us:>9,.0f}{shown:>14}"
+    )
 
 
 if __name__ == "__main__":
