@@ -25,6 +25,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from streamgw.config import discovery
 from streamgw.control.admin.app import JSONResponse, build_app
 from streamgw.control.admin.fleet import Fleet, SessionFilter, SessionRow
 from streamgw.control.admin.listing import without_keys
@@ -41,7 +42,6 @@ DUMPS: Final[Mapping[str, str]] = {
     "plugin_metadatas": "plugin_metadata",
 }
 """What is dumped, and the word for one of them. Ours: stream_routes. There are no routes: those are HTTP's."""
-DISCOVERY: Final = "dns"
 _CHECKED: Final = frozenset({"routes", "services", "upstreams", "stream_routes"})
 """What may have health checks."""
 
@@ -204,7 +204,7 @@ class _Control:
 
     async def discovery(self, request: Request) -> Response:
         kind = request.path_params["kind"]
-        if kind != DISCOVERY:
+        if kind != discovery.TYPE:
             return _not_found(f"no discovery of type {kind}")
         services = {
             str(each["service_name"]): {"nodes": each["nodes"], "trouble": each["trouble"]}
