@@ -7,6 +7,7 @@ and UDP.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,18 +41,30 @@ def run_demo(config: Path, routes: Path) -> int:
     async def beside(supervisor: Supervisor) -> None:
         async with trio.open_nursery() as nursery:
             for serve in (serve_upstreams, serve_datagrams):
-                while True:
-                    try:
-                        await nursery.start(serve)
-                        break
-                    except OSError:
-                        # After `streamgw upgrade` those of the old gateway answer until its last session has ended.
-                        if not supervisor.is_successor:
-                            raise
-                        await trio.sleep(_LOOK_AGAIN_S)
+                await start_upstreams(nursery, serve, waits=supervisor.is_successor)
             print(_TRY.format(file=routes / "hello.yaml"), flush=True)  # noqa: T201  this is the demo's purpose
 
     return run_gateway(config, routes, beside=beside)
+
+
+async def start_upstreams(
+    nursery: trio.Nursery, serve: Callable[..., Awaitable[object]], *, waits: bool
+) -> None:
+    """Start some; `waits`: as soon as their ports are free.
+
+    After `streamgw upgrade` the upstreams of the old gateway answer until its last session has ended.
+
+    Raises:
+      OSError: a port is taken, and it does not wait.
+    """
+    while True:
+        try:
+            await nursery.start(serve)
+            return
+        except OSError:
+            if not waits:
+                raise
+        await trio.sleep(_LOOK_AGAIN_S)
 
 
 async def serve_upstreams(

@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
+import pytest
 import trio
+import trio.testing
 
-from streamgw.process.demo import LINE_LIMIT, serve_datagrams, serve_upstreams
+from streamgw.process.demo import LINE_LIMIT, serve_datagrams, serve_upstreams, start_upstreams
 
 
 @asynccontextmanager
@@ -74,4 +76,28 @@ async def test_datagrams_come_back_with_the_port_in_front() -> None:
             for port in (first, second, first):
                 await client.sendto(b"hello\n", ("127.0.0.1", port))
                 assert await client.recv(100) == b"upstream %d: hello\n" % port
+        nursery.cancel_scope.cancel()
+
+
+async def test_after_an_upgrade_the_new_upstreams_wait_for_the_ports_of_the_old_ones() -> None:
+    (old,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = old.socket.getsockname()[1]
+    serve = partial(serve_upstreams, (port,))
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(OSError, match="in use"):
+            await start_upstreams(nursery, serve, waits=False)
+
+        nursery.start_soon(partial(start_upstreams, nursery, serve, waits=True))
+        await trio.testing.wait_all_tasks_blocked()
+        await old.aclose()
+        with trio.fail_after(10):
+            while True:
+                try:
+                    client = await trio.open_tcp_stream("127.0.0.1", port)
+                    break
+                except OSError:
+                    await trio.sleep(0.05)
+        async with client:
+            await client.send_all(b"new\n")
+            assert await client.receive_some() == b"upstream %d: new\n" % port
         nursery.cancel_scope.cancel()
