@@ -23,6 +23,15 @@ def parse_host(host: str) -> tuple[int, int]:
     return 4, int.from_bytes(bytes(map(int, host.split("."))), "big")
 
 
+def is_in_any(host: str, networks: Iterable[Network]) -> bool:
+    """Whether a literal, as sockets give it, is in one of these few. A Unix peer is in none."""
+    family, number = parse_host(host)
+    return any(
+        network.version == family and number & int(network.netmask) == int(network.network_address)
+        for network in networks
+    )
+
+
 class NetworkSet:
     """Networks of both families. A question costs one look-up for each prefix length there is."""
 

@@ -36,7 +36,7 @@ from typing import TypeAlias
 import attrs
 
 from streamgw.core.model import Facts, Match, Network, PortRange, PrereadPlan, Route
-from streamgw.core.networks import parse_host
+from streamgw.core.networks import is_in_any, parse_host
 from streamgw.core.sni import SNIIndex, matches_name
 
 _NEVER = sys.maxsize
@@ -167,19 +167,11 @@ def why_not(route: Route, facts: Facts) -> str | None:
         ("server_addr", facts.server.host, match.server_addrs),
         ("remote_addr", facts.client.host, match.remote_addrs),
     ):
-        if networks and not _is_in(host, networks):
+        if networks and not is_in_any(host, networks):
             reasons.append(f"{field} {host} is not {_networks_text(networks)}")
     if match.alpn and set(match.alpn).isdisjoint(facts.alpn):
         reasons.append(f"alpn {_listed(facts.alpn) or 'none'} is not {_listed(match.alpn)}")
     return "; ".join(reasons) or None
-
-
-def _is_in(host: str, networks: Iterable[Network]) -> bool:
-    family, number = parse_host(host)
-    return any(
-        network.version == family and number & int(network.netmask) == int(network.network_address)
-        for network in networks
-    )
 
 
 def _range_text(ports: PortRange) -> str:

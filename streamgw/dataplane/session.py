@@ -13,7 +13,6 @@ docs/life-of-a-connection.md describes this file; change both together.
 from __future__ import annotations
 
 import functools
-import ipaddress
 import itertools
 import math
 from collections import Counter
@@ -35,7 +34,6 @@ from streamgw.core.errors import (
 )
 from streamgw.core.hooks import Look
 from streamgw.core.model import (
-    UNIX_HOST,
     Address,
     ClientCertificate,
     Facts,
@@ -45,6 +43,7 @@ from streamgw.core.model import (
     Route,
     Upstream,
 )
+from streamgw.core.networks import is_in_any
 from streamgw.core.preread import parse_hello, parse_preface
 from streamgw.core.snapshot import Snapshot
 from streamgw.core.wire.proxy_protocol import SIGNATURE_V1, SIGNATURE_V2, build_v1, build_v2
@@ -328,7 +327,7 @@ class Sessions:
         named = found.header.client if found.header is not None else None
         if named is None:
             return
-        if _is_in(session.peer, session.policy.trusted_proxies):
+        if is_in_any(session.peer.host, session.policy.trusted_proxies):
             session.facts = attrs.evolve(session.facts, client=named, peer=session.peer)
         else:
             session.facts = attrs.evolve(session.facts, claimed=named)
@@ -500,10 +499,3 @@ def _proxy_header(session: Session, upstream: Upstream) -> bytes:
         return b""
     build = build_v1 if version == "v1" else build_v2
     return build(session.facts.client, session.facts.server)
-
-
-def _is_in(address: Address, networks: tuple[Network, ...]) -> bool:
-    if not networks or address.host == UNIX_HOST:
-        return False
-    host = ipaddress.ip_address(address.host)
-    return any(host in network for network in networks)

@@ -17,7 +17,8 @@ import trio
 
 from streamgw.control.admin.fleet import SessionFilter, SessionRow
 from streamgw.core.errors import StreamgwError
-from streamgw.core.model import UNIX_HOST, Address, Key, Network
+from streamgw.core.model import Key
+from streamgw.core.networks import is_in_any
 from streamgw.dataplane.reception import UDPSession
 from streamgw.dataplane.session import Session
 from streamgw.process.channel import Channel, ChannelClosed
@@ -241,9 +242,5 @@ def _filter(wanted: SessionFilter) -> Callable[[Session | UDPSession], bool]:
     if wanted.node:
         tests.append(lambda session: str(session.trail.node) == wanted.node)
     if network is not None:
-        tests.append(lambda session: _is_in(session.facts.client, network))
+        tests.append(lambda session: is_in_any(session.facts.client.host, (network,)))
     return lambda session: all(test(session) for test in tests)
-
-
-def _is_in(address: Address, network: Network) -> bool:
-    return address.host != UNIX_HOST and ipaddress.ip_address(address.host) in network

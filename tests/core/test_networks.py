@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamgw.core.model import Network
-from streamgw.core.networks import NetworkSet, parse_host
+from streamgw.core.networks import NetworkSet, is_in_any, parse_host
 
 
 def networks(*texts: str) -> NetworkSet:
@@ -45,4 +45,14 @@ def network_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address, bits: int
 
 @given(st.lists(st.builds(network_of, addresses, st.integers(0, 8)), max_size=10), addresses)
 def test_the_answer_is_that_of_asking_each(entries: list[Network], address: ipaddress.IPv4Address) -> None:
-    assert (str(address) in NetworkSet(entries)) == any(address in entry for entry in entries)
+    expected = any(address in entry for entry in entries)
+
+    assert (str(address) in NetworkSet(entries)) == expected
+    assert is_in_any(str(address), entries) == expected
+
+
+def test_a_unix_peer_is_in_no_network() -> None:
+    everything = [ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0")]
+
+    assert not is_in_any("unix:", everything)
+    assert not is_in_any("192.0.2.1", ())
