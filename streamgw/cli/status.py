@@ -94,6 +94,9 @@ def _headlines(answer: Mapping[str, Any]) -> Iterator[str]:
     udp = f" ({sessions['active_udp']} UDP)" if sessions.get("active_udp") else ""
     for service in answer.get("discovery", ()):
         yield _service(service)
+    relays = {worker.get("relay") for worker in answer.get("workers", ())} - {"", None}
+    if "sockmap" in relays:
+        yield f"relay: {' and '.join(sorted(relays))}"
     yield (
         f"sessions: {sessions['active']} active{udp}, {sessions['total']} in all{f' ({reasons})' if reasons else ''}, "
         f"{shown_size(sessions['bytes_up'])} up, {shown_size(sessions['bytes_down'])} down"

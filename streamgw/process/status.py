@@ -41,6 +41,7 @@ class WorkerStatus:
 
     revision: str = ""
     is_rejected: bool = False
+    relay: str = ""
     uptime_s: float = 0.0
     active: int = 0
     active_udp: int = 0
@@ -66,6 +67,8 @@ class WorkerRow:
     """Of what it runs."""
     config: str
     """`applied` or `rejected`."""
+    relay: str
+    """`pump` or `sockmap`: what is in effect, whatever was asked for."""
     sessions: int
     uptime_s: float
 
@@ -78,6 +81,7 @@ def worker_status(worker: Worker) -> WorkerStatus:
     return WorkerStatus(
         revision=status.revision,
         is_rejected=status.state == "rejected",
+        relay="pump" if worker.pump.kernel is None else "sockmap",
         uptime_s=round(trio.current_time() - worker.started_at, 3),
         active=len(live),
         active_udp=len(worker.udp.live),
@@ -93,9 +97,9 @@ def worker_status(worker: Worker) -> WorkerStatus:
 def row_of(number: int, pid: int, state: str, said: WorkerStatus | None) -> WorkerRow:
     """A worker and what it said; None: nothing."""
     if said is None:
-        return WorkerRow(number, pid, "silent", "", "", 0, 0.0)
+        return WorkerRow(number, pid, "silent", "", "", "", 0, 0.0)
     config = "rejected" if said.is_rejected else "applied"
-    return WorkerRow(number, pid, state, said.revision, config, said.active, said.uptime_s)
+    return WorkerRow(number, pid, state, said.revision, config, said.relay, said.active, said.uptime_s)
 
 
 def add_up(parts: Sequence[WorkerStatus]) -> WorkerStatus:

@@ -116,7 +116,7 @@ def test_several_workers_are_listed(desk: Desk) -> None:
         "uptime_s": 60,
     }
     other = {**row, "worker": 1, "pid": 82, "revision": "00", "config": "rejected"}
-    answer["workers"] = [{**row, "config": "applied"}, other]
+    answer["workers"] = [{**row, "config": "applied", "relay": "sockmap"}, {**other, "relay": "pump"}]
     with serving(lambda: answer) as url:
         lines = desk.run("status", "--url", url).stdout.splitlines()
 
@@ -124,3 +124,4 @@ def test_several_workers_are_listed(desk: Desk) -> None:
     assert "WORKER PID STATE SESSIONS REVISION UP" in shown
     assert "0 81 serving 2 3f2a9b0c 1 min" in shown
     assert "1 82 serving, rejects the routes 2 00 1 min" in shown
+    assert "relay: pump and sockmap" in shown

@@ -151,7 +151,9 @@ async def test_one_that_is_stuck_while_it_loads_is_killed_and_the_next_one_tries
 ) -> None:
     async with two_workers(tmp_path) as scene:
         before = scene.pids()
-        monkeypatch.setattr(many, "LOAD_S", 5.0)  # long enough for one that is not stuck, on a busy machine too
+        monkeypatch.setattr(
+            many, "LOAD_S", 5.0
+        )  # long enough for one that is not stuck, on a busy machine too
         os.kill(before[0], signal.SIGKILL)
         await scene.until(lambda: set(children(os.getpid())) - {*before})
         (stuck,) = set(children(os.getpid())) - {*before}
