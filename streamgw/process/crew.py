@@ -17,6 +17,16 @@ from streamgw.process.fleet import LocalFleet
 from streamgw.process.sockets import Sockets
 from streamgw.process.worker import Worker
 
+RESOLVER_POINTERS: Mapping[str, tuple[str, ...]] = {
+    "apisix.dns_resolver": ("servers",),
+    "apisix.dns_resolver_valid": ("ttl_override_s",),
+    "apisix.resolver_timeout": ("timeout_s",),
+    "apisix.enable_resolv_search_opt": ("search",),
+    "streamgw.resolver": ("min_ttl_s", "max_ttl_s", "stale_s", "max_records"),
+    "discovery.dns": ("discovery",),
+}
+"""Where each of the `ResolverSettings` is set."""
+
 
 class MakeFleet(Protocol):
     """As the constructor of `LocalFleet`, for the workers there are."""
@@ -157,6 +167,9 @@ class OneWorker:
         return {
             "streamgw.workers": old.workers != new.workers,
             "streamgw.relay": old.relay != new.relay,
-            "streamgw.resolver": old.resolver != new.resolver,
             "streamgw.reload": old.reload != new.reload,
+            **{
+                pointer: any(getattr(old.resolver, name) != getattr(new.resolver, name) for name in names)
+                for pointer, names in RESOLVER_POINTERS.items()
+            },
         }

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
+import pytest
 import trio
 
+from streamgw.config.discovery import DiscoverySettings
 from streamgw.config.settings import AccessLogSettings, ReloadSettings, ResolverSettings, Settings
 from streamgw.control.reloader import ReloadStatus
-from streamgw.process.crew import OneWorker
+from streamgw.core.model import Address
+from streamgw.process.crew import RESOLVER_POINTERS, OneWorker
 from streamgw.process.sockets import Sockets
 from tests.support.worker import ANY, write_routes
 
@@ -52,10 +56,31 @@ async def test_one_worker_is_a_crew(tmp_path: Path) -> None:
     sockets.close_all()
 
 
-def test_what_one_worker_has_for_good(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("pointer", "change"),
+    [
+        ("streamgw.workers", {"workers": 2}),
+        ("streamgw.relay", {"relay": "sockmap"}),
+        ("streamgw.reload", {"reload": ReloadSettings(settle_ms=7)}),
+        ("streamgw.resolver", {"resolver": ResolverSettings(max_ttl_s=7.0)}),
+        ("apisix.resolver_timeout", {"resolver": ResolverSettings(timeout_s=7.0)}),
+        (
+            "discovery.dns",
+            {"resolver": ResolverSettings(discovery=DiscoverySettings(servers=(Address("10.0.0.53", 53),)))},
+        ),
+    ],
+)
+def test_what_one_worker_has_for_good_is_named_as_it_is_set(
+    pointer: str, change: Mapping[str, object], tmp_path: Path
+) -> None:
     old = Settings()
-    new = attrs.evolve(old, workers=2, resolver=ResolverSettings(max_ttl_s=7.0))
 
-    differs = OneWorker(old, tmp_path, Sockets()).needs_start(old, new)
+    differs = OneWorker(old, tmp_path, Sockets()).needs_start(old, attrs.evolve(old, **change))
 
-    assert [name for name, does in differs.items() if does] == ["streamgw.workers", "streamgw.resolver"]
+    assert [name for name, does in differs.items() if does] == [pointer]
+
+
+def test_all_that_is_asked_of_names_is_set_somewhere() -> None:
+    named = [name for names in RESOLVER_POINTERS.values() for name in names]
+
+    assert sorted(named) == sorted(attrs.fields_dict(ResolverSettings))
