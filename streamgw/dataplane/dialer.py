@@ -86,6 +86,8 @@ class Search:
     """trio.current_time() of this round's first attempt."""
     failure: ConnectFailed | None = None
     """How this round's latest attempt ended."""
+    securing: End | None = None
+    """The upstream's end, from its connect until it has shaken hands."""
 
     def is_too_late(self, now: float) -> bool:
         """Whether this round must not begin another attempt."""
@@ -192,7 +194,9 @@ class Dialer:
         deadline = dialled_at + upstream.timeouts.connect_s
         end = self.pump.dial(node, preface=introduction.preface, deadline=deadline)
         if upstream.tls is not None:
+            search.securing = end
             await self._secure(end, upstream.tls, introduction.facts.server_name or "", deadline)
+            search.securing = None
         return end
 
     def _note_failure(self, trail: Trail, error: ConnectFailed) -> None:

@@ -216,9 +216,15 @@ class Sessions:
     def kill(self, session_id: str) -> bool:
         """End one live session by RST on both sides, with reason `killed`. False when there is none of that id."""
         session = self.live.get(session_id)
-        if session is not None:
-            self.pump.abort(session.end, Reason.KILLED)
-        return session is not None
+        if session is None:
+            return False
+        self.pump.abort(session.end, Reason.KILLED)
+        search = session.trail.search
+        if search is not None and search.securing is not None:
+            self.pump.abort(
+                search.securing, Reason.KILLED
+            )  # its task waits for this end, not for the client's
+        return True
 
     def leave_node(self, upstream: str, node: Address) -> None:
         """End the sessions that an upstream (its key) has at a node, with reason `node_down`."""

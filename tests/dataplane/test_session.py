@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import random
+import ssl
 from collections.abc import Callable
 
 import attrs
@@ -12,7 +13,7 @@ import trio
 import trio.testing
 
 from streamgw.core.errors import Reason
-from streamgw.core.model import Address, ClientCertificate, Listener, Outcome, Timeouts
+from streamgw.core.model import Address, ClientCertificate, Listener, Outcome, Timeouts, UpstreamTLS
 from streamgw.core.snapshot import Snapshot
 from streamgw.core.wire.proxy_protocol import build_v1, build_v2
 from streamgw.dataplane.dialer import Dialer
@@ -199,6 +200,22 @@ async def test_kill_ends_one_session_with_its_reason(autojump_clock: trio.testin
         assert not play.sessions.kill("nobody")
 
     assert play.outcomes[0].reason == "killed"
+
+
+async def test_kill_ends_one_that_waits_for_a_tls_node_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    to = upstream("10.0.0.1:1", tls=UpstreamTLS(ssl.create_default_context()))
+    play = Scene(snapshot(route("1", to)), FakePump({"10.0.0.1:1": Dialled(takes_s=30)}))
+    session = play.arrive(FakeEnd())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(play.sessions.run, session)
+        await trio.sleep(1)
+        assert play.sessions.kill(session.id)
+
+    (outcome,), (dialled,) = play.outcomes, play.pump.dialled
+    assert (outcome.reason, outcome.duration_s, dialled.closed) == ("killed", 1, "reset")
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,7 @@ class FakePump:
 
     async def connected(self, upstream: FakeEnd) -> None:
         await self._connect(upstream)
+        self._raise_if_aborted(upstream)
 
     async def handshake(
         self,
@@ -197,7 +198,8 @@ class FakePump:
 
     async def _connect(self, upstream: FakeEnd) -> None:
         script = self._script(upstream)
-        await trio.sleep_until(min(trio.current_time() + script.takes_s, upstream.deadline))
+        with trio.move_on_at(min(trio.current_time() + script.takes_s, upstream.deadline)):
+            await upstream.changed.wait()
         if script.takes_s and trio.current_time() >= upstream.deadline:
             upstream.closed = "reset"
             raise ConnectFailed("timed out")
