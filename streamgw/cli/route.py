@@ -132,13 +132,13 @@ def add(  # noqa: PLR0913, PLR0917  # one parameter per option
     """  # noqa: D301  # \b is Click's mark for lines that stay as they are
     if positional_id and id_ and positional_id != id_:
         raise click.UsageError(f"two ids: {positional_id} and {id_}")
-    if not (upstream.node or upstream_id or service_id):
-        raise click.UsageError("where to? Give a --node, an --upstream-id or a --service-id")
-    if upstream.node and upstream_id:
-        raise click.UsageError("--node and --upstream-id exclude each other")
-    if not upstream.node and upstream.besides_nodes:
+    if not (upstream.is_somewhere() or upstream_id or service_id):
+        raise click.UsageError("where to? Give a --node, --dns, an --upstream-id or a --service-id")
+    if upstream.is_somewhere() and upstream_id:
+        raise click.UsageError("--node and --dns exclude --upstream-id")
+    if not upstream.is_somewhere() and upstream.besides_nodes:
         raise click.UsageError(
-            "--type, --key, --retries, --scheme and --tls-… of the upstream belong to --node"
+            "--type, --key, --retries, --scheme and --tls-… of the upstream belong to --node or --dns"
         )
     data = {
         **build_description(name, desc, label),
@@ -156,7 +156,7 @@ def add(  # noqa: PLR0913, PLR0917  # one parameter per option
                 "service_id": service_id,
             }
         ),
-        **({"upstream": upstream.build(_COLLECTION, routes)} if upstream.node else {}),
+        **({"upstream": upstream.build(_COLLECTION, routes)} if upstream.is_somewhere() else {}),
     }
     wanted = positional_id or id_
     ids = iter([wanted]) if wanted else slugs(_about(data), otherwise="default")

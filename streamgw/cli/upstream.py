@@ -21,6 +21,7 @@ from streamgw.cli.objects import (
     with_wait,
 )
 from streamgw.cli.options import with_output, with_paths
+from streamgw.config import discovery
 
 _COLLECTION = "upstreams"
 
@@ -30,6 +31,7 @@ class UpstreamOptions:
     """What the options of `with_upstream` say, before it is written."""
 
     node: tuple[str, ...]
+    dns: str | None
     balancer: str | None
     key: str | None
     hash_on: str | None
@@ -41,10 +43,16 @@ class UpstreamOptions:
     tls_alpn: tuple[str, ...]
     tls_client_cert_id: str | None
 
+    def is_somewhere(self) -> bool:
+        """Whether they say where to go. Raises UsageError: in two ways."""
+        if self.node and self.dns:
+            raise click.UsageError("--node and --dns exclude each other")
+        return bool(self.node or self.dns)
+
     @property
     def besides_nodes(self) -> bool:
         """Whether anything is said that means nothing without a node."""
-        said = attrs.astuple(attrs.evolve(self, node=()), recurse=False)
+        said = attrs.astuple(attrs.evolve(self, node=(), dns=None), recurse=False)
         return any(value is not None and value is not False and value != () for value in said)
 
     def build(self, collection: str, routes: Path) -> dict[str, object]:
@@ -63,7 +71,9 @@ class UpstreamOptions:
         )
         return without_none(
             {
-                "nodes": _weights(self.node),
+                "nodes": _weights(self.node) or None,
+                "discovery_type": discovery.TYPE if self.dns else None,
+                "service_name": self.dns,
                 "type": self.balancer or ("chash" if self.key else None),
                 "hash_on": self.hash_on or ("vars_combinations" if "$" in (self.key or "") else None),
                 "key": self.key,
@@ -91,6 +101,9 @@ def with_upstream(command: Callable[..., None]) -> Callable[..., None]:
 _OPTIONS: Final = (
     click.option(
         "--node", multiple=True, metavar="HOST:PORT[=WEIGHT]", help="A place to connect to. May be repeated."
+    ),
+    click.option(
+        "--dns", metavar="NAME[:PORT]", help="The nodes are what DNS has: SRV records, or addresses."
     ),
     click.option(*("--type", "balancer"), help="How to choose among the nodes.  [default: roundrobin]"),
     click.option("--key", help="What chash hashes: remote_addr, or a text like '$remote_addr$server_port'."),
@@ -187,10 +200,14 @@ def add(  # noqa: PLR0913, PLR0917  # one parameter per option
     url: str | None,
 ) -> None:
     """Add an upstream in a file of its own, routes.d/upstreams/ID.yaml, and print that file."""
-    if not upstream.node:
-        raise click.UsageError("an upstream needs a --node")
+    if not upstream.is_somewhere():
+        raise click.UsageError("an upstream needs a --node or --dns")
     data = {**build_description(name, desc, label), **upstream.build(_COLLECTION, routes)}
-    ids = iter([id_]) if id_ else slugs([upstream.node[0].partition("=")[0]], otherwise="upstream")
+    ids = (
+        iter([id_])
+        if id_
+        else slugs([upstream.dns or upstream.node[0].partition("=")[0]], otherwise="upstream")
+    )
     add_object(Target(config, routes, wait, timeout_s, url), _COLLECTION, ids, data)
 
 

@@ -173,11 +173,13 @@ def test_while_another_file_is_broken_nothing_is_written(desk: Desk) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "where to? Give a --node, an --upstream-id or a --service-id"),
-        (["--node", "a:1", "--upstream-id", "1"], "--node and --upstream-id exclude each other"),
+        ([], "where to? Give a --node, --dns, an --upstream-id or a --service-id"),
+        (["--node", "a:1", "--upstream-id", "1"], "--node and --dns exclude --upstream-id"),
+        (["--dns", "a", "--upstream-id", "1"], "--node and --dns exclude --upstream-id"),
+        (["--node", "a:1", "--dns", "a"], "--node and --dns exclude each other"),
         (
             ["--upstream-id", "1", "--retries", "0"],
-            "--type, --key, --retries, --scheme and --tls-… of the upstream belong to --node",
+            "--type, --key, --retries, --scheme and --tls-… of the upstream belong to --node or --dns",
         ),
         (["a", "--id", "b", "--node", "a:1"], "two ids: a and b"),
         (["--node", "a:1=x"], "'a:1=x': a weight is a number"),

@@ -68,7 +68,23 @@ def test_an_upstream_needs_a_node(desk: Desk) -> None:
     result = desk.run("upstream", "add", "db")
 
     assert result.exit_code == 2
-    assert "an upstream needs a --node" in result.stderr
+    assert "an upstream needs a --node or --dns" in result.stderr
+
+
+def test_nodes_may_be_what_dns_has(desk: Desk) -> None:
+    result = desk.run("upstream", "add", "--dns", "app.example:8080", "--type", "least_conn")
+    assert (result.exit_code, result.stdout) == (0, "routes.d/upstreams/app.example-8080.yaml\n")
+    assert Path(result.stdout.strip()).read_text() == (
+        "upstreams:\n"
+        "  - id: app.example-8080\n"
+        "    discovery_type: dns\n"
+        '    service_name: "app.example:8080"\n'
+        "    type: least_conn\n"
+    )
+
+    desk.run("route", "add", "found", "--server-port", "9101", "--dns", "_mysql._tcp.db.example")
+    inline = json.loads(desk.run("route", "get", "found", "-o", "json").stdout)["upstream"]
+    assert inline == {"discovery_type": "dns", "service_name": "_mysql._tcp.db.example"}
 
 
 def test_upstreams_are_listed_and_shown(desk: Desk) -> None:
@@ -113,6 +129,7 @@ def test_nodes_on_one_line(data: dict[str, object], shown: str) -> None:
 def options(**given: Any) -> UpstreamOptions:
     nothing = UpstreamOptions(
         node=(),
+        dns=None,
         balancer=None,
         key=None,
         hash_on=None,
