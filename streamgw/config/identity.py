@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-
-from cryptography import x509
+from typing import TYPE_CHECKING
 
 from streamgw.core.model import ClientCertificate
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 
 def read_client_certificate(der: bytes) -> ClientCertificate:
@@ -16,6 +18,8 @@ def read_client_certificate(der: bytes) -> ClientCertificate:
     OpenSSL has let the client in already; a name that this library is stricter about leaves the fingerprint, which
     needs no reading.
     """
+    from cryptography import x509  # noqa: PLC0415  a start without certificates needs none of it
+
     fingerprint = hashlib.sha256(der).hexdigest()
     try:
         certificate = x509.load_der_x509_certificate(der)
@@ -31,6 +35,8 @@ def read_client_certificate(der: bytes) -> ClientCertificate:
 
 def _sans(certificate: x509.Certificate) -> Iterator[str]:
     """Alternative names as OpenSSL prints them; kinds that are no text (other names) are left out."""
+    from cryptography import x509  # noqa: PLC0415  as above
+
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
