@@ -117,7 +117,7 @@ def test_an_unknown_variable_is_refused_by_name() -> None:
 
 @given(st.text())
 def test_any_text_is_a_template_or_names_what_is_unknown(text: str) -> None:
-    named = re.findall(r"\w+", text)
+    named = re.findall(r"\w+", text, re.ASCII)
     try:
         template = compile_template(text)
     except UnknownVariable as error:

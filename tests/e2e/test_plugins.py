@@ -42,8 +42,12 @@ def write(gateway: Gateway, origins: Mapping[str, int], **plugins: object) -> No
 
 def whom_from(host: str, port: int) -> str:
     """Connect from that address; the origin's name, empty when nobody answers."""
-    with socket.create_connection(("127.0.0.1", port), TIMEOUT_S, source_address=(host, 0)) as client:
+    with (
+        contextlib.suppress(ConnectionResetError),
+        socket.create_connection(("127.0.0.1", port), TIMEOUT_S, source_address=(host, 0)) as client,
+    ):
         return said_to(client)
+    return ""
 
 
 def said_to(client: socket.socket) -> str:
