@@ -1,7 +1,8 @@
 """`python -m bench.growth`: how costs grow with routes and with connections, and how long a start takes.
 
 Gateways that differ in nothing but the number of their routes take turns, so that a busy machine is busy for all of them.
-The 64 bytes of `ping` go through 100, 1,000 and 9,500 connections of one gateway (20,000 descriptors are a common limit).
+The 64 bytes of `ping` go through 100, 1,000 and 9,500 connections of one gateway (20,000 descriptors are a common limit), and of
+nginx beside it: four sockets of the kernel per connection leave its caches, whoever holds them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from bench.build import build
 from bench.load import Sample, Scenario, measure
 from bench.memory import pss_kib
 from bench.network import enter_private_network, raise_descriptor_limit
-from bench.peers import ORIGIN_PORT, Peer, is_answered, running_origin, running_streamgw
+from bench.peers import ORIGIN_PORT, Peer, is_answered, running_nginx, running_origin, running_streamgw
 from bench.report import describe, median, write_json
 
 WARMUP_S = 0.5
@@ -61,9 +62,11 @@ def main(routes: str, connections: str, rounds: int, seconds: float, output: Pat
         about = describe([origin], congestion) | {"rounds": rounds, "seconds": seconds}
         grown = [_with_routes(int(count), Path(name) / count, stack) for count in routes.split(",")]
         by_routes = _measure_routes(grown, rounds, seconds)
-        first = grown[0].peer
+        beside = Path(name) / "nginx"
+        beside.mkdir()
+        peers = [grown[0].peer, stack.enter_context(running_nginx(beside))]
         by_connections = {
-            int(count): [_ping(first, int(count), seconds) for _ in range(rounds)]
+            int(count): _measure_connections(peers, int(count), rounds, seconds)
             for count in connections.split(",")
         }
         start_ms = [_start_ms(Path(name) / f"start-{number}") for number in range(rounds)]
@@ -110,10 +113,17 @@ def _measure_routes(grown: Sequence[Grown], rounds: int, seconds: float) -> dict
     return samples
 
 
-def _ping(peer: Peer, connections: int, seconds: float) -> Sample:
-    click.echo(f"{connections:,} connections", err=True)
+def _measure_connections(
+    peers: Sequence[Peer], connections: int, rounds: int, seconds: float
+) -> dict[str, list[Sample]]:
     scenario = Scenario(f"ping-{connections}", "ping", connections, "req")
-    return measure(scenario, peer, warmup_s=WARMUP_S + connections / 5000, seconds=seconds)
+    samples: dict[str, list[Sample]] = {peer.name: [] for peer in peers}
+    for number in range(rounds):
+        for peer in peers if number % 2 else reversed(peers):
+            click.echo(f"round {number + 1}/{rounds}  {connections:,} connections, {peer.name}", err=True)
+            warmup_s = WARMUP_S + connections / 5000
+            samples[peer.name].append(measure(scenario, peer, warmup_s=warmup_s, seconds=seconds))
+    return samples
 
 
 def _start_ms(directory: Path) -> float:
@@ -156,11 +166,14 @@ def _print_routes(grown: Sequence[Grown], samples: dict[int, list[Sample]]) -> N
         print(f"{each.routes:>10,}{found.rate:>10,.0f}{found.proxy_us:>10.1f}{each.memory_kib / 1024:>10.1f}")
 
 
-def _print_connections(samples: dict[int, list[Sample]]) -> None:
-    print(f"{'connections':>12}{'req/s':>10}{'CPU µs':>10}")
-    for count, rounds in samples.items():
-        found = median(rounds)
-        print(f"{count:>12,}{found.rate:>10,.0f}{found.proxy_us:>10.1f}")
+def _print_connections(samples: dict[int, dict[str, list[Sample]]]) -> None:
+    print(f"{'connections':>12}  {'':<10}{'req/s':>10}{'CPU µs':>10}{'all µs':>10}")
+    for count, by_peer in samples.items():
+        for name, rounds in by_peer.items():
+            found = median(rounds)
+            print(
+                f"{count:>12,}  {name:<10}{found.rate:>10,.0f}{found.proxy_us:>10.1f}{found.machine_us:>10.1f}"
+            )
 
 
 if __name__ == "__main__":
