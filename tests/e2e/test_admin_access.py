@@ -40,7 +40,7 @@ class Scene:
     def send(self, request: bytes, *, ends: bool = False) -> bytes:
         """Send these bytes, and with `ends` a FIN; read what comes until the server closes."""
         with socket.create_connection(("127.0.0.1", self.port), 20) as sock:
-            with contextlib.suppress(OSError):  # the server may have closed it already, in the middle of the request
+            with contextlib.suppress(OSError):  # it may have been closed in the middle of the request
                 sock.sendall(request)
                 if ends:
                     sock.shutdown(socket.SHUT_WR)
