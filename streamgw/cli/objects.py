@@ -20,13 +20,15 @@ from streamgw.config.compile import Loader
 from streamgw.config.documents import Document, parse_file
 from streamgw.config.render import render_flow
 from streamgw.config.settings import Settings
-from streamgw.config.store import AlreadyExists, NotFound, Store, Written
+from streamgw.config.store import AlreadyExists, NotFound, Stale, Store, Written
 from streamgw.config.tree import Tree
 from streamgw.core.errors import ConfigError, StoreError
 from streamgw.core.model import Key
 from streamgw.process.plugins import plugin_set
 
 _POLL_S: Final = 0.02
+_ATTEMPTS: Final = 5
+"""To change what somebody else changes at the same time."""
 _HIDDEN: Final = "***"
 _SECRETS: Final = {"ssls": {"key", "keys"}, "tls": {"client_key"}}
 """Where an object holds the text of a key: in a collection, or in a field of that name."""
@@ -173,15 +175,30 @@ def add_object(target: Target, collection: str, ids: Iterator[str], data: Mappin
 def change_object(
     target: Target, key: Key, change: Callable[[Mapping[str, object]], Mapping[str, object]]
 ) -> None:
-    """Change an object where it stands. A change by somebody else meanwhile is not overwritten."""
+    """Change an object where it stands. What somebody else has written meanwhile is not overwritten, but changed.
+
+    Raises:
+      Stale: somebody was faster each time.
+    """
     store = Store(target.routes)
-    found = store.find(key)
-    if found is None:
-        raise NotFound(f"{target.routes}: no {key[0]} {key[1]}")
-    data = change(found.data)
-    _examine(store, store.preview_put(key, data), read_settings(target.config))
-    started = time.perf_counter()
-    _report(target, key, store.put(key, data, if_match=found.digest), started)
+    settings = read_settings(target.config)
+    stale: Stale | None = None
+    for _ in range(_ATTEMPTS):
+        found = store.find(key)
+        if found is None:
+            raise NotFound(f"{target.routes}: no {key[0]} {key[1]}")
+        data = change(found.data)
+        _examine(store, store.preview_put(key, data), settings)
+        started = time.perf_counter()
+        try:
+            written = store.put(key, data, if_match=found.digest)
+        except Stale as error:
+            stale = error
+        else:
+            _report(target, key, written, started)
+            return
+    assert stale is not None, "every attempt ended so"
+    raise stale
 
 
 def remove_object(target: Target, key: Key) -> None:

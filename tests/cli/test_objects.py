@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import re
+from collections.abc import Mapping
 
 import pytest
 
-from streamgw.cli.objects import slugs
-from streamgw.config.store import Store
+from streamgw.cli.objects import _ATTEMPTS, Target, change_object, slugs
+from streamgw.config.store import Stale, Store
 from tests.cli.conftest import Desk
 from tests.support.ports import Ports
 from tests.support.status_endpoint import STATUS, serving
@@ -63,6 +66,27 @@ def test_wait_gives_up_and_says_why(desk: Desk) -> None:
         assert "error: written, but not applied after 0.05 s" in result.stderr
         assert reason in result.stderr
     assert "status: 0" in desk.hand_written.read_text()
+
+
+@pytest.mark.parametrize(("saves", "is_changed"), [(_ATTEMPTS - 1, True), (_ATTEMPTS, False)])
+def test_what_somebody_else_has_written_meanwhile_is_kept_and_changed(
+    desk: Desk, saves: int, is_changed: bool
+) -> None:
+    ports = iter(range(1, saves + 1))
+
+    def disabled(data: Mapping[str, object]) -> Mapping[str, object]:
+        for port in itertools.islice(ports, 1):
+            text = desk.hand_written.read_text()
+            desk.hand_written.write_text(re.sub(r"server_port: \d+", f"server_port: {port}", text))
+        return {**data, "status": 0}
+
+    target = Target(desk.config, desk.routes, wait=False, timeout_s=1.0, url=None)
+    with contextlib.nullcontext() if is_changed else pytest.raises(Stale, match="nothing was written"):
+        change_object(target, ("stream_routes", "mysql"), disabled)
+
+    written = desk.hand_written.read_text()
+    assert f"server_port: {saves}\n" in written
+    assert ("status: 0" in written) == is_changed
 
 
 def test_wait_needs_a_gateway(desk: Desk) -> None:
