@@ -225,10 +225,11 @@ class Resolution:
         for each in chosen:
             self.upstreams[each.key] = each
         hooks = tuple(self._hooks(fitting, document, service) for fitting in fittings)
-        inputs: tuple[object, ...] = (document, upstream, *hooks)
+        service_name = _name_of(service)
+        inputs: tuple[object, ...] = (document, service_name, upstream, *hooks)
         known = self._before.routes.get(document.key)
         if known is None or known[0] != inputs:  # mostly the very same, which a tuple looks at first
-            known = inputs, _build_route(document, spec, upstream, hooks)
+            known = inputs, _build_route(document, spec, service_name, upstream, hooks)
         self.memory.routes[document.key] = known
         return known[1]
 
@@ -281,7 +282,11 @@ class Resolution:
 
 
 def _build_route(
-    document: Document, spec: StreamRouteSpec, upstream: Upstream | None, hooks: tuple[Hooks, ...]
+    document: Document,
+    spec: StreamRouteSpec,
+    service_name: str,
+    upstream: Upstream | None,
+    hooks: tuple[Hooks, ...],
 ) -> Route:
     return Route(
         id=document.key[1],
@@ -291,10 +296,15 @@ def _build_route(
         priority=spec.priority,
         name=spec.name or "",
         service_id=spec.service_id or "",
+        service_name=service_name,
         tls_passthrough=spec.tls_passthrough,
         udp=spec.udp.build() if spec.udp is not None else DatagramRules(),
         hooks=hooks,
     )
+
+
+def _name_of(service: Document | None) -> str:
+    return service.spec.name or "" if service is not None and isinstance(service.spec, ServiceSpec) else ""
 
 
 def _references(document: Document) -> Iterator[tuple[str, Key]]:

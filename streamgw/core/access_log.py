@@ -277,6 +277,7 @@ _VARIABLES: Mapping[str, _Variable] = {
     "route_id": lambda o: o.route_id or None,
     "route_name": lambda o: o.route_name or None,
     "service_id": lambda o: o.service_id or None,
+    "service_name": lambda o: o.service_name or None,
     "balancer_ip": lambda o: None if o.node is None else o.node.host,
     "balancer_port": lambda o: None if o.node is None else str(o.node.port),
     # Ours.

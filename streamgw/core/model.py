@@ -307,6 +307,8 @@ class Route:
     priority: int = 0
     name: str = ""
     service_id: str = ""
+    service_name: str = ""
+    """What people call the service."""
     tls_passthrough: bool = False
     """Counts on listeners with `passthrough: route` only."""
     udp: DatagramRules = DatagramRules()
@@ -376,6 +378,7 @@ class Outcome:
     route_id: str = ""
     route_name: str = ""
     service_id: str = ""
+    service_name: str = ""
     upstream: str = ""
     """`Upstream.key`."""
     node: Address | None = None

@@ -103,6 +103,7 @@ def outcome_of(session: UDPSession, fault: Fault | None, status: int) -> Outcome
         route_id=route.id,
         route_name=route.name,
         service_id=route.service_id,
+        service_name=route.service_name,
         upstream=session.upstream.key if session.upstream is not None else "",
         node=trail.node,
         attempts=tuple(trail.attempts),

@@ -473,6 +473,7 @@ def _outcome(session: Session, ending: Ending) -> Outcome:
         route_id=route.id if route else "",
         route_name=route.name if route else "",
         service_id=route.service_id if route else "",
+        service_name=route.service_name if route else "",
         upstream=session.upstream.key if session.upstream else "",
         node=trail.node,
         attempts=tuple(trail.attempts),

@@ -22,7 +22,7 @@ from tests.config.test_compile import (
 
 SERVICES = """
 services:
-  - {id: inline, upstream: {nodes: {service:1: 1}}}
+  - {id: inline, name: in one line, upstream: {nodes: {service:1: 1}}}
   - {id: named, upstream_id: shared}
   - {id: empty}
 upstreams:
@@ -72,7 +72,7 @@ def test_what_wins_over_what(fields: str, key: str) -> None:
 def test_a_route_names_its_service() -> None:
     (route,) = load("stream_routes: [{id: r, service_id: inline}]" + SERVICES).snapshot.router.routes
 
-    assert route.service_id == "inline"
+    assert (route.service_id, route.service_name) == ("inline", "in one line")
 
 
 def test_a_route_has_rules_for_its_datagrams() -> None:

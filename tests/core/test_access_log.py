@@ -31,6 +31,7 @@ DONE = Outcome(
     route_id="mysql",
     route_name="orders database",
     service_id="7",
+    service_name="orders",
     upstream="upstreams/1",
     node=NODE,
     revision="3f2a",
@@ -63,6 +64,7 @@ NO_ROUTE = attrs.evolve(
     route_id="",
     route_name="",
     service_id="",
+    service_name="",
     upstream="",
     node=None,
     revision="",
@@ -229,6 +231,7 @@ def test_apisix_has_its_default_format() -> None:
         ("route_id", "mysql"),
         ("route_name", "orders database"),
         ("service_id", "7"),
+        ("service_name", "orders"),
         ("balancer_ip", "10.0.0.5"),
         ("balancer_port", "3306"),
         ("listener", "tcp *:9100"),
@@ -288,11 +291,10 @@ def test_times_are_local_and_carry_their_offset() -> None:
 
 @pytest.mark.parametrize("escape", ["json", "none"])
 def test_what_a_session_does_not_have_is_a_hyphen_or_with_other_escapes_nothing(escape: Escape) -> None:
-    log_format = (
-        "<$route_id$route_name$service_id$upstream$revision$balancer_ip$balancer_port$upstream_addr$hostname>"
-    )
+    names = "route_id route_name service_id service_name upstream revision balancer_ip balancer_port upstream_addr hostname"
+    log_format = f"<{''.join(f'${name}' for name in names.split())}>"
 
-    assert compile_format(log_format)(NO_ROUTE) == f"<{'-' * 9}>"
+    assert compile_format(log_format)(NO_ROUTE) == f"<{'-' * 10}>"
     assert compile_format(log_format, escape)(NO_ROUTE) == "<>"
 
 
