@@ -247,6 +247,9 @@ class Credentials:
                 tls = self._upstream_tls(document, (*path, "tls"), spec.tls or UpstreamTLSSpec())
                 if tls is not None:
                     self._upstreams[document.key] = tls
+            elif spec.tls is not None and spec.tls.client_cert_id is not None:
+                # It does nothing, but what it refers to has to be there, as in APISIX: it cannot be deleted either.
+                self._client_pair_of(document, (*path, "tls"), spec.tls.client_cert_id)
 
     def _upstream_tls(self, document: Document, path: Path, spec: UpstreamTLSSpec) -> UpstreamTLS | None:
         before = len(self.faults)
@@ -271,7 +274,10 @@ class Credentials:
             )
         if spec.client_cert_id is None:
             return None
-        name = spec.client_cert_id
+        return self._client_pair_of(document, path, spec.client_cert_id)
+
+    def _client_pair_of(self, document: Document, path: Path, name: str) -> Pair | None:
+        """The pair of a certificate object of type `client`."""
         found = self._ssls.get(name)
         said = f"failed to fetch ssl info by ssl id [{name}], "
         if found is None:

@@ -453,6 +453,18 @@ def test_what_an_upstream_cannot_use_is_a_problem(scene: Scene, tls: dict[str, o
     assert scene.problems() == [f"upstreams[0].tls{said}"]
 
 
+def test_a_certificate_that_is_named_has_to_be_there_even_if_it_does_nothing(scene: Scene) -> None:
+    """Without `scheme: tls`."""
+    scene.objects["ssls"] = [{"id": "me", "type": "client", **A.fields()}]
+    upstreams = [{"id": name, "nodes": NODES, "tls": {"client_cert_id": name}} for name in ("me", "none")]
+    scene.objects["upstreams"] = upstreams
+
+    said = "failed to fetch ssl info by ssl id [none], response code: 404"
+    assert scene.problems() == [f"upstreams[1].tls.client_cert_id: {said}"]
+    scene.objects["upstreams"] = upstreams[:1]
+    scene.load()
+
+
 def test_a_certificate_that_openssl_refuses_is_a_problem_of_the_upstream(scene: Scene) -> None:
     weak = self_signed(rsa.generate_private_key(65537, 1024))
     tls = {"client_cert": weak.cert, "client_key": weak.key}
