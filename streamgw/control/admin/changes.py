@@ -8,7 +8,7 @@ would not load.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from http import HTTPStatus
 
 import attrs
@@ -36,7 +36,7 @@ Decide = Callable[[Survey], Mapping[str, object]]
 """What an object should be, its id included, in the light of all the others. Raises RequestError."""
 
 _ITEM = re.compile(r"(\w+)\[([0-9]+)\]")
-_TIMES = ("id", "create_time", "update_time")
+_TIMES = ("create_time", "update_time")
 
 
 @attrs.frozen
@@ -81,8 +81,9 @@ class Changes:
         except StoreError as error:
             raise refused(error) from error
 
-    def put(self, key: Key, decide: Decide, *, if_absent: bool = False) -> Made:
-        """Write an object as `decide` says. One that says the same already stays as it is, its times too.
+    def put(self, key: Key, decide: Decide, *, if_absent: bool = False, told: Collection[str] = ()) -> Made:
+        """Write an object as `decide` says. One that says the same already stays as it is, its times too, unless they are
+        among the fields that were `told` by the client.
 
         Raises:
           RequestError: nothing was written.
@@ -93,7 +94,7 @@ class Changes:
             old = survey.objects.get(key)
             data = decide(survey)
             _check_id(key)
-            if old is not None and _says_the_same(old.data, data):
+            if old is not None and _says_the_same(old.data, data, told):
                 data = old.data
             try:
                 planned = self._store.plan_put(survey, key, data, if_absent=if_absent)
@@ -210,8 +211,9 @@ def _check_id(key: Key) -> None:
         raise bad(f'invalid configuration: property "id" validation failed: {error}') from error
 
 
-def _says_the_same(old: Mapping[str, object], new: Mapping[str, object]) -> bool:
-    """Whether two versions of an object differ in nothing but when they were written."""
+def _says_the_same(old: Mapping[str, object], new: Mapping[str, object], told: Collection[str]) -> bool:
+    """Whether two versions of an object differ in nothing but when they were written, unless that is what was told."""
+    left_out = {"id", *(name for name in _TIMES if name not in told)}
     return is_same(
-        *({name: value for name, value in data.items() if name not in _TIMES} for data in (old, new))
+        *({name: value for name, value in data.items() if name not in left_out} for data in (old, new))
     )

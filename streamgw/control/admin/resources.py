@@ -173,7 +173,7 @@ class Resources:
         if "id" in body and _id_of(body) != id_:
             raise bad(f"wrong {call.title} id")
         key = (call.collection, id_)
-        sent = {**body, "id": id_}
+        sent = {**body, "id": body.get("id", id_)}
         return await self._write(
             "set", partial(self._changes.put, key, partial(self._replace, call, key, sent))
         )
@@ -192,8 +192,9 @@ class Resources:
         if not call.sub_path and not isinstance(call.body, Mapping):
             raise bad("invalid configuration")
         key = (call.collection, call.id)
+        told = () if call.sub_path or not isinstance(call.body, Mapping) else tuple(call.body)
         return await self._write(
-            "compareAndSwap", partial(self._changes.put, key, partial(self._merge, call, key))
+            "compareAndSwap", partial(self._changes.put, key, partial(self._merge, call, key), told=told)
         )
 
     async def _delete(self, call: Call) -> Response:
@@ -213,7 +214,7 @@ class Resources:
         call.check_version(old)
         _refuse(call.collection, sent)
         before = {} if old is None else old.data
-        return self._stamped(sent, call, before.get("create_time"))
+        return self._stamped({**sent, "id": key[1]}, call, before.get("create_time"))
 
     def _merge(self, call: Call, key: Key, survey: Survey) -> Mapping[str, object]:
         old = survey.objects.get(key)

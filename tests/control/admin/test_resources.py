@@ -16,6 +16,7 @@ from streamgw.core.hooks import Hooks, Plugin
 from tests.support.admin_desk import NOW, ROUTE, UPSTREAM, Desk
 from tests.support.certificates import issue
 
+NO_ID = 'invalid configuration: property "id" validation failed: object matches none of the required'
 NODES = {"127.0.0.1:1995": 1}
 TIMES = {"create_time": int(NOW), "update_time": int(NOW)}
 
@@ -114,6 +115,17 @@ async def test_what_a_person_wrote_is_edited_in_place(desk: Desk) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "body", [{"create_time": 4}, {"update_time": 4}, {"create_time": 3, "update_time": 4}]
+)
+async def test_times_alone_can_be_patched(desk: Desk, body: dict[str, int]) -> None:
+    await desk.ask("PUT", "stream_routes/1", ROUTE)
+
+    answer = await desk.ask("PATCH", "stream_routes/1", body)
+
+    assert (answer.status_code, answer.json()["value"]) == (200, {**ROUTE, "id": "1", **TIMES, **body})
+
+
 async def test_variables_are_shown_as_written(tmp_path: Path, desk: Desk) -> None:
     desk.write("mine.yaml", "stream_routes: [{id: a, desc: '${{HOST:=x}}'}]")
 
@@ -192,6 +204,8 @@ async def test_answers_may_have_the_older_shape(tmp_path: Path) -> None:
         ("PUT", "ssls", {}, "missing ssl id"),
         ("PUT", "stream_routes/1", {**ROUTE, "id": "2"}, "wrong stream route id"),
         ("PUT", "stream_routes/1", {**ROUTE, "id": None}, "wrong stream route id"),
+        ("PUT", "stream_routes", {**ROUTE, "id": 0}, NO_ID),
+        ("PUT", "upstreams/-3", {**UPSTREAM, "id": -3}, NO_ID),
         ("POST", "stream_routes/1", ROUTE, "wrong stream route id, do not need it"),
         ("POST", "upstreams", {**UPSTREAM, "id": "1"}, "wrong upstream id, do not need it"),
         ("PATCH", "stream_routes/there", b"", "missing new configuration"),
