@@ -29,7 +29,7 @@ MESSAGE = b"E" + b"." * 63
 """The origin sends back what begins with an E."""
 _TLS = 10
 """From a proxy's plain port to its TLS port."""
-_STATUS = 30
+STATUS = 30
 """From streamgw's plain port to the one of its status: there may be several gateways."""
 _UDP_SESSION = 20
 """From a proxy's plain port, which it has over UDP too, to the UDP port where a session ends with its first answer."""
@@ -157,7 +157,7 @@ def running_streamgw(
     _write_certificate(directory)
     ports = {"port": port, "tls_port": port + _TLS, "udp_session_port": port + _UDP_SESSION}
     settings = _STREAMGW.format(
-        **ports, status_port=port + _STATUS, directory=directory, workers=workers, relay=relay
+        **ports, status_port=port + STATUS, directory=directory, workers=workers, relay=relay
     )
     (directory / "config.yaml").write_text(settings)
     (directory / "routes.d").mkdir(exist_ok=True)

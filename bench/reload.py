@@ -1,98 +1,170 @@
-"""`python -m bench.reload`: how long a new connection waits while a large configuration is reloaded.
+"""`python -m bench.reload`: what those who are connected, and those who come, notice of a reload; how long it takes.
 
-One connection at a time is opened, used and closed, first in peace, then while all of the routes change again and again,
-then while one file of a hundred does. What counts is the longest of them: a reload must not be felt.
+One session sends a message and waits for the reply, again and again; one client opens a connection, uses it and closes it,
+again and again. Both in peace, and while one file of 100 routes changes, or every file. What counts is the longest of all
+waits: a reload must not be felt. The new files are written elsewhere and moved into place within milliseconds. A reload has
+taken until the moment that the status names as `applied_at`; the status is asked when the run is over, so as not to disturb it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import ipaddress
 import itertools
-import multiprocessing
+import json
+import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import attrs
 import click
 
 from bench.build import build
 from bench.load import Sample, Scenario, measure
 from bench.network import enter_private_network, raise_descriptor_limit
-from bench.peers import ORIGIN_PORT, Peer, running_origin, running_streamgw
+from bench.peers import ORIGIN_PORT, STATUS, Peer, running_origin, running_streamgw
+from bench.report import describe, median, write_json
 
-FILES = 100
+ROUTES_PER_FILE = 100
 WARMUP_S = 0.3
-_ONE_AT_A_TIME = Scenario("connect-1", "connect", 1, "conn")
+_MARGIN_S = 0.2
+"""A change comes this long after the measured time has begun."""
+_LOADS = (Scenario("ping-1", "ping", 1, "req"), Scenario("connect-1", "connect", 1, "conn"))
+_VARIANTS = itertools.count(1)
+_TITLES = ("a second", "p50 µs", "p99 µs", "max µs", "worst", "applied ms", "worst")
+_COLUMNS = "{:<34}{:>10}{:>9}{:>9}{:>9}{:>9}{:>12}{:>8}"
+
+
+@attrs.frozen
+class Row:
+    """One line of the result."""
+
+    title: str
+    peer: Peer
+    changing: Sequence[Path] = ()
+    """Files, each of which is replaced once in each run."""
+
+
+@attrs.frozen
+class Look:
+    """One run of one row."""
+
+    sample: Sample
+    applied_ms: float | None
+    """From the last file in place until all of them are what runs; None: nothing changed."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--routes", default=10_000, show_default=True, help="How many routes there are.")
-@click.option("--seconds", default=5.0, show_default=True, help="Measured time of each phase.")
-@click.option("--every", default=1.0, show_default=True, help="Seconds between two changes.")
-def main(routes: int, seconds: float, every: float) -> None:
-    """Measure the wait of new connections in peace and under reloads."""
-    enter_private_network("bench.reload")
+@click.option("--routes", default="1000,10000", show_default=True, help="Numbers of routes.")
+@click.option("--rounds", default=5, show_default=True, help="Each row this many times.")
+@click.option("--seconds", default=3.0, show_default=True, help="Measured time of one run, with one reload.")
+@click.option("--json", "output", type=click.Path(path_type=Path), help="Write every look here.")
+def main(routes: str, rounds: int, seconds: float, output: Path | None) -> None:
+    """Measure a running session and new connections in peace and under reloads."""
+    congestion = enter_private_network("bench.reload")
     raise_descriptor_limit()
     with tempfile.TemporaryDirectory(prefix="streamgw-reload-") as name, contextlib.ExitStack() as stack:
-        origin = stack.enter_context(running_origin(build(), build("load_udp")))
-        peer = stack.enter_context(running_streamgw(Path(name)))
-        # Sorts before bench.yaml, whose one route fits everybody, so that it hides none of them.
-        directory = Path(name) / "routes.d" / "a"
-        _write_files(directory, routes, 0, range(FILES))
-        print(f"{routes:,} routes in {FILES} files; one connection at a time")
-        print(f"{'':<24}{'conn/s':>10}{'p50 µs':>10}{'p99 µs':>10}{'max µs':>10}")
+        origin = stack.enter_context(running_origin(build("load"), build("load_udp")))
         # What the machine itself does to the longest wait, busy as it may be.
-        _print("no gateway, in peace", _measure(origin, seconds))
-        _print("in peace", _measure(peer, seconds))
-        with _changing(directory, routes, every, FILES):
-            _print("all routes change", _measure(peer, seconds))
-        with _changing(directory, routes, every, 1):
-            _print("one file changes", _measure(peer, seconds))
+        rows = [Row("no gateway, in peace", origin)]
+        for number, count in enumerate(map(int, routes.split(","))):
+            rows += _rows(count, Path(name) / str(count), ORIGIN_PORT + 40 + number, stack)
+        about = describe([row.peer for row in rows], congestion) | {"rounds": rounds, "seconds": seconds}
+        looks = _measure_all(rows, rounds, seconds)
+    for scenario in _LOADS:
+        print(_COLUMNS.format(scenario.name, *_TITLES))
+        for title, found in looks[scenario.name].items():
+            _print(title, found)
+    if output is not None:
+        write_json(output, {"about": about, "looks": looks})
 
 
-def _measure(peer: Peer, seconds: float) -> Sample:
-    return measure(_ONE_AT_A_TIME, peer, warmup_s=WARMUP_S, seconds=seconds)
+def _rows(count: int, directory: Path, port: int, stack: contextlib.ExitStack) -> Iterator[Row]:
+    # Sorts before bench.yaml, whose one route fits everybody, so that it hides none of them.
+    routes = directory / "routes.d" / "a"
+    routes.mkdir(parents=True)
+    files = [routes / f"{first}.yaml" for first in range(0, count, ROUTES_PER_FILE)]
+    _replace(_written(files))
+    click.echo(f"loading {count:,} routes", err=True)
+    peer = stack.enter_context(running_streamgw(directory, port=port))
+    yield Row(f"{count:,} routes, in peace", peer)
+    yield Row(f"{count:,} routes, one file changes", peer, files[:1])
+    yield Row(f"{count:,} routes, all files change", peer, files)
 
 
-def _print(phase: str, sample: Sample) -> None:
-    print(
-        f"{phase:<24}{sample.rate:>10,.0f}{sample.p50_us:>10,.0f}{sample.p99_us:>10,.0f}{sample.max_us:>10,.0f}"
+def _measure_all(rows: Sequence[Row], rounds: int, seconds: float) -> dict[str, dict[str, list[Look]]]:
+    """Load → title → one look per round."""
+    looks: dict[str, dict[str, list[Look]]] = {
+        scenario.name: {row.title: [] for row in rows} for scenario in _LOADS
+    }
+    for number in range(rounds):
+        for scenario, row in itertools.product(_LOADS, rows):
+            click.echo(f"round {number + 1}/{rounds}  {scenario.name}  {row.title}", err=True)
+            looks[scenario.name][row.title].append(_look(scenario, row, seconds))
+    return looks
+
+
+def _look(scenario: Scenario, row: Row, seconds: float) -> Look:
+    unfinished = _written(row.changing)
+    with ThreadPoolExecutor(1) as editor:
+        changed = editor.submit(_change, unfinished)
+        sample = measure(scenario, row.peer, warmup_s=WARMUP_S, seconds=seconds)
+    if not unfinished:
+        return Look(sample, None)
+    took = _applied_at(row.peer) - changed.result()
+    if took < dt.timedelta():
+        raise click.ClickException(f"{row.title}: not applied within {seconds} s")
+    return Look(sample, took / dt.timedelta(milliseconds=1))
+
+
+def _change(unfinished: Sequence[Path]) -> dt.datetime:
+    """Returns when the last file was in place."""
+    time.sleep(WARMUP_S + _MARGIN_S)
+    _replace(unfinished)
+    return dt.datetime.now(dt.UTC)
+
+
+def _applied_at(peer: Peer) -> dt.datetime:
+    with urllib.request.urlopen(f"http://127.0.0.1:{peer.port + STATUS}/streamgw/v1/status") as answer:
+        return dt.datetime.fromisoformat(json.load(answer)["config"]["applied_at"])
+
+
+def _written(files: Sequence[Path]) -> list[Path]:
+    """New contents, which differ from any before in every route, where the gateway does not look."""
+    return [_write(file, number, next(_VARIANTS)) for number, file in enumerate(files)]
+
+
+def _write(file: Path, number: int, variant: int) -> Path:
+    upstream = f'upstream: {{type: roundrobin, nodes: {{"127.0.0.1:{ORIGIN_PORT}": {variant}}}}}'
+    first = ipaddress.IPv4Address("10.0.0.0") + number * ROUTES_PER_FILE
+    routes = (
+        f"  - {{id: r{number}-{route}, remote_addr: {first + route}, {upstream}}}"
+        for route in range(ROUTES_PER_FILE)
     )
+    unfinished = file.parents[2] / file.name
+    unfinished.write_text("\n".join(["stream_routes:", *routes]) + "\n")
+    return unfinished
 
 
-@contextlib.contextmanager
-def _changing(directory: Path, routes: int, every: float, files: int) -> Iterator[None]:
-    """Change that many files at a time while the block lasts, in a process of its own: ours measures."""
-    editor = multiprocessing.Process(target=_change, args=(directory, routes, every, files))
-    editor.start()
-    try:
-        yield
-    finally:
-        editor.terminate()
-        editor.join()
+def _replace(unfinished: Sequence[Path]) -> None:
+    for file in unfinished:
+        file.replace(file.parent / "routes.d" / "a" / file.name)
 
 
-def _change(directory: Path, routes: int, every: float, files: int) -> None:
-    for variant in itertools.count(1):
-        _write_files(directory, routes, variant, range(files))
-        time.sleep(every)
-
-
-def _write_files(directory: Path, routes: int, variant: int, numbers: Iterable[int]) -> None:
-    """Put files in place, each whole. Another variant differs in every route."""
-    directory.mkdir(exist_ok=True)
-    for number in numbers:
-        lines = ["stream_routes:"]
-        for route in range(routes // FILES):
-            address = ipaddress.IPv4Address("10.0.0.0") + number * (routes // FILES) + route
-            nodes = f'{{"127.0.0.1:{ORIGIN_PORT}": {variant % 100 + 1}}}'
-            upstream = f"upstream: {{type: roundrobin, nodes: {nodes}}}"
-            lines.append(f"  - {{id: r{number}-{route}, remote_addr: {address}, {upstream}}}")
-        unfinished = directory / f".{number}.tmp"
-        unfinished.write_text("\n".join(lines) + "\n")
-        unfinished.replace(directory / f"{number}.yaml")
+def _print(title: str, looks: Sequence[Look]) -> None:
+    """Medians of the rounds, and the worst of all."""
+    samples = [look.sample for look in looks]
+    found = median(samples)
+    figures = [found.rate, found.p50_us, found.p99_us, found.max_us, max(sample.max_us for sample in samples)]
+    applied_ms = [look.applied_ms for look in looks if look.applied_ms is not None]
+    figures += [statistics.median(applied_ms), max(applied_ms)] if applied_ms else []
+    shown = [f"{figure:,.0f}" for figure in figures] + ["–"] * (len(_TITLES) - len(figures))
+    print(_COLUMNS.format(title, *shown))
 
 
 if __name__ == "__main__":
