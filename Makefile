@@ -8,7 +8,7 @@ SEEDS  ?= 5000
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check quick fmt lint types arch own-coverage servers sim bench measure lock clean
+.PHONY: help run test check quick fmt lint types arch own-coverage servers sim integrity bench measure lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -49,9 +49,17 @@ servers: ## Debian packages that the tests need
 sim: $(VENV)/.dev ## random histories of UDP sessions: SEEDS=5000 of them, or the one of STREAMGW_SEED
 	STREAMGW_SEEDS=$(SEEDS) $(BIN)/pytest -q tests/core/sim
 
-bench: $(VENV)/.dev servers ## matching with up to 100,000 routes; bytes and TLS side by side with nginx and HAProxy
+integrity: $(VENV)/.dev ## 24,000 sessions of all kinds through the kernel's relay, compared byte for byte
+	STREAMGW_SOCKMAP_SESSIONS=24000 $(BIN)/pytest -q tests/conformance/test_pump_integrity.py -k kernel
+
+bench: $(VENV)/.dev servers ## speed beside nginx and HAProxy with one worker and with two, memory, growth, reloads, stalls: half an hour
 	$(BIN)/python -m bench.router
 	$(BIN)/python -m bench
+	$(BIN)/python -m bench --workers 2 --only ping-256,connect-32,bulk-down-8,bulk-up-8
+	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.pace
+	$(BIN)/python -m bench.growth
+	$(BIN)/python -m bench.reload
 	$(BIN)/python -m bench.stall
 
 measure: $(VENV)/.dev ## the style of the tree in one line of figures

@@ -20,7 +20,7 @@ BASELINE = Path(__file__).with_name("baseline.json")
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--rounds", default=3, show_default=True, help="Each scenario through each peer this many times."
+    "--rounds", default=5, show_default=True, help="Each scenario through each peer this many times."
 )
 @click.option("--seconds", default=1.5, show_default=True, help="Measured time of one run.")
 @click.option("--only", default="", help="Comma-separated parts of scenario names: bulk, ping-32, tls.")

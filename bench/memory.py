@@ -24,7 +24,7 @@ from bench.report import describe, write_json
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--connections", default=4000, show_default=True, help="Idle ones, all at a time.")
 @click.option(
-    "--rounds", default=3, show_default=True, help="Each peer this many times, with fresh processes."
+    "--rounds", default=5, show_default=True, help="Each peer this many times, with fresh processes."
 )
 @click.option("--peers", default="streamgw,nginx,haproxy", show_default=True, help="Whom to measure.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write every figure here.")

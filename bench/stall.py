@@ -48,7 +48,7 @@ class Look:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--clients", default=32, show_default=True, help="How many clients do handshakes at a time.")
-@click.option("--rounds", default=3, show_default=True, help="Each row this many times.")
+@click.option("--rounds", default=5, show_default=True, help="Each row this many times.")
 @click.option("--seconds", default=2.0, show_default=True, help="Measured time of one run.")
 @click.option("--peers", default="streamgw,nginx,haproxy", show_default=True, help="Whom to measure.")
 def main(clients: int, rounds: int, seconds: float, peers: str) -> None:
