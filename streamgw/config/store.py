@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -92,6 +93,10 @@ class Store:
         self._planner = Planner(directory)
         # Looking again every two seconds must cost next to nothing while nothing changes.
         self._seen: Moment | None = None
+        self._writes = 0
+        """That `_seen` knows of."""
+        self._turn = threading.Lock()
+        """Of whoever changes these two."""
         self._written: dict[str, tuple[int, ...] | None] = {}
         """What the latest writes left, by absolute path: the stamps of a file, None: no file. The latest last."""
 
@@ -225,13 +230,17 @@ class Store:
     # Reading
 
     def _read(self) -> Moment:
-        seen = self._seen
+        seen, writes = self._seen, self._writes
         state = read_state(self.directory, self._disk, seen.state if seen else None)
         if seen is not None and state.contents is seen.state.contents:
             moment = Moment(state, seen.tree)
         else:
             moment = Moment(state, build_tree(self.directory, state.contents, seen.tree if seen else None))
-        self._seen = moment
+        with self._turn:
+            if (
+                self._writes == writes
+            ):  # else what was written meanwhile is newer than what this look may have found
+                self._seen = moment
         return moment
 
     # Writing
@@ -279,7 +288,9 @@ class Store:
         if len(self._written) > MAX_WRITTEN:
             del self._written[next(iter(self._written))]
         ordered = tuple(entries[name] for name in sorted(entries))
-        self._seen = Moment(State(ordered, contents, (), before.began_ns), plan.after)
+        with self._turn:
+            self._seen = Moment(State(ordered, contents, (), before.began_ns), plan.after)
+            self._writes += 1
 
     def _apply(self, change: Change, strays: tuple[str, ...]) -> None:
         disk, directory = self._disk, change.path.parent

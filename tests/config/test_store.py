@@ -18,6 +18,7 @@ from streamgw.config.documents import digest_of
 from streamgw.config.edit import NotEditable
 from streamgw.config.store import AlreadyExists, NotFound, NotWritable, Plan, Stale, Store
 from streamgw.core.errors import StoreError
+from streamgw.core.model import Key
 from tests.support.crashing_disk import Crash, CrashingDisk
 
 MYSQL = ("stream_routes", "mysql")
@@ -248,6 +249,25 @@ def test_after_a_write_the_store_knows_the_state_without_looking(directory: Path
     assert [file.path for file in store.latest().files] == ["stream_routes/mysql.yaml"]
     assert [file.path for file in store.read().files] == ["by-hand.yaml", "stream_routes/mysql.yaml"]
     assert store.latest() is store.read()
+
+
+def test_a_look_that_took_longer_than_a_write_does_not_forget_it(directory: Path) -> None:
+    class WritingDisk(Disk):
+        """Somebody writes through the store right after a look at the directory has begun."""
+
+        def scan(self, path: str) -> list[os.DirEntry[str]]:
+            entries = super().scan(path)
+            if writes:
+                store.put(writes.pop(), DATA)
+            return entries
+
+    writes: list[Key] = []
+    store = Store(directory, disk=WritingDisk())
+    store.read()
+    writes.append(MYSQL)
+
+    assert store.read().files == (), "what it has looked at"
+    assert [file.path for file in store.latest().files] == ["stream_routes/mysql.yaml"]
 
 
 def test_the_store_tells_its_own_writes_from_those_of_others(directory: Path) -> None:
