@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Literal, NoReturn, Protocol, TypeAlias
 
@@ -144,13 +144,14 @@ class Reloader:
         self._wanted = self._wanted or "written"
         self._poked.set()
 
-    async def wait_applied(self, key: Key, digest: str | None) -> None:
-        """Wait until the object with that digest is what runs; None waits until there is no such object.
+    async def wait_applied(self, awaited: Iterable[tuple[Key, str | None]]) -> None:
+        """Wait until these objects, by digest, have been what runs, each once. None: until there was no such object.
 
         May never return: the state on disk may be rejected, or changed again before anybody looked. Bring a deadline.
         """
-        while self._current is None or self._current.sources.get(key) != digest:
-            await self._swapped.wait()
+        for key, digest in awaited:
+            while self._current is None or self._current.sources.get(key) != digest:
+                await self._swapped.wait()
 
     async def wait_revision(self, revision: str) -> None:
         """Wait until that is what runs. May never return, as `wait_applied`."""

@@ -97,10 +97,10 @@ class Answers:
         return {**rest, **self._page(share.ended)}
 
     async def _wait_applied(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
-        collection, id_ = cast("Sequence[str]", arguments["key"])
-        digest = cast("str | None", arguments["digest"])
+        said = cast("Sequence[tuple[Sequence[str], str | None]]", arguments["awaited"])
+        awaited = [((collection, id_), digest) for (collection, id_), digest in said]
         deadline = trio.current_time() + cast("float", arguments["patience_s"])
-        return {"applied": await self._here.wait_applied((collection, id_), digest, deadline)}
+        return {"applied": await self._here.wait_applied(awaited, deadline)}
 
     async def _catch_up(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
         reloader, revision = self._worker.reloader, cast("str", arguments["revision"])

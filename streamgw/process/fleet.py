@@ -18,10 +18,10 @@ import trio
 
 from streamgw.config.documents import Document
 from streamgw.control.admin.feed import Feed
-from streamgw.control.admin.fleet import Figures, SessionFilter, SessionRow
+from streamgw.control.admin.fleet import Awaited, Figures, SessionFilter, SessionRow
 from streamgw.control.explain import accepts, as_data, meet
 from streamgw.control.reloader import ReloadStatus
-from streamgw.core.model import Facts, Key
+from streamgw.core.model import Facts
 from streamgw.core.wire.tls import ClientHello
 from streamgw.process import figures, status
 from streamgw.process.books import Books
@@ -147,13 +147,13 @@ class WorkerFleet:
         self._central.reloader.poke_written()
         self._look()
 
-    async def wait_applied(self, key: Key, digest: str | None, deadline: float) -> Sequence[int]:
-        """Empty once every worker runs the object that accepts clients, or will; at the deadline: those that do not."""
+    async def wait_applied(self, awaited: Awaited, deadline: float) -> Sequence[int]:
+        """Empty once every worker that accepts clients, or will, runs the objects; at the deadline: those that do not."""
         late: list[int] = []
 
         async def wait_for(member: Member) -> None:
             try:
-                has_it = await member.wait_applied(key, digest, deadline)
+                has_it = await member.wait_applied(awaited, deadline)
             except Gone:
                 has_it = True  # whoever comes in its place catches up before its first client
             except Silent:
@@ -163,7 +163,7 @@ class WorkerFleet:
 
         async def wait_here() -> None:
             with trio.move_on_at(deadline):
-                await self._central.reloader.wait_applied(key, digest)
+                await self._central.reloader.wait_applied(awaited)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
@@ -186,7 +186,7 @@ class WorkerFleet:
 
     async def _ask(self, question: Callable[[Member], Awaitable[T]]) -> list[tuple[Member, T | None]]:
         """What all say, in their order. None: that one has not answered."""
-        members = self._members()
+        members = tuple(self._members())  # as of now: workers come and go meanwhile
         answers: dict[int, T] = {}
 
         async def ask(place: int, member: Member) -> None:

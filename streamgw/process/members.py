@@ -15,9 +15,8 @@ import cattrs
 import structlog
 import trio
 
-from streamgw.control.admin.fleet import SessionFilter, SessionRow
+from streamgw.control.admin.fleet import Awaited, SessionFilter, SessionRow
 from streamgw.core.errors import StreamgwError
-from streamgw.core.model import Key
 from streamgw.core.networks import is_in_any
 from streamgw.dataplane.reception import UDPSession
 from streamgw.dataplane.session import Session
@@ -64,8 +63,8 @@ class Member(Protocol):
     async def share(self) -> Share:
         """What it has counted."""
 
-    async def wait_applied(self, key: Key, digest: str | None, deadline: float) -> bool:
-        """Whether it ran that object before the deadline, trio time."""
+    async def wait_applied(self, awaited: Awaited, deadline: float) -> bool:
+        """Whether it ran all of these objects before the deadline, trio time."""
 
     def look(self) -> None:
         """Look at routes.d, if nobody else in its process has been told to."""
@@ -109,10 +108,10 @@ class Here:
         """See `Member.share`."""
         return await take_share(self._worker)
 
-    async def wait_applied(self, key: Key, digest: str | None, deadline: float) -> bool:
+    async def wait_applied(self, awaited: Awaited, deadline: float) -> bool:
         """See `Member.wait_applied`."""
         with trio.move_on_at(deadline):
-            await self._worker.reloader.wait_applied(key, digest)
+            await self._worker.reloader.wait_applied(awaited)
             return True
         return False
 
@@ -156,10 +155,10 @@ class There:
         answer = await self._ask("share")
         return share_of({**answer, "ended": await self._all_of(answer)})
 
-    async def wait_applied(self, key: Key, digest: str | None, deadline: float) -> bool:
+    async def wait_applied(self, awaited: Awaited, deadline: float) -> bool:
         """See `Member.wait_applied`."""
-        patience_s = deadline - trio.current_time()
-        arguments = {"key": key, "digest": digest, "patience_s": patience_s}
+        patience_s = max(0.0, deadline - trio.current_time())
+        arguments = {"awaited": awaited, "patience_s": patience_s}
         return bool((await self._ask("wait_applied", arguments, patience_s))["applied"])
 
     async def catch_up(self, revision: str, patience_s: float) -> bool:

@@ -298,7 +298,7 @@ async def test_a_directory_that_could_not_be_read_is_tried_again_without_being_t
         stage.loader.content = StoreError("cannot read routes.d: too many open files")
         await stage.look()
         stage.loader.content = compilation("r2", mysql="d1")
-        await stage.reloader.wait_applied(MYSQL, "d1")
+        await stage.reloader.wait_applied([(MYSQL, "d1")])
 
         loads = stage.loader.loads
         await trio.sleep(100 * RETRY_S)
@@ -390,9 +390,9 @@ async def test_each_load_sees_the_listeners_of_its_moment() -> None:
 async def test_a_writer_can_wait_until_its_object_is_what_runs() -> None:
     async with running(FakeLoader(compilation("r1", mysql="d1"))) as stage:
         with trio.fail_after(5):
-            await stage.reloader.wait_applied(MYSQL, "d1")
+            await stage.reloader.wait_applied([(MYSQL, "d1")])
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(stage.reloader.wait_applied, MYSQL, "d3")
+                nursery.start_soon(stage.reloader.wait_applied, [(MYSQL, "d3")])
                 for revision, digest in [("r2", "d2"), ("r3", "d3")]:
                     assert len(nursery.child_tasks) == 1
                     stage.loader.content = compilation(revision, mysql=digest)
@@ -404,7 +404,7 @@ async def test_who_waits_may_have_come_before_the_first_load() -> None:
         with trio.fail_after(5):
             current, stage.reloader._current = stage.reloader._current, None
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(stage.reloader.wait_applied, MYSQL, "d2")
+                nursery.start_soon(stage.reloader.wait_applied, [(MYSQL, "d2")])
                 nursery.start_soon(stage.reloader.wait_revision, "r2")
                 await trio.testing.wait_all_tasks_blocked()
                 assert len(nursery.child_tasks) == 2
@@ -418,7 +418,7 @@ async def test_a_writer_can_wait_until_its_object_is_gone() -> None:
     async with running(FakeLoader(compilation("r1", mysql="d1"))) as stage:
         with trio.fail_after(5):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(stage.reloader.wait_applied, MYSQL, None)
+                nursery.start_soon(stage.reloader.wait_applied, [(MYSQL, None)])
                 await trio.testing.wait_all_tasks_blocked()
                 assert len(nursery.child_tasks) == 1
                 stage.loader.content = compilation("r2")

@@ -9,10 +9,12 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+import trio.testing
 import yaml
 
 from streamgw.control.admin.fleet import Figures, SessionFilter
 from streamgw.core.model import Address, Facts
+from streamgw.process.members import Member
 from tests.support.several import Stage, farewell, stage_on
 from tests.support.worker import says
 
@@ -120,9 +122,9 @@ async def test_who_waits_is_told_who_lags(stage: Stage) -> None:
     digest = stage.central.reloader.current.sources["stream_routes", "echo"]
     soon = trio.current_time() + 0.05
 
-    assert await stage.fleet.wait_applied(("stream_routes", "echo"), digest, soon) == ()
+    assert await stage.fleet.wait_applied([(("stream_routes", "echo"), digest)], soon) == ()
     everybody = tuple(worker.number for worker in stage.workers)
-    assert await stage.fleet.wait_applied(("stream_routes", "echo"), None, soon) == everybody
+    assert await stage.fleet.wait_applied([(("stream_routes", "echo"), None)], soon) == everybody
 
 
 async def test_what_was_written_is_live_when_the_wait_is_over(stage: Stage) -> None:
@@ -139,7 +141,7 @@ async def test_what_was_written_is_live_when_the_wait_is_over(stage: Stage) -> N
                     break
                 await trio.sleep(0.002)
 
-        late = await stage.fleet.wait_applied(("stream_routes", "echo"), digest, trio.current_time() + 10)
+        late = await stage.fleet.wait_applied([(("stream_routes", "echo"), digest)], trio.current_time() + 10)
 
         assert late == ()
         for _ in range(4):
@@ -291,21 +293,42 @@ async def test_a_worker_that_does_not_answer_is_left_out_and_named(tmp_path: Pat
             figures = await stage.fleet.figures()
             killed = await stage.fleet.kill("nobody")
             late = await stage.fleet.wait_applied(
-                ("stream_routes", "echo"), "other", trio.current_time() + 0.1
+                [(("stream_routes", "echo"), "other")], trio.current_time() + 0.1
             )
+            too_late = await stage.fleet.wait_applied([(("stream_routes", "echo"), "other")], 0.0)
 
         assert total == len(rows) == other.worker.live_sessions
         assert [row["state"] for row in said["workers"]] == ["silent", "serving"]
         assert figures.listeners == whole.listeners, "it counts as it last did"
         assert not killed
-        assert late == (0, 1)
+        assert late == too_late == (0, 1)
+
+
+async def test_an_answer_stays_with_who_gave_it_though_another_one_ends_meanwhile(tmp_path: Path) -> None:
+    async def number(member: Member) -> int:
+        await member.status()
+        return member.number
+
+    async with stage_on(tmp_path, 3) as stage, trio.open_nursery() as nursery:
+        stuck = stage.colleagues[0]
+        stuck.is_stuck = True
+        answers: list[tuple[int, int | None]] = []
+
+        async def ask() -> None:
+            answers.extend((member.number, answer) for member, answer in await stage.fleet._ask(number))
+
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        await stage.fire(stuck)
+
+    assert answers == [(0, None), (1, 1), (2, 2)]
 
 
 async def test_nobody_waits_for_a_worker_that_drains(tmp_path: Path) -> None:
     async with stage_on(tmp_path, 2) as stage:
         stage.colleagues[0].member.state = "draining"
 
-        late = await stage.fleet.wait_applied(("stream_routes", "echo"), None, trio.current_time() + 0.05)
+        late = await stage.fleet.wait_applied([(("stream_routes", "echo"), None)], trio.current_time() + 0.05)
 
         assert late == (1,)
         assert not stage.fleet.ready()
@@ -320,7 +343,9 @@ async def test_nobody_waits_for_a_worker_that_dies(tmp_path: Path) -> None:
 
         async def wait() -> None:
             late.append(
-                await stage.fleet.wait_applied(("stream_routes", "echo"), digest, trio.current_time() + 60)
+                await stage.fleet.wait_applied(
+                    [(("stream_routes", "echo"), digest)], trio.current_time() + 60
+                )
             )
 
         async with trio.open_nursery() as nursery:
@@ -338,6 +363,6 @@ async def test_a_worker_that_is_dead_and_not_buried_lags_behind_nobody(tmp_path:
         digest = stage.central.reloader.current.sources["stream_routes", "echo"]
         stage.colleagues[0].theirs.close()
 
-        late = await stage.fleet.wait_applied(("stream_routes", "echo"), digest, trio.current_time() + 60)
+        late = await stage.fleet.wait_applied([(("stream_routes", "echo"), digest)], trio.current_time() + 60)
 
         assert late == ()

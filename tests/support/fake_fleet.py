@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
-from streamgw.control.admin.fleet import SessionFilter, SessionRow, Subscription
+from streamgw.control.admin.fleet import Awaited, SessionFilter, SessionRow, Subscription
 from streamgw.core.errors import ConfigError
 from streamgw.core.model import Facts, Key
 
@@ -53,8 +53,8 @@ class FakeFleet:
             with contextlib.suppress(ConfigError):
                 self.running = self._load()
 
-    async def wait_applied(self, key: Key, digest: str | None, deadline: float) -> Sequence[int]:
-        if self.running.get(key) == digest:
+    async def wait_applied(self, awaited: Awaited, deadline: float) -> Sequence[int]:
+        if all(self.running.get(key) == digest for key, digest in awaited):
             return ()
         await trio.sleep_until(deadline)
         return (0,)

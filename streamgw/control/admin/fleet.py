@@ -7,7 +7,7 @@ Everything here is plain data: `attrs.asdict` of a row is its JSON form.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import attrs
 
@@ -194,6 +194,10 @@ class Subscription(Protocol):
         """Hear no more."""
 
 
+Awaited: TypeAlias = Sequence[tuple[Key, str | None]]
+"""Objects as they shall run, by digest; None: there shall be no such object."""
+
+
 class Fleet(Protocol):
     """The gateway, seen from its HTTP side. Methods that are not async are called on the event loop and do not block; those
     that are may ask the workers, and leave out one that does not answer in time.
@@ -235,8 +239,8 @@ class Fleet(Protocol):
     def poke(self) -> None:
         """Something was written through the store: run it, now."""
 
-    async def wait_applied(self, key: Key, digest: str | None, deadline: float) -> Sequence[int]:
-        """Wait until every worker runs the object with that digest (None: without that object).
+    async def wait_applied(self, awaited: Awaited, deadline: float) -> Sequence[int]:
+        """Wait until every worker runs all of these objects.
 
         Returns:
           The workers that did not get there before `deadline` (trio.current_time()); empty: all did.

@@ -51,11 +51,8 @@ class Writer:
             finally:
                 # Also after an error: a cancelled request may have written. One look too many costs next to nothing.
                 self._fleet.poke()
-            deadline = trio.current_time() + APPLY_S
-            late: set[int] = set()
-            for key, digest in made.awaited:
-                late.update(await self._fleet.wait_applied(key, digest, deadline))
-        return Applied(made, sorted(late))
+            late = await self._fleet.wait_applied(made.awaited, trio.current_time() + APPLY_S)
+        return Applied(made, [*late])
 
     @contextlib.asynccontextmanager
     async def _my_turn(self) -> AsyncGenerator[None]:
