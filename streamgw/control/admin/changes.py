@@ -104,7 +104,7 @@ class Changes:
                 raise bad(f"invalid configuration: {error}") from error
             return planned, Made(key, {**data, "id": key[1]}, is_new=old is None, concerns=(key,))
 
-        return self._make(plan, key)
+        return self._make(plan, key, if_absent=if_absent)
 
     def remove(self, key: Key, allow: Callable[[Survey, Located], None]) -> Made:
         """Delete an object, if `allow` does not raise.
@@ -135,7 +135,9 @@ class Changes:
 
         return self._make(plan, None)
 
-    def _make(self, decide: Callable[[Survey], tuple[Plan, Made]], key: Key | None) -> Made:
+    def _make(
+        self, decide: Callable[[Survey], tuple[Plan, Made]], key: Key | None, *, if_absent: bool = False
+    ) -> Made:
         made: Made | None = None
 
         def plan(survey: Survey) -> Plan:
@@ -155,7 +157,9 @@ class Changes:
             except Stale:
                 continue
             except AlreadyExists:
-                raise
+                if if_absent:
+                    raise
+                continue  # somebody has just put a file where ours would have been: the next survey knows it
             except StoreError as error:
                 raise refused(error) from error
             assert made is not None, "planned before"

@@ -257,7 +257,9 @@ def _new_data(sent: Mapping[str, object], stored: Stored) -> dict[str, object]:
 
 
 def _version(name: str, value: object) -> int:
-    if not isinstance(value, int | float) or isinstance(value, bool) or int(value) != value:
+    if (
+        not isinstance(value, int | float) or isinstance(value, bool) or value % 1
+    ):  # of an infinity that is nan
         raise bad(f"{name} must be a number")
     return int(value)
 

@@ -207,6 +207,23 @@ def test_what_is_there_is_not_added(scene: Scene) -> None:
         scene.put(R, {**ROUTE, "desc": "x"}, if_absent=True)
 
 
+def test_a_file_that_appears_where_a_new_one_would_be_is_looked_at_first(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    others = tmp_path / "stream_routes" / "r.yaml"
+
+    class LateDisk(Disk):
+        def sync(self, fd: int) -> None:
+            super().sync(fd)
+            if not others.exists():
+                others.write_text("stream_routes: [{id: other}]\n")
+
+    scene = Scene(tmp_path, LateDisk())
+    made = scene.put(R, ROUTE)
+
+    assert made.is_new
+    assert {key[1] for key in scene.changes.survey().objects} == {"r", "other"}
+
+
 class EditorDisk(Disk):
     """An editor saves the file each time before ours is in place, a number of times."""
 

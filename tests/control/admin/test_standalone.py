@@ -186,8 +186,10 @@ async def test_what_will_not_be_looked_at_is_a_list_of_objects_all_the_same(desk
     )
 
 
-async def test_versions_that_are_no_numbers_are_not_valid(desk: Desk) -> None:
-    answer = await desk.ask("POST", "configs/validate", {"upstreams_conf_version": {}})
+@pytest.mark.parametrize("version", [b"{}", b"1e999", b"-.inf", b".nan"])
+async def test_versions_that_are_no_numbers_are_not_valid(desk: Desk, version: bytes) -> None:
+    body = b"upstreams_conf_version: " + version
+    answer = await desk.ask("POST", "configs/validate", body, headers=YAML)
 
     assert (answer.status_code, answer.json()) == (
         400,
