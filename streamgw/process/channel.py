@@ -130,6 +130,8 @@ class Channel:
     ) -> object:
         """Ask the other side, and wait for its answer: plain JSON data there and back. Bring a deadline.
 
+        The caller may close its descriptors meanwhile.
+
         Raises:
           ChannelClosed: there is no other side (any more).
           ConfigError: the other side raised one.
@@ -138,21 +140,25 @@ class Channel:
         Cancellation:
           The question may have been received; its answer will be dropped.
         """
-        async with self._turns:
-            if self._is_closed:
-                raise ChannelClosed("the other process is gone")
-            number = next(self._numbers)
-            message = {"ask": number, "what": what, "with": arguments, "fds": len(fds)}
-            frame = self._put(_packed(message), fds)
-            question = self._waiting[number] = _Question()
-            try:
-                await question.answered.wait()
-            finally:
-                self._waiting.pop(number, None)
-                self._take_back(frame)
-            if question.error is not None:
-                raise question.error
-            return question.value
+        ours = _duplicates(fds)  # when its turn comes, the caller's may be closed
+        try:
+            async with self._turns:
+                if self._is_closed:
+                    raise ChannelClosed("the other process is gone")
+                number = next(self._numbers)
+                message = {"ask": number, "what": what, "with": arguments, "fds": len(fds)}
+                frame, ours = self._put(_packed(message), ours), ()
+                question = self._waiting[number] = _Question()
+                try:
+                    await question.answered.wait()
+                finally:
+                    self._waiting.pop(number, None)
+                    self._take_back(frame)
+                if question.error is not None:
+                    raise question.error
+                return question.value
+        finally:
+            _close_all(ours)
 
     def tell(self, what: str, data: Mapping[str, object], *, fds: Sequence[int] = ()) -> None:
         """Send news, some time soon. Never waits: what has no room is dropped and counted, as is what comes after the end."""
@@ -161,18 +167,22 @@ class Channel:
         if self._is_closed or self._news >= MAX_NEWS or self._news_bytes + size > MAX_NEWS_BYTES:
             self.dropped += 1
             return
+        ours: tuple[int, ...] = ()
         try:
-            self._put(payload, fds).is_news = True
+            ours = _duplicates(fds)
+            self._put(payload, ours).is_news = True
         except Refused:
+            _close_all(ours)
             self.dropped += 1
         else:
             self._news += 1
             self._news_bytes += size
 
-    def _put(self, payload: bytes, fds: Sequence[int] = ()) -> _Frame:
+    def _put(self, payload: bytes, fds: tuple[int, ...] = ()) -> _Frame:
+        """Have it sent, and take over the descriptors. Raises Refused: both are still the caller's."""
         if len(payload) > MAX_FRAME_BYTES or len(fds) > MAX_FDS:
             raise Refused(f"a message of {len(payload)} bytes and {len(fds)} descriptors is too long")
-        frame = _Frame(payload, _duplicates(fds))
+        frame = _Frame(payload, fds)
         self._queue.append(frame)
         self._queued.set()
         return frame

@@ -198,9 +198,15 @@ class Child:
 
     def _take(self, names: Sequence[str], fds: Sequence[int]) -> None:
         for name, fd in zip(names, fds, strict=True):
-            self._sockets.take(name, fd)
+            if self.worker.draining:
+                os.close(fd)
+            else:
+                self._sockets.take(name, fd)
 
     def _follow(self, arguments: Mapping[str, object]) -> None:
+        """One that drains has closed its sockets. What is overtaken by that has nobody to fail for."""
+        if self.worker.draining:
+            return
         settings = unpacked(arguments["settings"])
         configure_logging(settings.log, worker=self.worker.number)
         try:

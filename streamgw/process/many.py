@@ -358,7 +358,7 @@ class ManyWorkers:
 
     async def _hand_down(self, process: Process) -> None:
         if process.member.state != "draining":
-            await self._follow(process)
+            await _unless_it_drains(process, self._follow(process))
 
     async def _make_way(self, settings: Settings) -> None:
         """Have everybody let go of what new listeners need."""
@@ -366,7 +366,7 @@ class ManyWorkers:
         new = [listener for listener in settings.listeners if listener.name not in names]
         gone = [listener.name for listener in self.sockets.in_the_way(settings.listeners)]
         if new:
-            await self._each(lambda process: process.make_way(gone, new))
+            await self._each(lambda process: _unless_it_drains(process, process.make_way(gone, new)))
 
     async def _each(self, tell: Callable[[Process], Awaitable[None]]) -> None:
         """Tell everybody at the same time. Who does not follow is killed."""
@@ -432,6 +432,15 @@ class ManyWorkers:
     async def _drain(self, process: Process, deadline: float, *, is_succeeded: bool) -> None:
         within_s = deadline - trio.current_time()
         await self._tell(process, lambda: process.drain(max(0.0, within_s), is_succeeded=is_succeeded))
+
+
+async def _unless_it_drains(process: Process, told: Awaitable[None]) -> None:
+    """Whether one that drains by now has done what it was told is all the same: it may end in its own time."""
+    try:
+        await told
+    except StreamgwError:
+        if process.member.state != "draining":
+            raise
 
 
 def _for_good(settings: Settings) -> tuple[object, ...]:

@@ -309,6 +309,38 @@ async def _ask_with(channel: Channel, name: str, fds: list[int]) -> None:
     await channel.ask("read", {"name": name}, fds=fds)
 
 
+async def test_a_descriptor_may_be_closed_before_the_turn_of_its_question(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_QUESTIONS", 1)
+    async with two() as (ours, theirs):
+        before = open_fds()
+        goes_on = trio.Event()
+        theirs.answers |= {
+            "wait": goes_on.wait,
+            "close": lambda fds: [os.close(fd) for fd in fds] and len(fds),
+        }
+        read_end, write_end = os.pipe()
+        answers: list[object] = []
+
+        async def ask() -> None:
+            answers.append(await ours.channel.ask("close", fds=[read_end, write_end]))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ours.channel.ask, "wait")
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            os.close(read_end)
+            os.close(write_end)
+            with trio.move_on_after(0.01):
+                await ours.channel.ask("close", fds=[0])
+            goes_on.set()
+
+        assert answers == [2]
+        assert open_fds() == before
+
+
 async def test_a_descriptor_that_is_none_is_refused() -> None:
     async with two() as (ours, _):
         before = open_fds()

@@ -88,6 +88,10 @@ async def supervised(tmp_path: Path) -> AsyncIterator[tuple[Supervisor, trio.Eve
     supervisor.ledger.close()
 
 
+def open_fds() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def test_it_loads_then_listens_then_drains(tmp_path: Path) -> None:
     sockets = Sockets()
     sockets.replace([ANY])
@@ -105,6 +109,29 @@ async def test_it_loads_then_listens_then_drains(tmp_path: Path) -> None:
         await has_ended.wait()
 
         assert supervisor.asked[-1] == "farewell"
+    sockets.close_all()
+
+
+async def test_once_it_drains_it_takes_nothing_more_and_says_that_all_is_done(tmp_path: Path) -> None:
+    """What was on its way when the signal came: its sessions are not to pay for that."""
+    sockets = Sockets()
+    sockets.replace([ANY])
+    async with supervised(tmp_path) as (supervisor, has_ended):
+        await supervisor.start()
+        await supervisor.follow(sockets, listeners=(ANY,))
+        (listener,) = sockets.listeners()
+        async with await trio.open_tcp_stream("127.0.0.1", listener.port) as client:
+            await says(client)
+            await supervisor.channel.ask("drain", {"within_s": 60.0, "is_succeeded": False})
+            fds = open_fds()
+
+            await supervisor.follow(Sockets(), listeners=(ANY,))
+            await supervisor.follow(sockets, listeners=(ANY,))
+            await supervisor.channel.ask("make_way", {"names": [ANY.name], "settings": packed(Settings())})
+
+            assert open_fds() == fds
+            assert (await says(client)).startswith(b"upstream")
+        await has_ended.wait()
     sockets.close_all()
 
 

@@ -13,12 +13,14 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from streamgw.config.settings import AccessLogSettings, ReloadSettings, ResolverSettings, Settings
 from streamgw.control.reloader import ReloadStatus
 from streamgw.core.errors import ConfigError
 from streamgw.core.model import Listener
 from streamgw.process import ledger, many, slots
+from streamgw.process.channel import Refused
 from streamgw.process.demo import serve_upstreams
 from streamgw.process.many import CrashLoop, ManyWorkers
 from streamgw.process.sockets import BindError, Sockets
@@ -164,6 +166,58 @@ async def test_one_that_is_stuck_while_it_loads_is_killed_and_the_next_one_tries
         await scene.until(lambda: len(scene.pids()) == 2)
 
         assert await scene.talks()
+
+
+async def test_one_that_drains_meanwhile_is_no_stuck_one(tmp_path: Path) -> None:
+    """The signal comes while new settings are on their way."""
+    with capture_logs() as logs:
+        async with two_workers(tmp_path) as scene:
+            (listener,) = scene.sockets.listeners()
+            clients = [await trio.open_tcp_stream(listener.host, listener.port) for _ in range(20)]
+            for client in clients:
+                await says(client)
+            crew, before = scene.crew, scene.pids()
+            for pid in before:
+                os.kill(pid, signal.SIGSTOP)
+            async with trio.open_nursery() as nursery:
+                changed = attrs.evolve(crew.settings, drain_timeout_s=7.0)
+                nursery.start_soon(crew.apply, changed)
+                await scene.until(lambda: crew.settings == changed)
+                crew.drain(trio.current_time() + 60)
+                await trio.testing.wait_all_tasks_blocked()
+                for pid in before:
+                    os.kill(pid, signal.SIGCONT)
+
+            for client in clients:
+                assert (await says(client)).startswith(b"upstream")
+                await client.aclose()
+            await crew.ended.wait()
+
+    assert "worker_stuck" not in [entry["event"] for entry in logs]
+
+
+@pytest.mark.parametrize("told", ["follow", "make_way"])
+async def test_what_one_that_drains_says_no_to_is_no_reason_to_kill_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    async with two_workers(tmp_path) as scene:
+        (listener,) = scene.sockets.listeners()
+        client = await trio.open_tcp_stream(listener.host, listener.port)
+        await says(client)
+        crew = scene.crew
+
+        async def refuse(process: slots.Process, *_: object) -> None:
+            crew.drain(trio.current_time() + 60)
+            await scene.until(lambda: process.member.state == "draining")
+            raise Refused("no socket was handed down")
+
+        monkeypatch.setattr(slots.Process, told, refuse)
+
+        await crew.apply(attrs.evolve(crew.settings, listeners=(ANY, attrs.evolve(ANY, host="127.0.0.2"))))
+
+        assert (await says(client)).startswith(b"upstream")
+        await client.aclose()
+        await crew.ended.wait()
 
 
 async def test_where_all_seats_are_taken_the_one_that_drains_for_longest_makes_way(
