@@ -228,11 +228,23 @@ def _count(places: Iterable[_Place]) -> int:
 
 
 class Naming:
-    """Everything that is asked of DNS for upstreams: the names of their nodes, and services. Implements `pool.Names`."""
+    """Everything that is asked of DNS for upstreams: the names of their nodes, and services. Implements `pool.Names`.
 
-    def __init__(self, resolver: Resolver, discovery: Discovery) -> None:
+    Args:
+      on_bug: an exception that nobody expected of a look-up. Left out, it is logged.
+    """
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        discovery: Discovery,
+        *,
+        on_bug: Callable[[Exception], None] | None = None,
+    ) -> None:
         self.resolver = resolver
         self.discovery = discovery
+        if on_bug is not None:
+            resolver.on_bug = discovery.on_bug = on_bug
 
     def sync(self, names: Collection[str], services: Collection[str]) -> None:
         """Keep exactly these names and services fresh from now on."""

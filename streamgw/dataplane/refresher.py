@@ -4,11 +4,14 @@ Each name in use has one task that looks it up, sleeps for the answer's time to 
 the last answer for a while (serve-stale, RFC 8767) and is retried soon. That includes NXDOMAIN, which RFC 8767 would
 believe: a record deleted by mistake or a headless service between two pods should not cut off nodes that still answer;
 if they are gone indeed, connecting to them fails, and says so.
+
+Any other exception is a bug, and costs that one look: it is told of, and the name is in trouble as after a failure.
 """
 
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Awaitable, Callable, Collection
 from typing import Generic, NoReturn, TypeAlias, TypeVar
 
@@ -18,6 +21,8 @@ import trio
 
 from streamgw.core.errors import StreamgwError
 
+FLOOR_S = 0.1
+"""Between two looks at one name at least, whatever the settings say: names of the hosts file have no time to live."""
 RETRY_FIRST_S = 1.0
 RETRY_LIMIT_S = 30.0
 """A name that cannot be looked up is tried again after 1, 2, 4, … 30 seconds."""
@@ -73,15 +78,21 @@ class _Entry(Generic[T]):
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
 
 
+def _log_bug(error: Exception) -> None:
+    structlog.get_logger().error(
+        "bug", phase="background", traceback="".join(traceback.format_exception(error))
+    )
+
+
 class Refresher(Generic[T]):
     """Keeps the answers for all names that are in use.
 
     Args:
       lookup: asks.
-      min_ttl_s: no name is asked for more often, nor …
+      min_ttl_s: no name is asked for more often (see FLOOR_S), nor …
       max_ttl_s: more seldom.
       stale_s: how long an answer is used beyond its time while lookups fail.
-      on_change: told of each name whose answer is another one. Must not block or raise.
+      on_change: told of each name whose answer is another one. Must not block.
     """
 
     def __init__(
@@ -94,10 +105,12 @@ class Refresher(Generic[T]):
         on_change: Callable[[str], None],
     ) -> None:
         self._lookup = lookup
-        self._min_ttl_s = min_ttl_s
-        self._max_ttl_s = max_ttl_s
+        self._min_ttl_s = max(min_ttl_s, FLOOR_S)
+        self._max_ttl_s = max(max_ttl_s, FLOOR_S)
         self._stale_s = stale_s
         self._on_change = on_change
+        self.on_bug: Callable[[Exception], None] = _log_bug
+        """Told of an exception that nobody expected, of a lookup or of `on_change`."""
         self._entries: dict[str, _Entry[T]] = {}
         self._nursery: trio.Nursery | None = None
         self._log = structlog.get_logger()
@@ -160,16 +173,24 @@ class Refresher(Generic[T]):
         raise AssertionError("sleep_forever returned")
 
     async def _keep(self, entry: _Entry[T]) -> None:
-        with entry.scope:
-            while True:
-                try:
-                    answer = await self._lookup(entry.name)
-                except LookupFailed as error:
-                    delay_s = self._failed(entry, str(error))
-                else:
-                    delay_s = self._succeeded(entry, answer)
-                entry.answered.set()
-                await trio.sleep(delay_s)
+        try:
+            with entry.scope:
+                while True:
+                    delay_s = await self._look(entry)
+                    entry.answered.set()
+                    await trio.sleep(delay_s)
+        except* Exception as errors:  # noqa: BLE001  it broke while it was cancelled: the name is not in use any more
+            self.on_bug(errors)
+
+    async def _look(self, entry: _Entry[T]) -> float:
+        """Returns the seconds until the next look."""
+        try:
+            return self._succeeded(entry, await self._lookup(entry.name))
+        except LookupFailed as error:
+            return self._failed(entry, str(error))
+        except Exception as error:  # noqa: BLE001  a bug says nothing of the name, and ends no session
+            self.on_bug(error)
+            return self._failed(entry, f"a bug: {type(error).__name__}")
 
     def _succeeded(self, entry: _Entry[T], answer: Answer[T]) -> float:
         ttl_s = min(max(answer.ttl_s, self._min_ttl_s), self._max_ttl_s)
@@ -203,7 +224,10 @@ class Refresher(Generic[T]):
     def _set(self, entry: _Entry[T], found: tuple[T, ...]) -> None:
         if found != entry.found:
             entry.found = found
-            self._on_change(entry.name)
+            try:
+                self._on_change(entry.name)
+            except Exception as error:  # noqa: BLE001  the answer is as good as without it
+                self.on_bug(error)
 
 
 def _shown(found: tuple[object, ...]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import ipaddress
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,10 @@ BOTH: Final[tuple[Kind, ...]] = ("A", "AAAA")
 LOCALHOST = ("127.0.0.1", "::1")
 MAX_RECORDS: Final = 256
 """Of one kind and one name that are used."""
+TIMEOUT_OPTION_S: Final = (1, 30)
+"""The bounds of `options timeout:` (resolv.conf(5))."""
+
+_Stamp: TypeAlias = tuple[int, int, int]
 
 
 class NotThere(LookupFailed):
@@ -42,10 +47,11 @@ class Resolver(Refresher[str]):
 class DNSLookup:
     """Looks a name up as the machine would: /etc/hosts, then the servers. All A and AAAA records count.
 
-    Both files are read again when they change. The hosts file is small and local, so it is read on the event loop.
+    Both files are read again when they change. They are small and local, so they are read on the event loop. A resolv.conf
+    that is wrong is a failure that names it, at each look until it is mended.
 
     Args:
-      servers: instead of those in /etc/resolv.conf; its search domains are still used.
+      servers: instead of those in /etc/resolv.conf, which may be missing then; its search domains are still used.
       resolv_conf: in place of /etc/resolv.conf.
       timeout_s: for one lookup in all, every server and search domain included.
       search: a name without enough dots (`ndots`) goes through the search domains.
@@ -72,10 +78,11 @@ class DNSLookup:
         self._ttl_override_s = ttl_override_s
         self._hosts_file = etc / "hosts"
         self._resolv_conf = resolv_conf or etc / "resolv.conf"
-        self._hosts_stamp: int | None = None
+        self._hosts_stamp: _Stamp | None = None
         self._hosts: dict[str, tuple[str, ...]] = {}
-        self._stub_stamp: int | None = None
+        self._stub_stamp: _Stamp | None = None
         self._stub: StubResolver | None = None
+        self._has_imported = False
 
     async def __call__(self, name: str, kinds: Sequence[Kind] = BOTH) -> Answer[str]:
         """Look up the addresses of one name: literal IPs, IPv4 first, ascending.
@@ -127,9 +134,10 @@ class DNSLookup:
         Cancellation:
           The query's socket is closed.
         """
-        if self._stub is None:
+        if not self._has_imported:
             # In a thread, because importing takes long and the first name may well arrive with a reload, among sessions.
             await trio.to_thread.run_sync(_import_dnspython)
+            self._has_imported = True
         import dns.exception  # noqa: PLC0415  see _import_dnspython
         import dns.resolver  # noqa: PLC0415  see _import_dnspython
 
@@ -167,20 +175,24 @@ class DNSLookup:
 
     def _build_stub(self) -> StubResolver:
         import dns.asyncresolver  # noqa: PLC0415  see _import_dnspython
+        import dns.exception  # noqa: PLC0415  see _import_dnspython
         import dns.nameserver  # noqa: PLC0415  see _import_dnspython
-        import dns.resolver  # noqa: PLC0415  see _import_dnspython
 
         stub = dns.asyncresolver.Resolver(configure=False)
+        stub.nameservers = [
+            dns.nameserver.Do53Nameserver(server.host, server.port) for server in self._servers
+        ]
         try:
-            stub.read_resolv_conf(str(self._resolv_conf))
-        except dns.resolver.NoResolverConfiguration:
-            # Raised for a missing file and for one without servers; only our own servers can help then.
-            if not self._servers:
-                raise
-        if self._servers:
-            stub.nameservers = [
-                dns.nameserver.Do53Nameserver(server.host, server.port) for server in self._servers
-            ]
+            text = self._resolv_conf.read_text("utf-8", "replace")
+        except OSError as error:
+            # Only our own servers can help.
+            if self._servers:
+                return stub
+            raise LookupFailed(f"{self._resolv_conf}: {error.strerror}") from None
+        try:
+            _configure(stub, text)
+        except (ValueError, dns.exception.DNSException) as error:
+            raise LookupFailed(f"{self._resolv_conf}: {error}") from None
         return stub
 
     def _listed(self, name: str) -> tuple[str, ...]:
@@ -199,6 +211,31 @@ def _import_dnspython() -> None:
     dns.asyncbackend.get_backend("trio")
 
 
+def _configure(stub: StubResolver, text: str) -> None:
+    """Apply a resolv.conf. Its servers count, and must be right, only if the stub has none.
+
+    Raises:
+      ValueError, DNSException: what is wrong, for people.
+    """
+    import dns.inet  # noqa: PLC0415  see _import_dnspython
+    import dns.resolver  # noqa: PLC0415  see _import_dnspython
+
+    own = stub.nameservers
+    lines = [line.split() for line in io.StringIO(text)]
+    for server in [words[1] for words in lines if words[:1] == ["nameserver"] and len(words) > 1]:
+        if not own and not dns.inet.is_address(server):
+            raise ValueError(f"nameserver {server[:64]!r} is not an IP address")
+    try:
+        stub.read_resolv_conf(io.StringIO(text))
+    except (ValueError, dns.resolver.NoResolverConfiguration):
+        # Its servers, which are looked at last: one is wrong, or there is none.
+        if not own:
+            raise
+    stub.nameservers = own or stub.nameservers
+    least_s, most_s = TIMEOUT_OPTION_S
+    stub.timeout = min(max(stub.timeout, least_s), most_s)
+
+
 def _read_hosts(path: Path) -> dict[str, tuple[str, ...]]:
     """Names (lower case) to addresses. A line that cannot be read is skipped, as libc does (hosts(5))."""
     found: dict[str, set[str]] = {}
@@ -214,11 +251,12 @@ def _read_hosts(path: Path) -> dict[str, tuple[str, ...]]:
     return {name: _ordered(addresses) for name, addresses in found.items()}
 
 
-def _stamp(path: Path) -> int | None:
+def _stamp(path: Path) -> _Stamp | None:
     try:
-        return path.stat().st_mtime_ns
+        status = path.stat()
     except OSError:
         return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _ordered(addresses: Iterable[str]) -> tuple[str, ...]:

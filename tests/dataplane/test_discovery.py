@@ -14,8 +14,8 @@ import trio.testing
 from streamgw.core.discovery import ORDER, RecordKind
 from streamgw.core.model import Node
 from streamgw.dataplane.discovery import RETRY_TARGETS_S, Discovery, Naming, ServiceLookup
-from streamgw.dataplane.refresher import LookupFailed
-from streamgw.dataplane.resolver import DNSLookup, Resolver
+from streamgw.dataplane.refresher import Answer, LookupFailed
+from streamgw.dataplane.resolver import BOTH, DNSLookup, Kind, Resolver
 from tests.support.fake_dns import DNSServer
 
 SERVICE = "_mysql._tcp.db.example"
@@ -262,6 +262,37 @@ async def test_a_service_is_kept_and_forgotten(etc: Path) -> None:
     assert changed == [SERVICE]
 
 
+async def test_a_resolv_conf_of_its_own_that_goes_bad_takes_no_node_with_it(
+    etc: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Such a file ended the gateway; what was known is used until it is mended."""
+    own = etc / "own.conf"
+    own.write_text("nameserver 10.0.0.300\n")
+    (etc / "hosts").write_text("10.0.0.8 plain.example\n")
+    lookup = ServiceLookup(DNSLookup(etc=etc, resolv_conf=own), order=["A", "SRV"], stale_s=600)
+    discovery = Discovery(lookup, min_ttl_s=5, max_ttl_s=300, on_change=lambda _: None)
+    discovery.sync(["plain.example:9", SERVICE])
+    wrong = f"{own}: nameserver '10.0.0.300' is not an IP address"
+
+    with structlog.testing.capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(discovery.run)
+            await discovery.first(SERVICE)
+            await discovery.first("plain.example:9")
+            assert [str(found) for found in discovery.known("plain.example:9")] == ["10.0.0.8:9"]
+            (etc / "hosts").write_text("# nobody\n")
+            await trio.sleep(60)
+            assert [str(found) for found in discovery.known("plain.example:9")] == ["10.0.0.8:9"]
+            assert discovery.trouble("plain.example:9") == wrong
+            assert discovery.trouble(SERVICE) == wrong
+            nursery.cancel_scope.cancel()
+
+    assert sorted((line["event"], line["name"], line["why"]) for line in logs) == [
+        ("name_not_resolved", SERVICE, wrong),
+        ("name_not_resolved", "plain.example:9", wrong),
+    ]
+
+
 async def test_an_alias_that_leads_to_itself_is_a_failure(etc: Path) -> None:
     async with served("loop.example. 60 IN CNAME loop.example.\n") as server:
         with pytest.raises(LookupFailed):
@@ -291,3 +322,27 @@ async def test_names_and_services_are_kept_fresh_together(etc: Path) -> None:
             nursery.cancel_scope.cancel()
 
     assert sorted(changed) == [SERVICE, "plain.example"]
+
+
+async def test_a_bug_in_a_lookup_of_either_kind_is_told_of(autojump_clock: trio.testing.MockClock) -> None:
+    bugs: list[Exception] = []
+    bounds = {"min_ttl_s": 1.0, "max_ttl_s": 300.0}
+
+    class Broken(DNSLookup):
+        async def __call__(self, name: str, kinds: Sequence[Kind] = BOTH) -> Answer[str]:
+            raise ZeroDivisionError(name)
+
+    naming = Naming(
+        Resolver(Broken(), **bounds, stale_s=0, on_change=lambda _: None),
+        Discovery(ServiceLookup(Broken(), order=["A"], stale_s=0), **bounds, on_change=lambda _: None),
+        on_bug=bugs.append,
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(naming.run)
+        naming.sync(["plain.example"], ["both.example:9"])
+        await naming.first("plain.example")
+        await naming.first("both.example:9")
+        assert naming.trouble("both.example:9") == "a bug: ZeroDivisionError"
+        nursery.cancel_scope.cancel()
+
+    assert sorted(str(bug) for bug in bugs) == ["both.example", "plain.example"]

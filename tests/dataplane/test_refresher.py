@@ -8,7 +8,7 @@ import structlog
 import trio
 import trio.testing
 
-from streamgw.dataplane.refresher import Answer, LookupFailed, Refresher, Standing
+from streamgw.dataplane.refresher import FLOOR_S, Answer, LookupFailed, Refresher, Standing
 from tests.support.fake_dns import FakeLookup
 
 DB = "db.example"
@@ -261,3 +261,123 @@ async def test_too_many_records_are_told_of_once(autojump_clock: trio.testing.Mo
         "left_out": 3,
     }
     assert logs == [line, line]
+
+
+async def test_time_to_live_0_is_no_busy_loop_where_no_time_is_the_least(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """With `min_ttl_s: 0` a name of the hosts file was looked up 60,000 times a second, and one of DNS without pause."""
+    lookup = FakeLookup({DB: Answer(("10.0.0.1",), 0)})
+    refresher = Refresher(lookup, min_ttl_s=0, max_ttl_s=0.01, stale_s=0, on_change=lambda _: None)
+    refresher.sync([DB])
+
+    with trio.move_on_after(10 * FLOOR_S - FLOOR_S / 2):
+        await refresher.run()
+
+    assert lookup.times(DB) == pytest.approx([number * FLOOR_S for number in range(10)])
+    assert refresher.known(DB) == ("10.0.0.1",)
+
+
+class BrokenLookup:
+    """Meets a bug with every second question."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def __call__(self, name: str) -> Answer[str]:
+        self.asked += 1
+        await trio.lowlevel.checkpoint()
+        if name == DB and self.asked % 2 == 0:
+            raise ZeroDivisionError
+        return ONE
+
+
+async def test_a_bug_in_a_lookup_is_told_of_and_costs_that_refresh_alone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Any exception ended the gateway, and all sessions with it."""
+    bugs: list[Exception] = []
+    changed: list[str] = []
+    refresher = Refresher(BrokenLookup(), min_ttl_s=5, max_ttl_s=300, stale_s=600, on_change=changed.append)
+    refresher.on_bug = bugs.append
+    refresher.sync([DB])
+
+    with structlog.testing.capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(refresher.run)
+            await trio.sleep(60.5)
+            assert refresher.standings() == (Standing(DB, ("10.0.0.1",), "a bug: ZeroDivisionError"),)
+            await trio.sleep(1)
+            assert refresher.trouble(DB) == ""
+            nursery.cancel_scope.cancel()
+
+    assert [type(bug) for bug in bugs] == [ZeroDivisionError]
+    assert changed == [DB]
+    assert [line["event"] for line in logs] == ["name_not_resolved", "name_resolves_again"]
+
+
+async def test_a_bug_of_whoever_hears_of_changes_costs_no_answer(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bugs: list[Exception] = []
+
+    def on_change(name: str) -> None:
+        raise KeyError(name)
+
+    lookup = FakeLookup({DB: [ONE, LookupFailed("SERVFAIL")]})
+    refresher = Refresher(lookup, min_ttl_s=5, max_ttl_s=300, stale_s=10, on_change=on_change)
+    refresher.on_bug = bugs.append
+    refresher.sync([DB])
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(refresher.run)
+        await refresher.first(DB)
+        assert refresher.known(DB) == ("10.0.0.1",)
+        await trio.sleep(100)
+        assert refresher.known(DB) == ()
+        nursery.cancel_scope.cancel()
+
+    assert [type(bug) for bug in bugs] == [KeyError, KeyError]
+
+
+async def test_a_lookup_that_breaks_while_it_is_called_off_ends_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bugs: list[Exception] = []
+
+    async def break_in_the_end() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ZeroDivisionError
+
+    async def lookup(name: str) -> Answer[str]:
+        if name == DB:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(break_in_the_end)
+                await trio.sleep_forever()
+        return ONE
+
+    refresher = Refresher(lookup, min_ttl_s=5, max_ttl_s=300, stale_s=10, on_change=lambda _: None)
+    refresher.on_bug = bugs.append
+    refresher.sync([DB])
+    async with trio.open_nursery() as nursery:
+        await nursery.start(refresher.run)
+        await trio.testing.wait_all_tasks_blocked()
+        refresher.sync(["other.example"])
+        await refresher.first("other.example")
+        assert refresher.known("other.example") == ("10.0.0.1",)
+        nursery.cancel_scope.cancel()
+
+    assert len(bugs) == 1
+
+
+async def test_bugs_are_logged_where_nobody_else_does_it(autojump_clock: trio.testing.MockClock) -> None:
+    refresher = Refresher(BrokenLookup(), min_ttl_s=5, max_ttl_s=300, stale_s=600, on_change=lambda _: None)
+    refresher.sync([DB])
+
+    with structlog.testing.capture_logs() as logs, trio.move_on_after(60.5):
+        await refresher.run()
+
+    assert (logs[0]["event"], logs[0]["phase"]) == ("bug", "background")
+    assert "ZeroDivisionError" in logs[0]["traceback"]

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import structlog
 import trio
 import trio.testing
 
@@ -186,12 +187,95 @@ async def test_the_operator_may_say_how_long_an_answer_is_good_for(etc: Path) ->
 async def test_without_servers_of_its_own_resolv_conf_counts(etc: Path) -> None:
     lookup = DNSLookup(etc=etc)
 
-    with pytest.raises(LookupFailed, match="no nameservers"):
+    with pytest.raises(LookupFailed, match=r"/resolv\.conf: no nameservers$"):
         await lookup("both.example")
 
     (etc / "resolv.conf").unlink()
-    with pytest.raises(LookupFailed, match="cannot open"):
+    with pytest.raises(LookupFailed, match=r"/resolv\.conf: No such file"):
         await lookup("both.example")
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b"nameserver 10.0.0.300", "nameserver '10.0.0.300' is not an IP address"),
+        (b"nameserver dns.corp", "nameserver 'dns.corp' is not an IP address"),
+        (b"nameserver https://dns.corp/", "nameserver 'https://dns.corp/' is not an IP address"),
+        (b"nameserver 127.0.0.9\xff", "nameserver '127.0.0.9\ufffd' is not an IP address"),
+        (b"search caf\xff", "Codepoint U+FFFD not allowed"),
+        (b"search a..b", "A DNS label is empty"),
+    ],
+)
+async def test_a_wrong_resolv_conf_is_a_failure_that_names_it_until_it_is_mended(
+    line: bytes, why: str, etc: Path
+) -> None:
+    """An unreadable line that a DHCP client wrote, or somebody who edited the file, ended the gateway."""
+    conf = etc / "resolv.conf"
+    conf.write_bytes(b"nameserver 127.0.0.9\n" + line + b"\n")
+    lookup = DNSLookup(timeout_s=0.1, etc=etc)
+
+    for _ in range(2):
+        with pytest.raises(LookupFailed) as caught:
+            await lookup("both.example")
+        assert str(caught.value).startswith(f"{conf}: ")
+        assert why in str(caught.value)
+
+    (etc / "new").write_text("nameserver 127.0.0.9\n")
+    (etc / "new").rename(conf)
+    with pytest.raises(LookupFailed) as caught:
+        await lookup("both.example")
+    assert "resolv.conf" not in str(caught.value), "it is asked for now"
+
+
+async def test_a_resolv_conf_that_goes_bad_and_is_mended_while_names_are_in_use(etc: Path) -> None:
+    conf = etc / "resolv.conf"
+    async with dns_server(ZONE) as server:
+        lookup = DNSLookup(servers=[server.address], etc=etc)
+        assert (await lookup("db")).found == ("192.0.2.7",)
+
+        conf.write_text("search corp..example\n# broken\n")
+        with pytest.raises(LookupFailed, match=r"resolv\.conf: A DNS label is empty"):
+            await lookup("db")
+
+        conf.write_text("search corp.example\n# mended\n")
+        assert (await lookup("db")).found == ("192.0.2.7",)
+
+
+@pytest.mark.parametrize("line", ["nameserver 10.0.0.300", "nameserver dns.corp"])
+async def test_who_has_servers_of_his_own_does_not_mind_those_of_resolv_conf(line: str, etc: Path) -> None:
+    (etc / "resolv.conf").write_text(f"{line}\nsearch corp.example\n")
+    async with dns_server(ZONE) as server:
+        assert (await DNSLookup(servers=[server.address], etc=etc)("db")).found == ("192.0.2.7",)
+
+
+@pytest.mark.parametrize(
+    "line", [b"# gr\xfc\xdfe", b"options timeout:-5 ndots:-1", b"options timeout:0", b"domain"]
+)
+async def test_what_the_machine_does_not_mind_in_resolv_conf_does_no_harm(line: bytes, etc: Path) -> None:
+    (etc / "resolv.conf").write_bytes(b"search corp.example\n" + line + b"\n")
+    async with dns_server(ZONE) as server:
+        assert (await DNSLookup(servers=[server.address], etc=etc)("db")).found == ("192.0.2.7",)
+
+
+async def test_a_wrong_resolv_conf_at_the_start_is_told_of_once_and_ends_nothing(
+    etc: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    conf = etc / "resolv.conf"
+    conf.write_text("nameserver 10.0.0.300\n")
+    (etc / "hosts").write_text("10.0.0.5 listed.example\n")
+    resolver = Resolver(DNSLookup(etc=etc), min_ttl_s=5, max_ttl_s=300, stale_s=600, on_change=lambda _: None)
+    resolver.sync(["db.example", "listed.example"])
+
+    with structlog.testing.capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(resolver.run)
+            await resolver.first("db.example")
+            await trio.sleep(60)
+            assert resolver.addresses("listed.example") == ("10.0.0.5",)
+            assert resolver.trouble("db.example") == f"{conf}: nameserver '10.0.0.300' is not an IP address"
+            nursery.cancel_scope.cancel()
+
+    assert [(line["event"], line["name"]) for line in logs] == [("name_not_resolved", "db.example")]
 
 
 async def test_the_hosts_file_goes_first_and_no_server_is_asked(etc: Path) -> None:

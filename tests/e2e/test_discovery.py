@@ -283,6 +283,38 @@ def test_a_service_that_nobody_knows_says_so(scene: Scene) -> None:
     assert f"DNS says none for {SERVICE}: no such name (NXDOMAIN)" in line["detail"]
 
 
+def test_a_wrong_resolv_conf_at_the_start_costs_its_names_alone(scene: Scene, ports: Ports) -> None:
+    """It ended the gateway as soon as a name was looked up, and so did a file that went bad while it ran."""
+    conf, other = scene.gateway.directory / "resolv.conf", ports.take()
+    conf.write_text("nameserver 10.0.0.300\n")
+    scene.gateway.write_settings(
+        [f"127.0.0.1:{scene.port}", f"127.0.0.1:{other}"],
+        discovery={"dns": {"resolv_conf": str(conf)}},
+        **TIMES,
+    )
+    scene.gateway.write_routes(
+        "route.yaml",
+        {
+            "id": "1",
+            "server_port": scene.port,
+            "upstream": {"discovery_type": "dns", "service_name": SERVICE},
+        },
+        {"id": "2", "server_port": other, "upstream": {"nodes": {f"127.0.0.1:{scene.nodes['a']}": 1}}},
+    )
+    wrong = f"{conf}: nameserver '10.0.0.300' is not an IP address"
+    with scene.gateway.running() as child, Visitor(other) as lasting:
+        assert lasting.greeting() == "a"
+        assert whom(scene.port) == ""
+        line = scene.gateway.wait_for_access_line(lambda line: line["route"] == "1", what="a session")
+        assert wrong in line["detail"]
+        assert scene.discovered()["trouble"] == wrong
+        assert child.output().count("name_not_resolved") == 1
+
+        conf.write_text("search a..b\n")
+        wait_until(lambda: "label is empty" in scene.discovered()["trouble"] or None, what="another look")
+        assert lasting.echo("still here") == "still here"
+
+
 def test_a_client_is_kept_until_the_service_appears(scene: Scene) -> None:
     scene.write(streamgw={"wait_for_node": "20s"})
     with scene.gateway.running(), Visitor(scene.port) as early:
