@@ -77,7 +77,9 @@ class Office:
         self.books = Books(lambda: Share(bugs=self.reports.bugs))
         self.states = NodeStates()
         self._has_loaded = trio.Event()
-        self.resolver = build_resolver(settings.resolver, self._on_names_changed)
+        self.resolver = build_resolver(
+            settings.resolver, self._on_names_changed, on_bug=self.reports.bug("background")
+        )
         rng = random.Random()  # noqa: S311  for the jitter of probes
         self._pool = UpstreamPool(self.resolver, rng=rng)
         self.prober = Prober(

@@ -137,7 +137,9 @@ class Worker:
         self.pump = SocketPump(
             on_trouble=reports.trouble("accepting"), on_bug=reports.bug("relay"), maps=kernel_maps(settings)
         )
-        self.resolver = build_resolver(settings.resolver, self._on_names_changed)
+        self.resolver = build_resolver(
+            settings.resolver, self._on_names_changed, on_bug=reports.bug("background")
+        )
         rng = random.Random()  # noqa: S311  where a balancer starts is no secret
         self.pool = UpstreamPool(self.resolver, rng=rng, part=part_of_nodes(settings, self.number))
         self.prober = surroundings.make_health(
@@ -315,7 +317,9 @@ def settle() -> None:
     gc.set_threshold(GC_THRESHOLD)
 
 
-def build_resolver(settings: ResolverSettings, on_change: Callable[[str], None]) -> Naming:
+def build_resolver(
+    settings: ResolverSettings, on_change: Callable[[str], None], *, on_bug: Callable[[Exception], None]
+) -> Naming:
     """As the settings say. `on_change` is told of names, and of services."""
     discovery = settings.discovery
     names = DNSLookup(
@@ -338,6 +342,7 @@ def build_resolver(settings: ResolverSettings, on_change: Callable[[str], None])
     return Naming(
         Resolver(names, **bounds, stale_s=settings.stale_s, on_change=on_change),
         Discovery(lookup, **bounds, on_change=on_change),
+        on_bug=on_bug,
     )
 
 
