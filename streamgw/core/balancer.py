@@ -38,7 +38,7 @@ class Load(Protocol):
         """Its sessions."""
 
     def latency_s(self, node: Node) -> float:
-        """How long a connect to it takes, of late; 0 for one that was never asked."""
+        """How long it takes to connect to it and to get its first byte, of late; 0 for one that was never asked."""
 
 
 class Balancer(Protocol):
@@ -219,14 +219,14 @@ class _LeastConn:
 
 
 class _Quickest:
-    """Two at random, the cheaper first; then the others, the cheapest first. The cost of a node is the latency of its
-    connects times (sessions + 1), by its weight.
+    """Two at random, the cheaper first; then the others, the cheapest first. The cost of a node is its latency
+    times (sessions + 1), by its weight.
 
     Two only: if all went to the one best, it would be the worst a moment later.
 
     Source:
       Finagle's Peak EWMA, which APISIX and nginx's ingress took theirs from. They left out the sessions, which requests
-      have few of at a time; at layer 4 a session that lasts for hours answers its connect once.
+      have few of at a time; at layer 4 a session that lasts for hours tells how quick its node is once.
     """
 
     def __init__(self, nodes: Sequence[Node], randrange: RandRange) -> None:

@@ -1,4 +1,4 @@
-"""What the nodes of one upstream are doing: how many sessions, how quick to connect to, up or down, since when.
+"""What the nodes of one upstream are doing: how many sessions, how quick, up or down, since when.
 
 Mutable, and without a clock of its own: whoever looks gets `now` from the callable that it was made with. It outlives
 reloads, so that an edit neither forgets the sessions that a node has nor the answers that it owed.
@@ -14,11 +14,28 @@ import attrs
 from streamgw.core.model import Address, Node
 
 DECAY_S = 10.0
-"""A connect time counts 1/e after this long. nginx's ingress and APISIX have the same."""
+"""A time counts 1/e after this long. nginx's ingress and APISIX have the same."""
 FAILURE_S = 1.0
 """What a failed connect counts as: a node that refuses at once is not a quick one."""
+MAX_FIRST_BYTE_S = FAILURE_S
+"""What an answer counts as, at most: one that takes longer says more of the question (a long poll) than of the node."""
 SLOW_START_FLOOR = 0.1
 """The share of its weight that a node begins with."""
+
+
+@attrs.define(eq=False)
+class Average:
+    """Of times, exponentially weighted: the longer ago the latest was, the more the next one counts."""
+
+    seconds: float = 0.0
+    at: float = -math.inf
+    """When the latest was added. Before everything: none was, and the first will be the average."""
+
+    def add(self, seconds: float, now: float) -> None:
+        """One more."""
+        kept = _kept(now - self.at)
+        self.seconds = self.seconds * kept + seconds * (1 - kept)
+        self.at = now
 
 
 @attrs.define(eq=False)
@@ -29,9 +46,10 @@ class NodeLoad:
     """Sessions that are connecting or relaying."""
     up_since: float = -math.inf
     """When it came up or was added, on the clock of the caller. Before everything, for the nodes of the first day."""
-    latency_s: float = 0.0
-    """As of `measured_at`."""
-    measured_at: float = 0.0
+    connects: Average = attrs.Factory(Average)
+    first_bytes: Average = attrs.Factory(Average)
+    heard_at: float = -math.inf
+    """When a session last went there, or learnt how quick it is."""
     answered: int = 0
     """Connects that succeeded."""
     failed: int = 0
@@ -80,6 +98,8 @@ class UpstreamLoad:
         """Of the upstream's nodes today."""
         self._down: set[tuple[str, int]] = set()
         self._all_down = False
+        self._is_answering = False
+        """The first byte of some node was ever seen."""
         self._warm_at: float | None = None
         """When the last slow start is over; None: none is on."""
         self.slow_start_s = 0.0
@@ -102,7 +122,9 @@ class UpstreamLoad:
 
     def lease(self, node: Address) -> Lease:
         """Count a session at a node."""
-        return Lease(self, self._of(node))
+        state = self._of(node)
+        state.heard_at = self._now()
+        return Lease(self, state)
 
     def is_up(self, node: Node) -> bool:
         """Whether it may be picked."""
@@ -120,24 +142,39 @@ class UpstreamLoad:
         return 1.0 if age_s >= self.slow_start_s else max(SLOW_START_FLOOR, age_s / self.slow_start_s)
 
     def latency_s(self, node: Node) -> float:
-        """How long a connect to it takes, of late: exponentially weighted, decaying towards 0 while nobody asks it, so
-        that a node that was slow gets another chance.
+        """How long it takes, of late, to connect to it and to get its first byte. Sinks towards 0 while no session goes
+        there, so that a node that was slow gets another chance.
+
+        One that has sessions and never said a word, where others do, counts as if it had failed: it may hang, and would
+        look like the quickest of all.
         """
         state = self._of(node)
-        return state.latency_s * _remaining(state, self._now())
+        seconds = state.connects.seconds + state.first_bytes.seconds
+        if self._is_answering and state.active and state.first_bytes.at == -math.inf:
+            seconds += FAILURE_S
+        return seconds * _kept(self._now() - state.heard_at)
 
     def answered(self, node: Address, connect_s: float) -> None:
         """A connect to it succeeded."""
         state = self._of(node)
         state.answered += 1
-        self._observe(state, connect_s)
+        state.heard_at = now = self._now()
+        state.connects.add(connect_s, now)
+
+    def first_byte(self, node: Address, after_s: float) -> None:
+        """A session got its first byte, so long after it could."""
+        state = self._of(node)
+        self._is_answering = True
+        state.heard_at = now = self._now()
+        state.first_bytes.add(min(after_s, MAX_FIRST_BYTE_S), now)
 
     def failed(self, node: Address, error: str) -> None:
         """A connect to it failed."""
         state = self._of(node)
         state.failed += 1
         state.last_error = error
-        self._observe(state, FAILURE_S)
+        state.heard_at = now = self._now()
+        state.connects.add(FAILURE_S, now)
 
     def set_up(self, node: Address, is_up: bool) -> bool:
         """Mark a node up or down. Returns whether that is news."""
@@ -186,19 +223,10 @@ class UpstreamLoad:
         if self.slow_start_s > 0:
             self._warm_at = state.up_since + self.slow_start_s
 
-    def _observe(self, state: NodeLoad, seconds: float) -> None:
-        now = self._now()
-        if state.answered + state.failed == 1:
-            state.latency_s = seconds
-        else:
-            kept = _remaining(state, now)
-            state.latency_s = state.latency_s * kept + seconds * (1 - kept)
-        state.measured_at = now
 
-
-def _remaining(state: NodeLoad, now: float) -> float:
-    """Of its latency."""
-    return math.exp(-max(0.0, now - state.measured_at) / DECAY_S)
+def _kept(age_s: float) -> float:
+    """What is left of a time's weight."""
+    return math.exp(-max(0.0, age_s) / DECAY_S)
 
 
 def _nobody_waits() -> None:

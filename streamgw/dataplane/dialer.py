@@ -18,7 +18,7 @@ from streamgw.core.errors import ConnectFailed, NoNode
 from streamgw.core.load import Lease
 from streamgw.core.model import Address, Attempt, Facts, Upstream, UpstreamTLS
 from streamgw.dataplane.pool import UpstreamPool
-from streamgw.dataplane.pump import End, Ending, Limits, Meter, Pump
+from streamgw.dataplane.pump import End, Ending, Limits, Meter, OnFirstByte, Pump
 
 DUMMY_SERVER_NAME = "apisix_backend"
 """Sent to an upstream that speaks TLS when neither it nor the client has a name (APISIX)."""
@@ -206,11 +206,13 @@ class Dialer:
         trail.note(Attempt(node, self.now() - trail.dialled_at, str(error)))
         self.pool.failed(search.upstream, node, error)
 
-    def _on_connected(self, trail: Trail, connected_at: float) -> None:
+    def _on_connected(self, trail: Trail, connected_at: float) -> OnFirstByte | None:
         search, node = trail.ongoing, trail.node
         assert node is not None, "it has answered"
         trail.search = None
-        self.pool.answered(search.upstream, node, connected_at - trail.dialled_at)
+        upstream = search.upstream
+        self.pool.answered(upstream, node, connected_at - trail.dialled_at)
+        return partial(self.pool.first_byte, upstream, node) if upstream.type == "ewma" else None
 
     async def _secure(self, end: End, tls: UpstreamTLS, client_name: str, deadline: float) -> None:
         """Connect and shake hands with a node; both share the connect timeout. Closes the end unless it succeeds."""

@@ -183,6 +183,10 @@ class UpstreamPool:
         self.load(upstream.key).answered(node, connect_s)
         self.on_answered(upstream.key, node)
 
+    def first_byte(self, upstream: Upstream, node: Address, after_s: float) -> None:
+        """A session got the first byte of a node, so long after it could. Only `ewma` wants to know."""
+        self.load(upstream.key).first_byte(node, after_s)
+
     def failed(self, upstream: Upstream, node: Address, error: ConnectFailed) -> None:
         """A connect to a node failed, or its handshake; or it refused a UDP session's datagrams."""
         self.load(upstream.key).failed(node, str(error))

@@ -150,7 +150,9 @@ class UDPDialer:
         node, upstream = session.trail.node, session.upstream
         assert node is not None, "it answers"
         assert upstream is not None, "likewise"
-        self.pool.answered(upstream, node, now - session.trail.dialled_at)
+        self.pool.answered(upstream, node, 0.0)  # connect(2) asks nobody
+        if upstream.type == "ewma":
+            self.pool.first_byte(upstream, node, now - session.trail.dialled_at)
 
     def _note_failure(self, session: UDPSession, upstream: Upstream, error: ConnectFailed) -> None:
         trail = session.trail

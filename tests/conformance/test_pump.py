@@ -18,6 +18,7 @@ import pytest
 import trio
 import trio.testing
 
+from streamgw.core.bucket import Bucket, Gate
 from streamgw.core.errors import ConnectFailed, Drained, Exhausted, Killed, PeerReset, Reason, SessionError
 from streamgw.core.model import UNIX_HOST, Address
 from streamgw.dataplane.pump import End, Ending, Limits, Meter, Pump
@@ -440,6 +441,164 @@ async def test_the_connect_is_told_when_it_happens_and_once(way: Way) -> None:
             assert await receive_exactly(upstream, 5) == b"hello"
 
     assert len(session.told) == 1
+
+
+# The first byte of the upstream
+
+
+SLOW_S = 0.1
+"""How long an upstream takes that is slow, or a client that thinks."""
+
+
+async def test_an_upstream_that_speaks_first_is_timed_from_the_connect(way: Way) -> None:
+    async with open_bridge(way) as bridge:
+        bridge.times_first_bytes = True
+        client, upstream = await bridge.connect()
+        with client, upstream:
+            session = await bridge.only_session()
+            await until(lambda: session.meter.connected_at is not None)
+            await trio.sleep(SLOW_S)
+            for line in (b"220 welcome\r\n", b"250 go on\r\n"):
+                await send_all(upstream, line)
+                assert await receive_exactly(client, len(line)) == line
+            assert session.end.fast is not way.client_tls, "from now on as ever"
+
+    (took_s,) = session.first_bytes
+    assert took_s >= SLOW_S
+
+
+async def test_an_upstream_is_not_blamed_for_a_client_that_thinks_before_it_asks(way: Way) -> None:
+    async with open_bridge(way) as bridge:
+        bridge.times_first_bytes = True
+        client, upstream = await bridge.connect()
+        with client, upstream:
+            session = await bridge.only_session()
+            await until(lambda: session.meter.connected_at is not None)
+            await trio.sleep(SLOW_S)
+            asked_at = trio.current_time()
+            await exchange(client, upstream)
+            answered_at = trio.current_time()
+
+    (took_s,) = session.first_bytes
+    assert 0 <= took_s <= answered_at - asked_at
+
+
+async def exchange(client: Talker, upstream: Talker, *, thinks_s: float = 0.0) -> None:
+    """A question, and its answer."""
+    await send_all(client, b"ping")
+    assert await receive_exactly(upstream, 4) == b"ping"
+    await trio.sleep(thinks_s)
+    await send_all(upstream, b"pong")
+    assert await receive_exactly(client, 4) == b"pong"
+
+
+async def test_an_upstream_that_answers_late_is_known_to_be_late(way: Way) -> None:
+    async with open_bridge(way) as bridge:
+        bridge.times_first_bytes = True
+        client, upstream = await bridge.connect()
+        with client, upstream:
+            session = await bridge.only_session()
+            await exchange(client, upstream, thinks_s=SLOW_S)
+            await exchange(client, upstream)
+
+    (took_s,) = session.first_bytes
+    assert took_s >= SLOW_S
+
+
+async def test_an_upstream_is_timed_from_the_first_of_many_bytes_to_the_first_of_many(way: Way) -> None:
+    data = noise(3 * MB)
+    async with open_bridge(way) as bridge:
+        bridge.times_first_bytes = True
+        client, upstream = await bridge.connect()
+        with client, upstream:
+            asked_at = trio.current_time()
+            for speaker, listener in ((client, upstream), (upstream, client)):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(send_all, speaker, data)
+                    assert await receive_exactly(listener, len(data)) == data
+                await trio.sleep(SLOW_S)
+            session = await bridge.only_session()
+            answered_at = trio.current_time() - SLOW_S
+
+    (took_s,) = session.first_bytes
+    assert SLOW_S <= took_s <= answered_at - asked_at
+
+
+async def test_a_proxy_header_is_no_question() -> None:
+    async with open_bridge(preface=b"PROXY UNKNOWN\r\n") as bridge:
+        bridge.times_first_bytes = True
+        client, upstream = await bridge.connect()
+        with client, upstream:
+            assert await receive_exactly(upstream, 15) == b"PROXY UNKNOWN\r\n"
+            await trio.sleep(SLOW_S)
+            asked_at = trio.current_time()
+            await exchange(client, upstream)
+            answered_at = trio.current_time()
+
+    ((took_s,),) = [session.first_bytes for session in bridge.sessions]
+    assert took_s <= answered_at - asked_at
+
+
+async def test_an_answer_with_an_end_behind_it_is_timed_too(way: Way) -> None:
+    async with open_bridge(way) as bridge:
+        bridge.times_first_bytes = True
+        client, upstream = await bridge.connect()
+        with client, upstream:
+            await send_all(client, b"one question")
+            client.shutdown(socket.SHUT_WR)
+            assert await receive_to_eof(upstream) == b"one question"
+            await send_all(upstream, b"one answer")
+            upstream.shutdown(socket.SHUT_WR)
+            assert await receive_to_eof(client) == b"one answer"
+        session = await bridge.only_session()
+        assert await session.wait_ended() == CLOSED
+
+    assert len(session.first_bytes) == 1
+
+
+@pytest.mark.parametrize("question", [b"", b"are you there?"])
+async def test_a_session_that_ends_before_the_first_byte_says_nothing(way: Way, question: bytes) -> None:
+    async with open_bridge(way) as bridge:
+        bridge.times_first_bytes = True
+        client, upstream = await bridge.connect()
+        with client, upstream:
+            await send_all(client, question)
+            assert await receive_exactly(upstream, len(question)) == question
+            for end in (upstream, client):
+                end.shutdown(socket.SHUT_WR)
+            session = await bridge.only_session()
+            assert await session.wait_ended() == CLOSED
+
+    assert session.first_bytes == []
+
+
+@pytest.mark.parametrize(("is_up", "words"), [(True, b"ask"), (False, b"220")])
+async def test_where_a_gate_made_somebody_wait_the_upstream_is_not_blamed(is_up: bool, words: bytes) -> None:
+    gate = Gate([Bucket(5)])  # one byte at once, then one in 200 ms
+    async with open_bridge(limits=Limits(up=gate) if is_up else Limits(down=gate)) as bridge:
+        bridge.times_first_bytes = True
+        client, upstream = await bridge.connect()
+        with client, upstream:
+            speaker, listener = (client, upstream) if is_up else (upstream, client)
+            assert gate.take(1, trio.current_time()) == 1
+            await send_all(speaker, words)
+            assert await receive_exactly(listener, len(words)) == words
+            await send_all(listener, b"well")
+            assert await receive_exactly(speaker, 4) == b"well"
+
+    assert [session.first_bytes for session in bridge.sessions] == [[]]
+
+
+async def test_behind_a_gate_that_is_wide_enough_the_upstream_is_timed(way: Way) -> None:
+    limits = Limits(up=Gate([Bucket(MB)]), down=Gate([Bucket(MB)]))
+    async with open_bridge(way, limits=limits) as bridge:
+        bridge.times_first_bytes = True
+        client, upstream = await bridge.connect()
+        with client, upstream:
+            await exchange(client, upstream, thinks_s=SLOW_S)
+
+    ((took_s,),) = [session.first_bytes for session in bridge.sessions]
+    assert took_s >= SLOW_S
 
 
 async def test_a_fin_and_a_reset_found_together_are_a_reset() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamgw.core.load import DECAY_S, FAILURE_S, SLOW_START_FLOOR, UpstreamLoad
+from streamgw.core.load import DECAY_S, FAILURE_S, MAX_FIRST_BYTE_S, SLOW_START_FLOOR, UpstreamLoad
 from streamgw.core.model import Address, Node
 
 A, B, C = (Node(f"10.0.0.{number}", 80) for number in (1, 2, 3))
@@ -119,6 +119,66 @@ def test_the_latency_stays_between_zero_and_the_slowest_connect(history: list[tu
 
     slowest = max(connect_s for _, connect_s in history)
     assert 0 <= scene.load.latency_s(A) <= slowest * 1.000001
+
+
+def test_connect_and_first_byte_are_averages_of_their_own_and_count_together(scene: Scene) -> None:
+    """A session's two times come right after each other: in one average the second would hardly count."""
+    scene.load.answered(at(A), 0.001)
+    scene.load.first_byte(at(A), 0.2)
+    assert scene.load.latency_s(A) == pytest.approx(0.201)
+
+    scene.now += DECAY_S
+    scene.load.answered(at(A), 0.001)
+    scene.load.first_byte(at(A), 0.4)
+
+    kept = math.exp(-1)
+    assert scene.load.latency_s(A) == pytest.approx(0.001 + 0.2 * kept + 0.4 * (1 - kept))
+
+
+def test_an_answer_that_takes_an_hour_is_one_that_takes_a_second(scene: Scene) -> None:
+    scene.load.first_byte(at(A), 3600.0)
+
+    assert scene.load.latency_s(A) == MAX_FIRST_BYTE_S <= FAILURE_S
+
+
+def test_a_node_that_gets_sessions_is_not_forgiven_before_it_answers_them(scene: Scene) -> None:
+    """One that hangs still accepts connections. It must not look quicker and quicker meanwhile."""
+    scene.load.answered(at(A), 0.001)
+    scene.load.first_byte(at(A), 0.2)
+
+    for _ in range(100):
+        scene.now += DECAY_S / 10
+        scene.load.lease(at(A))
+        scene.load.answered(at(A), 0.001)
+
+    assert scene.load.latency_s(A) == pytest.approx(0.201)
+
+
+def test_a_node_that_was_slow_is_tried_by_one_session_not_by_a_crowd(scene: Scene) -> None:
+    scene.load.first_byte(at(A), 0.5)
+    scene.now += 10 * DECAY_S
+    assert scene.load.latency_s(A) < 0.001
+
+    scene.load.lease(at(A))
+    assert scene.load.latency_s(A) == 0.5
+
+    scene.load.first_byte(at(A), 0.01)
+    assert scene.load.latency_s(A) == pytest.approx(0.01, rel=0.01)
+
+
+def test_a_node_that_never_said_a_word_is_not_quick_where_others_do(scene: Scene) -> None:
+    scene.load.answered(at(A), 0.001)
+    lease = scene.load.lease(at(A))
+    assert scene.load.latency_s(A) == 0.001, "nobody says a word there: a log collector"
+
+    scene.load.first_byte(at(B), 0.2)
+    assert scene.load.latency_s(A) == pytest.approx(FAILURE_S, rel=0.01)
+
+    lease.close()
+    assert scene.load.latency_s(A) == 0.001, "it may be tried"
+    scene.load.lease(at(A))
+    scene.load.first_byte(at(A), 0.1)
+    assert scene.load.latency_s(A) == pytest.approx(0.101)
 
 
 # ── Up and down ──────────────────────────────────────────────────────────────────────────────────

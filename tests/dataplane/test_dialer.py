@@ -238,6 +238,36 @@ async def test_the_pool_hears_of_every_attempt_at_once(autojump_clock: trio.test
     assert not load.has_sessions()
 
 
+async def test_the_pool_hears_of_the_first_byte_while_the_session_goes_on(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    to = upstream("10.0.0.1:1", type="ewma")
+    pool = UpstreamPool(FakeNames(), rng=random.Random(1))
+    sync(pool, to)
+    pump = FakePump({"10.0.0.1:1": Dialled(takes_s=0.25, first_byte_s=0.5, ending=None)})
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: join(pump, to, Trail(), pool=pool))
+        await trio.sleep(0.7)
+        assert pool.load(to.key).latency_s(to.nodes[0]) == pytest.approx(0.25, rel=0.1)
+        await trio.sleep(0.1)
+        assert pool.load(to.key).latency_s(to.nodes[0]) == pytest.approx(0.75, rel=0.1)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("kind", ["roundrobin", "chash", "least_conn"])
+async def test_where_nobody_asks_for_the_quickest_no_first_byte_is_waited_for(
+    autojump_clock: trio.testing.MockClock, kind: str
+) -> None:
+    to = upstream("10.0.0.1:1", type=kind)
+    pool = UpstreamPool(FakeNames(), rng=random.Random(1))
+    sync(pool, to)
+
+    await join(FakePump({"10.0.0.1:1": Dialled(first_byte_s=0.5)}), to, Trail(), pool=pool)
+
+    assert trio.current_time() == 0
+
+
 # ── Waiting for a node ───────────────────────────────────────────────────────────────────────────
 
 

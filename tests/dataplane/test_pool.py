@@ -320,6 +320,17 @@ async def test_what_attempts_told_is_kept() -> None:
     assert await offered(pool, to) == [str(slow), str(refusing)]
 
 
+async def test_of_nodes_that_connect_alike_the_one_that_answers_sooner_is_first() -> None:
+    to = upstream("10.0.0.1:1", "10.0.0.2:1", type="ewma")
+    pool = pool_of(to)
+    slow, quick = Address("10.0.0.1", 1), Address("10.0.0.2", 1)
+    for node, after_s in ((slow, 0.2), (quick, 0.002)):
+        pool.answered(to, node, 0.0001)
+        pool.first_byte(to, node, after_s)
+
+    assert await offered(pool, to) == [str(quick), str(slow)]
+
+
 async def test_a_node_that_is_down_is_not_offered() -> None:
     to = upstream("10.0.0.1:1", "10.0.0.2:1")
     pool = pool_of(to)

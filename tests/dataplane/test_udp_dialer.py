@@ -147,6 +147,24 @@ async def test_least_active_nodes_are_known_by_their_leases() -> None:
             assert load.active(Address(*node.address)) == 0
 
 
+@pytest.mark.parametrize(("kind", "at_least_s"), [("ewma", 0.04), ("roundrobin", 0.0)])
+async def test_how_long_the_first_answer_takes_is_known_where_the_quickest_is_wanted(
+    kind: str, at_least_s: float
+) -> None:
+    with Peer() as node, Peer() as client:
+        nodes = upstream(node.place, type=kind)
+        async with udp_gateway(snapshot(route("1", nodes))) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await client.say(b"?", at)
+            _, session = await node.hear()
+            await trio.sleep(0.05)
+            await node.say(b"!", session)
+            await client.hear()
+
+            latency_s = gateway.pool.load("upstreams/1").latency_s(nodes.nodes[0])
+            assert (latency_s > 0, latency_s >= at_least_s) == (kind == "ewma", True)
+
+
 async def test_without_descriptors_nobody_begins_and_that_is_said_once() -> None:
     with Peer() as node, Peer() as client, Peer() as other:
         async with udp_gateway(to(node)) as gateway:

@@ -70,6 +70,25 @@ def test_sessions_count_where_they_are_also_after_an_edit(scene: Scene) -> None:
     assert again == ["alpha"] * 4
 
 
+@pytest.mark.parametrize("slow", ["alpha", "beta"])
+def test_of_two_nodes_that_connect_alike_the_one_that_answers_slowly_gets_few_sessions(
+    gateway: Gateway, ports: Ports, tmp_path: Path, slow: str
+) -> None:
+    scene = Scene(gateway, ports.take(), ports.take(), ports.take())
+    gateway.write_settings([f"127.0.0.1:{scene.port}"])
+    scene.write_upstream(type="ewma")
+
+    with (
+        named_origin(tmp_path, scene.alpha, "alpha", thinks_s=0.5 if slow == "alpha" else 0),
+        named_origin(tmp_path, scene.beta, "beta", thinks_s=0.5 if slow == "beta" else 0),
+        scene.gateway.running(),
+    ):
+        visits = Counter(whom(scene.port) for _ in range(30))
+
+    assert 1 <= visits[slow] <= 5, "it was tried"
+    assert visits.total() == visits["alpha"] + visits["beta"] == 30, "everybody was served"
+
+
 def test_a_client_of_a_full_upstream_is_served_when_another_leaves(scene: Scene) -> None:
     scene.write_upstream(streamgw={"max_conns": 1, "queue_timeout": "20s"})
 

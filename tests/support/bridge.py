@@ -24,7 +24,7 @@ import trio
 
 from streamgw.core.errors import SessionError
 from streamgw.core.model import Address
-from streamgw.dataplane.pump import End, Ending, Limits, Meter, TLSInfo
+from streamgw.dataplane.pump import End, Ending, Limits, Meter, OnFirstByte, TLSInfo
 from streamgw.dataplane.pump.bpf import Unavailable
 from streamgw.dataplane.pump.loop import SocketPump
 from streamgw.dataplane.pump.sockmap_trial import open_maps
@@ -85,7 +85,11 @@ class RelayedSession:
     server: Address
     told: list[float] = attrs.Factory(list)
     """What `Meter.on_connected` was told."""
-    meter: Meter = attrs.Factory(lambda self: Meter(on_connected=self.told.append), takes_self=True)
+    is_timed: bool = False
+    """Somebody wants to know of the upstream's first byte."""
+    first_bytes: list[float] = attrs.Factory(list)
+    """What was told about that."""
+    meter: Meter = attrs.Factory(lambda self: Meter(on_connected=self.on_connected), takes_self=True)
     limits: Limits = Limits()
     scope: trio.CancelScope = attrs.Factory(trio.CancelScope)
     ended: trio.Event = attrs.Factory(trio.Event)
@@ -93,6 +97,11 @@ class RelayedSession:
     error: SessionError | None = None
     upstream: Any = None
     info: TLSInfo | None = None
+
+    def on_connected(self, at: float) -> OnFirstByte | None:
+        """See `Meter.on_connected`."""
+        self.told.append(at)
+        return self.first_bytes.append if self.is_timed else None
 
     async def wait_ended(self) -> Ending:
         """How the relay ended. Fails when it ended in an error, or by cancellation."""
@@ -120,6 +129,7 @@ class Bridge:
     connect_timeout_s: float = math.inf
     handshake_timeout_s: float = TIMEOUT_S
     way: Way = Way()
+    times_first_bytes: bool = False
     server_context: ssl.SSLContext = SERVER
     client_context: ssl.SSLContext = CLIENT
     """Of the gateway, towards its upstream."""
@@ -127,7 +137,7 @@ class Bridge:
 
     def on_accept(self, end: End, client: Address, server: Address) -> None:
         """Start a session's task, as the listener does."""
-        session = RelayedSession(end, client, server, limits=self.limits)
+        session = RelayedSession(end, client, server, limits=self.limits, is_timed=self.times_first_bytes)
         self.sessions.append(session)
         self.nursery.start_soon(self._run, session)
 

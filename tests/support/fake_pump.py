@@ -59,6 +59,8 @@ class Dialled:
     exhausted: bool = False
     takes_s: float = 0.0
     tls_fails: str = ""
+    first_byte_s: float | None = None
+    """How long its first byte takes; None: it says nothing."""
     ending: Ending | None = Ending(Reason.CLOSED)
     moves: tuple[int, int] = (0, 0)
 
@@ -177,7 +179,10 @@ class FakePump:
                 await trio.lowlevel.checkpoint()
             meter.connected_at = trio.current_time()
             if meter.on_connected is not None:
-                meter.on_connected(meter.connected_at)
+                on_first_byte = meter.on_connected(meter.connected_at)
+                if on_first_byte is not None and script.first_byte_s is not None:
+                    await trio.sleep(script.first_byte_s)
+                    on_first_byte(script.first_byte_s)
             meter.bytes_up, meter.bytes_down = script.moves
             ending = script.ending or await self._until_cut(client, limits)
         except trio.Cancelled:

@@ -1,4 +1,6 @@
-"""An upstream with a name: says it, then echoes. `python -m tests.support.origin PORT NAME` runs one."""
+"""An upstream with a name: says it, then echoes. `python -m tests.support.origin PORT NAME SECONDS` runs one that thinks
+for so long before.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,11 @@ TIMEOUT_S = 20.0
 
 
 @contextlib.contextmanager
-def named_origin(directory: Path, port: int, name: str, *, prefix: tuple[str, ...] = ()) -> Iterator[Child]:
+def named_origin(
+    directory: Path, port: int, name: str, *, thinks_s: float = 0, prefix: tuple[str, ...] = ()
+) -> Iterator[Child]:
     """Run one as a child; ready when yielded."""
-    command = [*prefix, sys.executable, "-m", "tests.support.origin", str(port), name]
+    command = [*prefix, sys.executable, "-m", "tests.support.origin", str(port), name, str(thinks_s)]
     with running(command, log=directory / f"{name}.log", name=f"origin {name}", env=PLAIN) as child:
         child.wait_for_line("listening")
         yield child
@@ -73,8 +77,10 @@ def whom(port: int, host: str = "127.0.0.1") -> str:
     return ""  # reset before connect(2) could say that it had connected
 
 
-async def _serve(port: int, name: str) -> None:
+async def _serve(port: int, name: str, thinks_s: float) -> None:
     async def greet_and_echo(stream: trio.SocketStream) -> None:
+        if thinks_s:
+            await trio.sleep(thinks_s)
         with contextlib.suppress(trio.BrokenResourceError):
             await stream.send_all(f"{name}\n".encode())
             async for chunk in stream:
@@ -88,4 +94,4 @@ async def _serve(port: int, name: str) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(_serve, int(sys.argv[1]), sys.argv[2])
+    trio.run(_serve, int(sys.argv[1]), sys.argv[2], float(sys.argv[3]))

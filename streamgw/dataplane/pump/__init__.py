@@ -45,6 +45,10 @@ class Accepting(Protocol):
         """Stop accepting for good. The socket itself belongs to whoever made it and stays open."""
 
 
+OnFirstByte = Callable[[float], None]
+"""Told how long the upstream's first byte took, in seconds. Must not block or raise."""
+
+
 @attrs.define(weakref_slot=False)
 class Meter:
     """What one session has moved so far. Written by the pump, read by anyone."""
@@ -54,8 +58,9 @@ class Meter:
     bytes_down: int = 0
     connected_at: float | None = None
     """trio.current_time() when the upstream's connect completed."""
-    on_connected: Callable[[float], None] | None = None
-    """Told that time at once, and then forgotten: a session may go on for days. Must not block or raise."""
+    on_connected: Callable[[float], OnFirstByte | None] | None = None
+    """Told that time at once, and then forgotten: a session may go on for days. Must not block or raise. Returns who wants
+    to know of the upstream's first byte, if anybody does: see `first_byte`."""
 
 
 @attrs.frozen

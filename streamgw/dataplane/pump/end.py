@@ -24,6 +24,7 @@ import outcome
 import trio
 
 if TYPE_CHECKING:
+    from streamgw.dataplane.pump.first_byte import FirstByte
     from streamgw.dataplane.pump.sockmap import Lease
 
 from streamgw.core.bucket import Gate
@@ -178,9 +179,10 @@ class Socket:
 
     def refresh(self) -> None:
         """Decide anew whether PLAIN events of this end and of its peer may take the fast path."""
-        peer = self.peer
+        peer, relay = self.peer, self.relay
         assert peer is not None
-        blocked = self.stuck or peer.stuck
+        assert relay is not None
+        blocked = self.stuck or peer.stuck or relay.first_byte is not None
         # Never a TLS end: close_notify stands behind bytes without a flag that would tell.
         self.fast = not (
             blocked or self.bulk or self.eof or self.queued or self.tls is not None or self.gate is not None
@@ -200,6 +202,7 @@ class Relay:
         "ending",
         "failure",
         "finish",
+        "first_byte",
         "is_gated",
         "limits",
         "messages",
@@ -229,6 +232,8 @@ class Relay:
         """Of the pump: one object, shared by all."""
         self.messages: float = 0
         """Short reads, where somebody counts them (`sockmap`)."""
+        self.first_byte: FirstByte | None = None
+        """Somebody wants to know when the upstream's comes, and it has not yet."""
         self.is_gated = limits.up is not None or limits.down is not None
         self.connecting = True
         self.uncounted = 0

@@ -47,6 +47,7 @@ from streamgw.dataplane.pump.end import (
     close,
     words_for,
 )
+from streamgw.dataplane.pump.first_byte import FirstByte
 from streamgw.dataplane.pump.handshake import Handshakes
 from streamgw.dataplane.pump.linger import Lingering, discard, say
 from streamgw.dataplane.pump.move import SPLICE_AFTER
@@ -464,8 +465,8 @@ class SocketPump(Pump):
             # What was needed only for the connect goes now: the session may be idle for days.
             upstream.dialed_at = upstream.deadline = math.inf
             on_connected, meter.on_connected = meter.on_connected, None
-            if on_connected is not None:
-                on_connected(meter.connected_at)
+            if on_connected is not None and (on_first_byte := on_connected(meter.connected_at)) is not None:
+                relay.first_byte = FirstByte(on_first_byte, meter.connected_at)
             self._mover.start(relay)
 
     def _hear(self, end: Socket) -> None:

@@ -21,11 +21,14 @@ import select
 import socket
 from collections.abc import Callable
 
+import trio
+
 from streamgw.core.bucket import Gate
 from streamgw.core.errors import Reason
 from streamgw.dataplane.pump import Ending
 from streamgw.dataplane.pump.bulk import Pipes
 from streamgw.dataplane.pump.end import Relay, Socket, words_for
+from streamgw.dataplane.pump.first_byte import FirstByte
 from streamgw.dataplane.pump.tls import CIPHER_BYTES, TLSBroken, TLSLayer, Truncated
 
 WINDOW_BYTES = 64 * 1024
@@ -113,15 +116,28 @@ class Mover:
 
     def pull(self, end: Socket) -> None:
         """Move what an end has to say to its peer until nothing is left, the peer is full, or the turn is over."""
+        relay = end.relay
+        assert relay is not None
         if end.gate is not None:
             self.pull_through(end, end.gate)
+        else:
+            for _ in range(TURN):
+                if not (self._splice(end) if end.bulk else self._copy(end)):
+                    break
+            else:
+                end.queued = True
+                end.refresh()
+                self.queue.append(end)
+        if relay.first_byte is not None:
+            self._look_for_first_byte(relay, relay.first_byte)
+
+    def _look_for_first_byte(self, relay: Relay, first_byte: FirstByte) -> None:
+        """After a turn; it may have ended the pair."""
+        if not first_byte.has_come(relay.meter, trio.current_time()) and not relay.held_back:
             return
-        for _ in range(TURN):
-            if not (self._splice(end) if end.bulk else self._copy(end)):
-                return
-        end.queued = True
-        end.refresh()
-        self.queue.append(end)
+        relay.first_byte = None
+        if not relay.over:
+            relay.client.refresh()
 
     def pull_through(self, end: Socket, gate: Gate) -> None:
         """The same for an end with a gate: `throttle.GatedMover` minds it."""

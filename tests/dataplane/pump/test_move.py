@@ -14,6 +14,7 @@ import pytest
 
 from streamgw.core.errors import Reason
 from streamgw.dataplane.pump import Ending
+from streamgw.dataplane.pump.first_byte import FirstByte
 from streamgw.dataplane.pump.move import TURN, WINDOW_BYTES, Mover
 from streamgw.dataplane.pump.tls import TLSBroken
 from tests.support.scripted_socket import Finished, ScriptedSocket, joined
@@ -32,6 +33,16 @@ def test_a_short_read_is_the_last_one() -> None:
     assert upstream.sent == b"hello"
     assert client.log == ["recv"]
     assert end.relay.meter.bytes_up == 5
+
+
+def test_until_the_first_byte_neither_side_takes_the_fast_path() -> None:
+    end, upstream = joined(ScriptedSocket(), ScriptedSocket())
+    end.relay.first_byte = FirstByte(lambda _: None, 0.0)
+
+    end.refresh()
+
+    assert not end.fast
+    assert not upstream.fast
 
 
 def test_an_event_with_nothing_behind_it_does_no_harm() -> None:
