@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 import secrets
 import string
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
+
+import attrs
 
 from streamgw.config.disk import Disk
 from streamgw.config.edit import NotEditable, Splice, decode, encode
@@ -25,6 +28,8 @@ from streamgw.core.errors import ConfigError, Problem
 
 LENGTH: Final = 32
 _POINTER: Final = ".".join(map(str, (*ADMIN, "admin_key")))
+_WRITE_ONE: Final = "cannot be filled in without touching something else: write one"
+_COLON: Final = re.compile(r"\s*:")
 
 
 def random_key() -> str:
@@ -36,7 +41,8 @@ def fill_in_keys(path: Path, *, make_key: Callable[[], str] = random_key, disk: 
     """Replace each empty key of `deployment.admin.admin_key` by a random one. Blocks.
 
     Without a `deployment.admin`, with `admin_key_required: false`, or where every key is there, the file is not touched.
-    A key that comes out of an empty variable is not filled in.
+    A key that comes out of an empty variable is not filled in. What is of another shape is left alone: the schema says
+    what is wrong with it, and where.
 
     Returns:
       How many were filled in.
@@ -51,22 +57,39 @@ def fill_in_keys(path: Path, *, make_key: Callable[[], str] = random_key, disk: 
     except (OSError, NotEditable, NotYAML):
         return 0  # `load_settings` reads it next, and says what is wrong, and where
     expected = copy.deepcopy(dict(before.data))
-    splices = list(_splices(text, before, expected, make_key))
-    if is_same(expected, before.data):
+    gaps = list(_gaps(text, before, expected, make_key))
+    if not gaps:
         return 0
-    for start, end, replacement in reversed(splices):
-        text = text[:start] + replacement + text[end:]
-    if not _says(text, expected):
-        raise _problem(path, "is empty, and cannot be filled in without touching something else: write one")
+    filled, done = "", 0
+    for gap in gaps:
+        if gap.splice is None:
+            raise gap.problem(path, _WRITE_ONE)
+        start, end, replacement = gap.splice
+        filled, done = filled + text[done:start] + replacement, end
+    filled += text[done:]
+    if not _says(filled, expected):
+        raise gaps[0].problem(path, _WRITE_ONE)
     try:
-        _replace(path.resolve(), encode(text, raw), disk or Disk())
+        _replace(path.resolve(), encode(filled, raw), disk or Disk())
     except OSError as error:
-        raise _problem(path, f"is empty, and a random key cannot be written here: {error.strerror}") from None
-    return len(splices)
+        raise gaps[0].problem(path, f"a random key cannot be written here: {error.strerror}") from None
+    return len(gaps)
 
 
-def _problem(path: Path, message: str) -> ConfigError:
-    return ConfigError((Problem(str(path), 0, 0, _POINTER, message),))
+@attrs.frozen
+class _Gap:
+    """A key that is empty, or the list of keys where there is none."""
+
+    node: Node
+    """Where it stands, or where something stands for it."""
+    pointer: str
+    splice: Splice | None
+    """What fills it. None: it is not written there, or in no usual way."""
+
+    def problem(self, path: Path, why: str) -> ConfigError:
+        """To be raised."""
+        place = self.node.line, self.node.column + 1
+        return ConfigError((Problem(str(path), *place, self.pointer, f"is empty, and {why}"),))
 
 
 def _says(text: str, expected: Mapping[str, object]) -> bool:
@@ -76,10 +99,10 @@ def _says(text: str, expected: Mapping[str, object]) -> bool:
         return False
 
 
-def _splices(
+def _gaps(
     text: str, layout: Layout, expected: Mapping[str, object], make_key: Callable[[], str]
-) -> Iterator[Splice]:
-    """What to write where; `expected`, what the file says, is changed in the same way."""
+) -> Iterator[_Gap]:
+    """What is empty, in the order of the text; `expected`, what the file says, is filled in."""
     deployment = expected.get("deployment")
     said = deployment.get("admin") if isinstance(deployment, dict) else None
     if not isinstance(said, dict) or said.get("admin_key_required") is False:
@@ -87,15 +110,16 @@ def _splices(
     section = _child(_child(layout.root, "deployment"), "admin")
     if "admin_key" not in said:
         said["admin_key"] = [{"name": "admin", "key": make_key(), "role": "admin"}]
-        if section.kind == "mapping":
-            yield _added(section, said["admin_key"][0])
-        return
-    items = _child(section, "admin_key").children
-    for position, each in enumerate(said["admin_key"] or ()):
-        if isinstance(each, dict) and each.get("key", "is missing") in {"", None}:
-            each["key"] = make_key()
-            if items:
-                yield _filled(text, items[position], each["key"])
+        is_here = section.kind == "mapping"
+        yield _Gap(section, _POINTER, _added(section, said["admin_key"][0]) if is_here else None)
+    elif isinstance(said["admin_key"], list):
+        node = _child(section, "admin_key")
+        for position, each in enumerate(said["admin_key"]):
+            # Compared, not looked up: it may be anything.
+            if isinstance(each, dict) and each.get("key", "is missing") in ("", None):
+                each["key"] = make_key()
+                item = node.children[position] if node.children else node
+                yield _filled(text, item, f"{_POINTER}[{position}].key", each["key"])
 
 
 def _child(node: Node, name: str) -> Node:
@@ -106,13 +130,19 @@ def _child(node: Node, name: str) -> Node:
         return Node("alias", node.start, node.line, node.column, node.end)
 
 
-def _filled(text: str, item: Node, key: str) -> Splice:
-    name, value = item.field("key")
+def _filled(text: str, item: Node, pointer: str, key: str) -> _Gap:
+    try:
+        name, value = item.field("key")
+    except KeyError:
+        return _Gap(item, pointer, None)  # an alias, or merged into it
     if value.style:
-        return value.start, value.end, f"{value.style}{key}{value.style}"
+        return _Gap(name, pointer, (value.start, value.end, f"{value.style}{key}{value.style}"))
     # Nothing, `null` or `~`. Of nothing the parser says that it stands somewhere behind the blanks.
-    colon = text.index(":", name.end)
-    return colon + 1, value.end if value.value else colon + 1, f" {key}"
+    colon = _COLON.match(text, name.end)
+    if colon is None:
+        return _Gap(name, pointer, None)  # `{key}`, `? key`
+    start = colon.end()
+    return _Gap(name, pointer, (start, value.end if value.value else start, f" {key}"))
 
 
 def _added(section: Node, key: Mapping[str, str]) -> Splice:

@@ -131,6 +131,10 @@ class Supervisor:
         )
         self.servers = Servers(config, settings, self.crew.central, fleet, handed.http)
         self._nursery: trio.Nursery | None = None
+        self._at_start = settings
+        """What this process has for good is as it is here."""
+        self._loading = trio.CancelScope()
+        """Nobody is served before that is over: whoever wants an end need not wait for it."""
         self._reloading = trio.Lock()
         self._upgrades = 0
         """Attempts."""
@@ -139,7 +143,7 @@ class Supervisor:
         self._log = structlog.get_logger()
 
     async def run(self, beside: Extra | None = None, predecessor: Predecessor | None = None) -> None:
-        """Start everything, serve, and return when the drain is over.
+        """Start everything, serve, and return when the drain is over, which may begin before all has started.
 
         Raises:
           ConfigError, BindError, OSError: at the start only, before the first client was accepted.
@@ -148,27 +152,16 @@ class Supervisor:
         Cancellation:
           Sockets are closed, sessions reset; nothing is left.
         """
-        settings = self.crew.settings
         try:
-            self.sockets.replace(settings.listeners)
+            self.sockets.replace(self._at_start.listeners)
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await nursery.start(self._watch_signals)
-                await nursery.start(self.crew.run)
-                self.servers.prepare()
-                if predecessor is not None:
-                    await predecessor.loaded()
-                await self.crew.listen()
-                await self.servers.start(nursery)
-                self.settings_status = attrs.evolve(
-                    self.settings_status, warnings=(*settings.warnings, *self.servers.missed)
-                )
-                await nursery.start(self._watch_settings)
-                if beside is not None:
-                    nursery.start_soon(beside, self)
-                if predecessor is not None:
-                    await predecessor.ready()
-                self._announce(settings)
+                with self._loading:
+                    await nursery.start(self.crew.run)
+                    self.servers.prepare()
+                if not self.crew.draining:
+                    await self._open(nursery, beside, predecessor)
                 await self.crew.ended.wait()
                 async with self._reloading:  # whoever has stepped back waits until its successor is ready
                     nursery.cancel_scope.cancel()
@@ -176,6 +169,25 @@ class Supervisor:
             self._nursery = None
             self.sockets.close_all()
             self.servers.close()
+
+    async def _open(
+        self, nursery: trio.Nursery, beside: Extra | None, predecessor: Predecessor | None
+    ) -> None:
+        """Have everything that has loaded serve. Takes moments, and is not broken off: a predecessor relies on it."""
+        if predecessor is not None:
+            await predecessor.loaded()
+        await self.crew.listen()
+        await self.servers.start(nursery)
+        self.settings_status = attrs.evolve(
+            self.settings_status, warnings=(*self._at_start.warnings, *self.servers.missed)
+        )
+        await nursery.start(self._watch_settings)
+        if beside is not None:
+            nursery.start_soon(beside, self)
+        if predecessor is not None:
+            await predecessor.ready()
+        if not self.crew.draining:
+            self._announce(self._at_start)
 
     def _announce(self, settings: Settings) -> None:
         settle()
@@ -218,6 +230,7 @@ class Supervisor:
         if self._upgrading is not None:
             self._upgrading.cancel()  # whoever wants an end wants one of both
         self.crew.drain(trio.current_time() + timeout_s)
+        self._loading.cancel()
 
     # Upgrade
 
@@ -298,17 +311,18 @@ class Supervisor:
     async def _look_at_settings(self) -> None:
         try:
             settings = await trio.to_thread.run_sync(_read, self.config)
-            before = self.crew.settings
-            if settings == before or self.crew.draining:
+            if settings == self.crew.settings or self.crew.draining:
                 self._settle()
                 return
-            restart = _needs_restart(before, settings, str(self.config))
-            restart += self._of_workers(before, settings)
+            restart = _needs_restart(self._at_start, settings, str(self.config)) + self._of_workers(settings)
             await self.crew.apply(settings)
         except ConfigError as error:
             self._reject(error.problems)
         except BindError as error:
             self._reject((Problem(str(self.config), 0, 0, "apisix.stream_proxy", str(error)),))
+        except Exception as error:  # noqa: BLE001  a bug in reading settings must not cost the sessions that run
+            self._log.exception("settings_bug")
+            self._reject((Problem("streamgw", 0, 0, "", f"bug while reading the settings: {error!r}"),))
         else:
             configure_logging(settings.log)
             for problem in restart:
@@ -326,10 +340,10 @@ class Supervisor:
             )
             self.crew.publish_reload("settings", self.settings_status)
 
-    def _of_workers(self, before: Settings, settings: Settings) -> tuple[Problem, ...]:
+    def _of_workers(self, settings: Settings) -> tuple[Problem, ...]:
         return tuple(
             Problem(str(self.config), 0, 0, pointer, NEXT_START)
-            for pointer, differs in self.crew.needs_start(before, settings).items()
+            for pointer, differs in self.crew.needs_start(self._at_start, settings).items()
             if differs
         )
 

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 import stat
+import tempfile
 from pathlib import Path
 from random import Random
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from streamgw.config.admin_keys import fill_in_keys, random_key
 from streamgw.config.disk import Disk
@@ -119,22 +124,181 @@ def test_an_unreadable_file_is_somebody_elses_to_report(config: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    "keys",
     [
-        "a: &keys [{name: a, key: '', role: admin}]\ndeployment: {admin: {admin_key: *keys}}\n",
-        "a: &admin {allow_admin: []}\ndeployment: {admin: *admin}\n",
-        "a: &admin {admin: {allow_admin: []}}\ndeployment: *admin\n",
-        "deployment:\n  admin:\n    ? allow_admin\n    : []\n",
+        "5",
+        "true",
+        "1.5",
+        "2026-01-01",
+        "hush",
+        "[]",
+        "{}",
+        "{key: ''}",
+        "[5, hush, [], ~]",
+        "[{name: a, key: [], role: admin}]",
+        "[{name: a, key: {}, role: admin}]",
+        "[{name: a, key: 0, role: admin}]",
+        "[{name: a, key: false, role: admin}]",
     ],
-    ids=["the keys elsewhere", "the section elsewhere", "all of it elsewhere", "unusual"],
 )
-def test_what_cannot_be_edited_safely_is_refused(config: Path, text: str) -> None:
-    with pytest.raises(
-        ConfigError, match=r"config\.yaml deployment\.admin\.admin_key: is empty, and cannot be filled"
-    ):
-        fill(config, text)
+def test_what_is_of_another_shape_is_left_to_the_schema(config: Path, keys: str) -> None:
+    text = f"deployment: {{admin: {{admin_key: {keys}}}}}\n"
+
+    assert fill(config, text) == 0
 
     assert config.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (
+            "a: &keys [{name: a, key: '', role: admin}]\ndeployment: {admin: {admin_key: *keys}}\n",
+            "2:33 deployment.admin.admin_key[0].key",
+        ),
+        ("a: &admin {allow_admin: []}\ndeployment: {admin: *admin}\n", "2:21 deployment.admin.admin_key"),
+        (
+            "a: &admin {admin: {allow_admin: []}}\ndeployment: *admin\n",
+            "2:13 deployment.admin.admin_key",
+        ),
+        ("deployment:\n  admin:\n    ? allow_admin\n    : []\n", "3:5 deployment.admin.admin_key"),
+        (
+            "a: &key {name: a, key: '', role: admin}\ndeployment: {admin: {admin_key: [*key]}}\n",
+            "2:34 deployment.admin.admin_key[0].key",
+        ),
+        (
+            "a: &key {name: a, key: ''}\ndeployment: {admin: {admin_key: [{<<: *key, role: admin}]}}\n",
+            "2:34 deployment.admin.admin_key[0].key",
+        ),
+        (
+            "deployment:\n  admin:\n    admin_key:\n      - &a {name: admin, key: , role: admin}\n      - *a\n",
+            "5:9 deployment.admin.admin_key[1].key",
+        ),
+        (
+            "a: &none ''\ndeployment: {admin: {admin_key: [{name: a, key: *none, role: admin}]}}\n",
+            "2:44 deployment.admin.admin_key[0].key",
+        ),
+        (
+            "deployment:\n  admin:\n    admin_key:\n      - {name: a, key: ''}\n      - {key}\n",
+            "5:10 deployment.admin.admin_key[1].key",
+        ),
+        (
+            "deployment: {admin: {admin_key: [{key, name: 'a:b'}]}}\n",
+            "1:35 deployment.admin.admin_key[0].key",
+        ),
+        (
+            "deployment:\n  admin:\n    admin_key:\n      - ? key\n      - name: b\n",
+            "4:11 deployment.admin.admin_key[0].key",
+        ),
+        (
+            "deployment: {admin: {admin_key: [{name: a, key: !!str , role: admin}]}}\n",
+            "1:44 deployment.admin.admin_key[0].key",
+        ),
+        (
+            "deployment:\n  admin:\n    admin_key:\n      - key: |\n        name: a\n",
+            "4:9 deployment.admin.admin_key[0].key",
+        ),
+        (
+            "deployment: {admin: {admin_key: [&a {name: a, key: ''}]}}\na: *a\n",
+            "1:47 deployment.admin.admin_key[0].key",
+        ),
+        (
+            "deployment: {admin: {admin_key: [{name: a, key: &none ''}]}}\na: *none\n",
+            "1:44 deployment.admin.admin_key[0].key",
+        ),
+    ],
+    ids=[
+        "the keys elsewhere",
+        "the section elsewhere",
+        "all of it elsewhere",
+        "unusual",
+        "a key elsewhere",
+        "merged",
+        "one twice",
+        "only the text elsewhere",
+        "no value",
+        "no value, and a colon later",
+        "no value, and a dash",
+        "a tag",
+        "a block",
+        "somebody else has it, too",
+        "somebody else has its text, too",
+    ],
+)
+def test_what_cannot_be_edited_safely_is_refused_with_its_place(config: Path, text: str, place: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        fill(config, text)
+
+    (problem,) = refused.value.problems
+    assert str(problem) == (
+        f"{config}:{place}: is empty, and cannot be filled in without touching something else: write one"
+    )
+    assert config.read_text() == text
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+ANYTHING = st.recursive(
+    PLAIN,
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.sampled_from(["name", "key", "role"]) | st.text(), inner)
+    ),
+    max_leaves=8,
+)
+KEYS = st.fixed_dictionaries(
+    {"key": st.sampled_from(["", None, "hush"]) | ANYTHING}, optional={"name": ANYTHING}
+)
+
+
+@given(keys=ANYTHING | st.lists(KEYS | ANYTHING), is_json=st.booleans())
+def test_whatever_stands_there_only_empty_keys_change(keys: object, is_json: bool) -> None:
+    document = {"deployment": {"admin": {"admin_key": keys}}}
+    with tempfile.TemporaryDirectory() as directory:
+        config = Path(directory) / "config.yaml"
+        text = json.dumps(document) if is_json else yaml.safe_dump(document)
+        try:
+            filled_in = fill(config, text)
+        except ConfigError:
+            assert config.read_text() == text
+            return
+        after = config.read_text()
+
+    assert (after == text) == (filled_in == 0)
+    assert after.count("random") - text.count("random") == filled_in
+
+
+WRITTEN = [
+    "key",
+    "key: ",
+    "{key}",
+    "{name: a, key: ''}",
+    "''",
+    '""',
+    "~",
+    "|",
+    "&a ",
+    "*a",
+    "<<: *a",
+    "!!str ",
+]
+PIECES = st.sampled_from([*WRITTEN, *":,?-[]{} \n", "- ", "\n      ", "# a: b", "${{A:=}}"])
+
+
+@given(pieces=st.lists(PIECES, max_size=10), is_flow=st.booleans())
+def test_nor_does_any_way_of_writing_it_break_anything(pieces: list[str], is_flow: bool) -> None:
+    keys = "".join(pieces)
+    text = (
+        f"deployment: {{admin: {{admin_key: [{keys}]}}}}\n"
+        if is_flow
+        else f"deployment:\n  admin:\n    admin_key:\n      {keys}\n"
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        config = Path(directory) / "config.yaml"
+        try:
+            filled_in = fill(config, text)
+        except ConfigError:
+            assert config.read_text() == text
+        else:
+            assert config.read_text().count("random") == filled_in
 
 
 def test_whatever_step_is_the_last_one_there_is_one_whole_file(config: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -9,15 +10,23 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 import yaml
 
+from streamgw.config.settings import Settings, load_settings
+from streamgw.process import supervisor, systemd
+from streamgw.process.crew import OneWorker
+from streamgw.process.demo import serve_upstreams
+from streamgw.process.supervisor import Supervisor
 from tests.support.child import wait_until
-from tests.support.gateway import PLAIN, STREAMGW, Gateway, stream_route
+from tests.support.gateway import PLAIN, STREAMGW, Gateway, stream_route, write_atomically
 from tests.support.ports import Ports
+from tests.support.worker import says, write_routes
 from tests.support.workers import children, is_alive
 
 pytestmark = pytest.mark.slow
@@ -53,6 +62,14 @@ def gateway(tmp_path: Path, ports: Ports) -> Gateway:
 def reachable(port: int, host: str = "127.0.0.1") -> bool:
     with socket.socket() as sock:
         return sock.connect_ex((host, port)) == 0
+
+
+def workers(pid: int) -> Iterator[int]:
+    """Of the gateway: those whose program runs."""
+    for child in children(pid):
+        with contextlib.suppress(OSError):
+            if b"streamgw.process.child" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
+                yield child
 
 
 def ask(port: int, line: bytes = b"hi\n") -> bytes:
@@ -169,6 +186,31 @@ def test_what_needs_a_restart_is_said(gateway: Gateway, ports: Ports) -> None:
     ]
 
 
+def test_what_needs_a_restart_is_said_for_as_long_as_it_is_true(gateway: Gateway, ports: Ports) -> None:
+    first, second, elsewhere = ports.take(), ports.take(), ports.take()
+    waiting = {
+        "plugin_attr": {"prometheus": {"export_addr": {"port": elsewhere}}},
+        "streamgw": {"access_log": {"path": str(gateway.access_log)}, "workers": 3},
+    }
+    gateway.write_settings([first])
+    with gateway.running():
+
+        def pointers(reloads: int) -> list[str]:
+            status = gateway.wait_for_status(lambda s: s["settings"]["reloads"] == reloads, what="applied")
+            return [w["pointer"] for w in status["settings"]["warnings"] if "next start" in w["message"]]
+
+        gateway.write_settings([first], **waiting)
+        assert pointers(1) == ["plugin_attr.prometheus", "streamgw.workers"]
+
+        gateway.write_settings([second], **waiting)
+        assert pointers(2) == ["plugin_attr.prometheus", "streamgw.workers"], (
+            "another edit changes nothing in that"
+        )
+
+        gateway.write_settings([second])
+        assert pointers(3) == [], "that is what runs"
+
+
 def test_term_drains_and_a_second_one_ends_at_once(gateway: Gateway, ports: Ports, echo: int) -> None:
     port = ports.take()
     gateway.write_settings([port])
@@ -197,6 +239,26 @@ def test_a_drain_without_sessions_is_over_at_once(gateway: Gateway, ports: Ports
         child.send_signal(signal.SIGINT)
 
         assert child.wait() == 0
+
+
+def test_whoever_wants_an_end_need_not_wait_until_every_worker_has_loaded(
+    gateway: Gateway, ports: Ports, tmp_path: Path
+) -> None:
+    gateway.write_settings([ports.take()], streamgw={"workers": 2})
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        with gateway.running(prefix=["env", f"NOTIFY_SOCKET={tmp_path / 'notify'}"], wait=False) as child:
+            worker = wait_until(lambda: next(workers(child.pid), None), what="a worker starts")
+            os.kill(worker, signal.SIGSTOP)
+            child.send_signal(signal.SIGTERM)
+
+            assert child.wait() == 0
+            assert not is_alive(worker)
+        assert "ready" not in child.output()
+        assert manager.recv(100) == b"STOPPING=1"
+        manager.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            manager.recv(100)
 
 
 def test_hup_looks_again_and_usr1_reopens_the_access_log(gateway: Gateway, ports: Ports, echo: int) -> None:
@@ -307,6 +369,7 @@ def test_an_empty_admin_key_is_made_at_the_start_and_keys_change_live(gateway: G
 @pytest.mark.parametrize(
     ("admin", "said"),
     [
+        ({"admin_key": 5}, "deployment.admin.admin_key: expected a list, got 5"),
         (
             {"admin_key_required": False, "admin_listen": {"ip": "0.0.0.0"}, "allow_admin": []},
             "deployment.admin.admin_key_required: missing valid Admin API token: ",
@@ -342,6 +405,40 @@ def test_an_admin_api_that_would_be_open_or_broken_exits_78(
     assert done.returncode == 78
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_admin_keys_of_any_shape_are_a_problem_with_a_place_and_nobodys_end(
+    gateway: Gateway, ports: Ports, echo: int
+) -> None:
+    port = ports.take()
+    gateway.write_settings([port])
+    gateway.write_routes("echo.yaml", stream_route("echo", echo))
+    good = gateway.config.read_text()
+    line = good.count("\n") + 1
+    wrong = {
+        "5": f"{line}:33 deployment.admin.admin_key: expected a list, got 5",
+        "[{name: a, key: [], role: admin}]": f"{line}:49 deployment.admin.admin_key[0].key: expected text",
+        "[{key}]": f"{line}:35 deployment.admin.admin_key[0].key: is empty, and cannot be filled in",
+        "[&a {name: a, key: '', role: admin}, *a]": (
+            f"{line}:70 deployment.admin.admin_key[1].key: is empty, and cannot be filled in"
+        ),
+        "[{<<: {name: a, key: '', role: admin}}]": (
+            f"{line}:34 deployment.admin.admin_key[0].key: is empty, and cannot be filled in"
+        ),
+    }
+    with gateway.running() as child, socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        reader = client.makefile("rb")
+        for rejected, (keys, said) in enumerate(wrong.items(), 1):
+            write_atomically(gateway.config, f"{good}deployment: {{admin: {{admin_key: {keys}}}}}\n")
+
+            child.wait_for_line(f"conf/config.yaml:{said}")
+            gateway.wait_for_status(lambda s, n=rejected: s["settings"]["rejected"] == n, what="rejected")
+            client.sendall(b"still here\n")
+            assert reader.readline().endswith(b"still here\n")
+
+        write_atomically(gateway.config, good)
+        gateway.wait_for_status(lambda s: s["settings"]["state"] == "applied", what="taken back")
+        assert "settings_bug" not in child.output()
 
 
 def test_a_new_place_for_the_admin_api_needs_a_restart_and_a_new_allow_list_does_not(
@@ -384,3 +481,121 @@ def test_a_slow_reader_of_metrics_does_not_keep_it_from_ending(gateway: Gateway,
         child.send_signal(signal.SIGINT)
 
         assert child.wait() == 0
+
+
+# In this process
+
+WITHOUT_HTTP = """\
+apisix:
+  enable_control: false
+  stream_proxy: {{tcp: ["127.0.0.1:{port}"]}}
+nginx_config: {{worker_shutdown_timeout: 0}}
+plugin_attr: {{prometheus: {{enable_export_server: false}}}}
+streamgw:
+  enable_status: false
+  access_log: {{path: {directory}/access.log}}
+  reload: {{settle_ms: 10}}
+"""
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a service manager is told."""
+    states: list[str] = []
+    monkeypatch.setattr(systemd, "notify", states.append)
+    monkeypatch.setattr(supervisor, "settle", lambda: None)  # the tests' own process goes on
+    return states
+
+
+def write_gateway(directory: Path, port: int) -> Supervisor:
+    (directory / "routes.d").mkdir()
+    config = directory / "config.yaml"
+    config.write_text(WITHOUT_HTTP.format(port=port, directory=directory))
+    return Supervisor(load_settings(config, environ={}), config, directory / "routes.d")
+
+
+@contextlib.asynccontextmanager
+async def running(gateway: Supervisor) -> AsyncIterator[None]:
+    accepts = trio.Event()
+
+    async def beside(_: Supervisor) -> None:
+        await trio.lowlevel.checkpoint()
+        accepts.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gateway.run, beside)
+        await accepts.wait()
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def until_it_is(state: str, gateway: Supervisor) -> None:
+    while gateway.settings_status.state != state:
+        await trio.sleep(0.005)
+
+
+async def test_a_bug_in_reading_settings_costs_no_session(
+    tmp_path: Path, ports: Ports, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(_: Path) -> Settings:
+        raise RuntimeError("a bug")
+
+    port = ports.take()
+    gateway = write_gateway(tmp_path, port)
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            (upstream,) = await nursery.start(partial(serve_upstreams, (0,)))
+            write_routes(tmp_path / "routes.d", upstream.socket.getsockname()[1])
+            async with running(gateway), await trio.open_tcp_stream("127.0.0.1", port) as client:
+                with monkeypatch.context() as patch:
+                    patch.setattr(supervisor, "_read", read)
+                    write_atomically(gateway.config, gateway.config.read_text() + "# saved\n")
+                    await until_it_is("rejected", gateway)
+                    assert (await says(client)).startswith(b"upstream")
+                    (problem,) = gateway.settings_status.problems
+                    assert str(problem) == "streamgw: bug while reading the settings: RuntimeError('a bug')"
+
+                write_atomically(gateway.config, gateway.config.read_text().replace("10}", "20}"))
+                await until_it_is("applied", gateway)
+                assert gateway.crew.settings.reload.settle_ms == 20
+                assert (await says(client)).startswith(b"upstream")
+            nursery.cancel_scope.cancel()
+    assert said == ["READY=1"]
+
+
+async def test_a_start_that_is_no_longer_wanted_ends_while_it_loads(
+    tmp_path: Path, ports: Ports, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Loading(OneWorker):
+        async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+            del task_status
+            signal.raise_signal(signal.SIGTERM)
+            try:
+                await trio.sleep_forever()
+            finally:
+                self.ended.set()
+
+    monkeypatch.setattr(supervisor, "OneWorker", Loading)
+    port = ports.take()
+    with trio.fail_after(30):
+        await write_gateway(tmp_path, port).run()
+
+    assert said == ["STOPPING=1"]
+    assert not reachable(port)
+
+
+async def test_a_start_that_is_no_longer_wanted_once_it_accepts_is_a_drain(
+    tmp_path: Path, ports: Ports, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Loaded(OneWorker):
+        async def listen(self) -> None:
+            await super().listen()
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(supervisor, "OneWorker", Loaded)
+    port = ports.take()
+    with trio.fail_after(30):
+        await write_gateway(tmp_path, port).run()
+
+    assert said == ["STOPPING=1"]
+    assert not reachable(port)
