@@ -42,6 +42,8 @@ YOUNG_S = 10.0
 """A worker that dies within this time of its start died of it."""
 MAX_YOUNG_DEATHS = 5
 """Of one slot, one after the other. Then the gateway ends: whoever started it may know better."""
+MAX_LONELY_FAILURES = 5
+"""Of starts in one slot, one after the other, while no other worker serves. Then the gateway ends, too."""
 BACKOFF_S = 0.2
 """Before the second attempt; twice as long before each one after that."""
 MAX_BACKOFF_S = 5.0
@@ -52,7 +54,15 @@ MAX_GENERATIONS = 2
 
 
 class CrashLoop(StreamgwError):
-    """A worker dies whenever it is started."""
+    """A worker dies whenever it is started; or none can be started."""
+
+
+class _Died(StreamgwError):
+    """A process, before it served anybody."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__(f"worker {process.number} (pid {process.pid}) died at once")
+        self.process = process
 
 
 @attrs.define(eq=False)
@@ -68,6 +78,11 @@ class _Slot:
     """In a row."""
     turn: trio.Lock = attrs.Factory(trio.Lock)
     """Of whoever puts a process into it."""
+
+    def has_died(self, process: Process) -> None:
+        """Count that, or begin anew if it had lived long enough."""
+        is_young = trio.current_time() - process.started_at < YOUNG_S
+        self.young_deaths = self.young_deaths + 1 if is_young else 0
 
 
 class ManyWorkers:
@@ -223,8 +238,12 @@ class ManyWorkers:
           OSError: there cannot be one.
         """
         assert self._nursery is not None, "it runs"
-        process = Process(slot.number, self._share(slot.number), self._answer, self._heard)
-        process.seat = await self._free_seat()
+        seat = await self._free_seat()
+        try:
+            process = Process(slot.number, self._share(slot.number), self._answer, self._heard, seat)
+        except OSError:
+            self._ledger.clear(seat)
+            raise
         await self._nursery.start(self._mind, slot, process)
         try:
             with trio.fail_after(LOAD_S):
@@ -236,11 +255,14 @@ class ManyWorkers:
             process.kill()
             why = f"worker {slot.number} (pid {process.pid}) had not loaded after {LOAD_S:g} s"
             raise StreamgwError(why) from None
+        except ChannelClosed:
+            process.kill()
+            raise _Died(process) from None
         except BaseException:
             process.kill()
             raise
         if process.ended.is_set():
-            raise StreamgwError(f"worker {slot.number} (pid {process.pid}) died at once")
+            raise _Died(process)
         self._log.info("worker_started", worker=slot.number, pid=process.pid)
         return process
 
@@ -305,13 +327,19 @@ class ManyWorkers:
                     exit_code=process.exit_code,
                     lived_s=lived_s,
                 )
-                slot.young_deaths = slot.young_deaths + 1 if lived_s < YOUNG_S else 1
+                slot.has_died(process)
                 await self._fill_again(slot)
         if self.draining and not self.processes:
             self.ended.set()
 
     async def _fill_again(self, slot: _Slot) -> None:
-        """Put a new process where one died. Raises CrashLoop."""
+        """Put a new process where one died. One that cannot be started is tried again for ever while others serve.
+
+        Raises:
+          CrashLoop
+        """
+        attempt = lonely = 0
+        why = ""
         async with slot.turn:
             while slot.current is None and not self.draining:
                 if slot.young_deaths > MAX_YOUNG_DEATHS:
@@ -319,13 +347,23 @@ class ManyWorkers:
                         f"worker {slot.number} died {slot.young_deaths} times in a row, each time within "
                         f"{YOUNG_S:g} s of its start"
                     )
-                if slot.young_deaths > 1:
-                    await trio.sleep(min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (slot.young_deaths - 2)))
+                if lonely > MAX_LONELY_FAILURES:
+                    raise CrashLoop(
+                        f"worker {slot.number} could not be started {lonely} times in a row, and no other one "
+                        f"serves: {why}"
+                    )
+                await trio.sleep(_backoff_s(max(attempt, slot.young_deaths - 1)))
                 try:
                     await self._try_to_fill(slot)
                 except (StreamgwError, OSError) as error:
-                    slot.young_deaths += 1
-                    self._log.error("worker_start_failed", worker=slot.number, error=str(error))
+                    if isinstance(error, _Died):
+                        slot.has_died(error.process)
+                    attempt, why = attempt + 1, str(error)
+                    lonely = 0 if self._serves() else lonely + 1
+                    self._log.error("worker_start_failed", worker=slot.number, attempt=attempt, error=why)
+
+    def _serves(self) -> bool:
+        return any(slot.current is not None for slot in self._slots)
 
     async def _try_to_fill(self, slot: _Slot) -> None:
         # What is on the disk may have a problem by now. What the other workers run has none.
@@ -339,11 +377,14 @@ class ManyWorkers:
         try:
             if self._deadline is None:
                 await self._follow(process)
+        except ChannelClosed:
+            process.kill()
+            raise _Died(process) from None
         except StreamgwError:
             process.kill()
             raise
         if process.ended.is_set():
-            raise StreamgwError(f"worker {slot.number} (pid {process.pid}) died at once")
+            raise _Died(process)
         slot.current = process
         if self._deadline is not None:
             await self._drain_all()
@@ -432,6 +473,12 @@ class ManyWorkers:
     async def _drain(self, process: Process, deadline: float, *, is_succeeded: bool) -> None:
         within_s = deadline - trio.current_time()
         await self._tell(process, lambda: process.drain(max(0.0, within_s), is_succeeded=is_succeeded))
+
+
+def _backoff_s(failures: int) -> float:
+    """Before the next attempt."""
+    doublings = min(failures - 1, 16)  # beyond that it is the longest one anyway
+    return min(MAX_BACKOFF_S, BACKOFF_S * 2**doublings) if failures > 0 else 0.0
 
 
 async def _unless_it_drains(process: Process, told: Awaitable[None]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
+import math
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -20,7 +23,7 @@ from streamgw.control.reloader import ReloadStatus
 from streamgw.core.errors import ConfigError
 from streamgw.core.model import Listener
 from streamgw.process import ledger, many, slots
-from streamgw.process.channel import Refused
+from streamgw.process.channel import ChannelClosed, Refused
 from streamgw.process.demo import serve_upstreams
 from streamgw.process.many import CrashLoop, ManyWorkers
 from streamgw.process.sockets import BindError, Sockets
@@ -282,6 +285,97 @@ async def test_one_that_dies_again_and_again_ends_the_gateway(
                     if process.number == 1:
                         process.kill()
                 await trio.sleep(0.01)
+
+
+def _failing(times: float, error: Exception) -> Callable[..., Awaitable[None]]:
+    """Instead of `Process.load`: it fails so many times."""
+    load, calls = slots.Process.load, itertools.count(1)
+
+    async def fail(process: slots.Process, *arguments: object) -> None:
+        if next(calls) <= times:
+            raise error
+        await load(process, *arguments)
+
+    return fail
+
+
+def _without_room(times: float) -> Callable[..., Awaitable[trio.Process]]:
+    """Instead of `trio.lowlevel.open_process`: there cannot be another one so many times."""
+    start, calls = trio.lowlevel.open_process, itertools.count(1)
+
+    async def fail(*arguments: object, **options: object) -> trio.Process:
+        if next(calls) <= times:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return await start(*arguments, **options)
+
+    return fail
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+async def test_one_that_cannot_be_started_is_tried_again_for_ever_while_others_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_full: bool
+) -> None:
+    monkeypatch.setattr(many, "BACKOFF_S", 0.001)
+    monkeypatch.setattr(many, "MAX_BACKOFF_S", 0.001)
+    async with two_workers(tmp_path) as scene:
+        before = scene.pids()
+        if is_full:
+            text, times = "No space left on device: 'access.log'", 10
+            monkeypatch.setattr(slots.Process, "load", _failing(times, Refused(text)))
+        else:
+            text, times = "[Errno 11] Resource temporarily unavailable", 20
+            monkeypatch.setattr(trio.lowlevel, "open_process", _without_room(times))
+
+        with capture_logs() as logs:
+            os.kill(before[0], signal.SIGKILL)
+            await scene.until(lambda: len(scene.pids()) == 2 and before[0] not in scene.pids())
+
+        assert scene.pids()[1] == before[1]
+        assert await scene.talks()
+        assert scene.crew._slots[0].young_deaths <= 1, "it has died once"
+        said = [entry for entry in logs if entry["event"] == "worker_start_failed"]
+        assert [entry["attempt"] for entry in said] == [*range(1, times + 1)]
+        assert {entry["error"] for entry in said} == {text}
+
+
+def test_the_wait_before_an_attempt_has_an_upper_bound() -> None:
+    assert [many._backoff_s(failures) for failures in (0, 1, 2, 5_000)] == [0, 0.2, 0.4, 5.0]
+
+
+async def test_where_none_can_be_started_the_gateway_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many, "BACKOFF_S", 0.01)
+    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012  a scene, and what happens in it
+        async with two_workers(tmp_path) as scene:
+            monkeypatch.setattr(trio.lowlevel, "open_process", _without_room(math.inf))
+            for process in scene.crew.processes:
+                process.kill()
+            await trio.sleep_forever()
+
+    text = "could not be started 6 times in a row, and no other one serves: [Errno 11] Resource temporarily unavailable"
+    _, others = caught.value.split(lambda error: isinstance(error, CrashLoop) and text in str(error))
+    assert others is None, "of one worker or of both"
+
+
+async def test_one_that_does_not_come_to_serve_has_died_of_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(many, "YOUNG_S", 1000.0)
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(CrashLoop, match="worker 0 died 6 times in a row"), flatten_subgroups=True
+    ):
+        async with two_workers(tmp_path) as scene:
+
+            async def die(process: slots.Process, *_: object) -> None:
+                process.kill()
+                await process.ended.wait()
+                raise ChannelClosed("the other process is gone")
+
+            monkeypatch.setattr(slots.Process, "follow", die)
+            scene.crew.processes[0].kill()
+            await trio.sleep_forever()
 
 
 async def test_what_cannot_be_loaded_at_the_start_is_raised(tmp_path: Path) -> None:
