@@ -106,6 +106,8 @@ class ManyWorkers:
         self._slots = [_Slot(number) for number in range(settings.workers)]
         self._changing = trio.Lock()
         self._replacing = trio.Lock()
+        self._superseded = trio.Event()
+        """Of whoever replaces them: by somebody who does so too."""
         self._nursery: trio.Nursery | None = None
         self._deadline: tuple[float, bool] | None = None
         """Once it drains: by when, and whether it is succeeded."""
@@ -179,9 +181,11 @@ class ManyWorkers:
             self.replace_soon()
 
     def replace_soon(self) -> None:
-        """Put a new process into every slot, one after the other: nobody is refused."""
+        """Put a new process into every slot, one after the other: nobody is refused. Whatever else does so gives up."""
+        self._superseded.set()
+        self._superseded = trio.Event()
         if self._nursery is not None and not self.draining:
-            self._nursery.start_soon(self._replace_all)
+            self._nursery.start_soon(self._replace_all, self._superseded)
 
     def drain(self, deadline: float) -> None:
         """See `Crew.drain`."""
@@ -366,11 +370,14 @@ class ManyWorkers:
         return any(slot.current is not None for slot in self._slots)
 
     async def _try_to_fill(self, slot: _Slot) -> None:
-        # What is on the disk may have a problem by now. What the other workers run has none.
-        is_rejected = self.office.reloader.status.state == "rejected"
-        process = await self._start(slot, self.office.followed.good if is_rejected else None)
+        process = await self._start(slot, self._good_tree())
         async with self._changing:
             await self._seat(slot, process)
+
+    def _good_tree(self) -> FileTree | None:
+        """What is on the disk may have a problem by now. What the other workers run has none."""
+        is_rejected = self.office.reloader.status.state == "rejected"
+        return self.office.followed.good if is_rejected else None
 
     async def _seat(self, slot: _Slot, process: Process) -> None:
         """Have it serve. Raises StreamgwError: it will not."""
@@ -426,21 +433,38 @@ class ManyWorkers:
 
     # Replacing and ending
 
-    async def _replace_all(self) -> None:
+    async def _replace_all(self, superseded: trio.Event) -> None:
         async with self._replacing:
             for slot in self._slots:
-                if self.draining or not await self._replace(slot):
+                if not await self._replace_at_last(slot, superseded):
                     return
             self._log.info("workers_replaced", workers=len(self._slots))
 
-    async def _replace(self, slot: _Slot) -> bool:
-        """The old one serves until the new one has loaded; for the moment in between clients wait in the kernel's queue."""
-        async with slot.turn:
+    async def _replace_at_last(self, slot: _Slot, superseded: trio.Event) -> bool:
+        """Try until it is done. Returns False if it need not be any more."""
+        attempt = 0
+        while not self.draining and not superseded.is_set():
             try:
-                process = await self._start(slot)
+                await self._replace(slot)
             except (StreamgwError, OSError) as error:
-                self._log.error("worker_replace_failed", worker=slot.number, error=str(error))
-                return False
+                attempt += 1
+                self._log.error(
+                    "worker_replace_failed", worker=slot.number, attempt=attempt, error=str(error)
+                )
+                with trio.move_on_after(_backoff_s(attempt)):
+                    await superseded.wait()
+            else:
+                return True
+        return False
+
+    async def _replace(self, slot: _Slot) -> None:
+        """The old one serves until the new one has loaded; for the moment in between clients wait in the kernel's queue.
+
+        Raises:
+          StreamgwError, OSError: there is no new one; the old one goes on.
+        """
+        async with slot.turn:
+            process = await self._start(slot, self._good_tree())
             async with self._changing:
                 await self._retire(slot)
                 try:
@@ -449,7 +473,6 @@ class ManyWorkers:
                     self._log.error("worker_start_failed", worker=slot.number, error=str(error))
                     assert self._nursery is not None, "it runs"
                     self._nursery.start_soon(self._fill_again, slot)
-        return True
 
     async def _retire(self, slot: _Slot) -> None:
         """Have the one that serves drain; those that have been draining for longest end now, if there are too many."""

@@ -86,6 +86,30 @@ async def two_workers(tmp_path: Path, **changes: object) -> AsyncIterator[Scene]
     assert all(process.ended.is_set() for process in crew.processes)
 
 
+def failing(times: float, error: Exception) -> Callable[..., Awaitable[None]]:
+    """Instead of `Process.load`: it fails so many times."""
+    load, calls = slots.Process.load, itertools.count(1)
+
+    async def fail(process: slots.Process, *arguments: object) -> None:
+        if next(calls) <= times:
+            raise error
+        await load(process, *arguments)
+
+    return fail
+
+
+def without_room(times: float) -> Callable[..., Awaitable[trio.Process]]:
+    """Instead of `trio.lowlevel.open_process`: there cannot be another one so many times."""
+    start, calls = trio.lowlevel.open_process, itertools.count(1)
+
+    async def fail(*arguments: object, **options: object) -> trio.Process:
+        if next(calls) <= times:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return await start(*arguments, **options)
+
+    return fail
+
+
 async def test_they_serve_follow_and_drain_as_one(tmp_path: Path) -> None:
     async with two_workers(tmp_path) as scene:
         crew = scene.crew
@@ -257,18 +281,81 @@ async def test_what_they_have_for_good_is_changed_by_replacing_them(tmp_path: Pa
         assert await scene.talks()
 
 
-async def test_a_replacement_that_cannot_load_changes_nothing(tmp_path: Path) -> None:
+async def test_a_replacement_begins_with_the_routes_that_run_if_those_on_the_disk_cannot(
+    tmp_path: Path,
+) -> None:
     async with two_workers(tmp_path) as scene:
         before = scene.pids()
         (scene.routes / "broken.yaml").write_text("stream_routes: 7\n")
         await scene.until(lambda: scene.crew.office.reloader.status.state == "rejected")
 
-        scene.crew.replace_soon()
-        await trio.testing.wait_all_tasks_blocked()
-        await scene.until(lambda: not scene.crew._replacing.locked())
+        await scene.crew.apply(attrs.evolve(scene.crew.settings, resolver=ResolverSettings(max_ttl_s=7.0)))
+        await scene.until(lambda: len(scene.pids()) == 2 and not set(before) & set(scene.pids()))
 
-        assert scene.pids() == before
+        assert {process.settings.resolver.max_ttl_s for process in scene.crew.processes} == {7.0}
         assert await scene.talks()
+
+
+async def test_a_replacement_that_cannot_load_changes_nothing_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many, "BACKOFF_S", 0.001)
+    async with two_workers(tmp_path) as scene:
+        crew, before = scene.crew, scene.pids()
+        monkeypatch.setattr(slots.Process, "load", failing(4, Refused("no space left on device")))
+
+        with capture_logs() as logs:
+            await crew.apply(attrs.evolve(crew.settings, resolver=ResolverSettings(max_ttl_s=7.0)))
+            await scene.until(lambda: [entry["event"] for entry in logs].count("worker_replace_failed") == 3)
+            assert scene.pids() == before
+            assert await scene.talks()
+            await scene.until(lambda: len(scene.pids()) == 2 and not set(before) & set(scene.pids()))
+
+        assert [
+            (entry["worker"], entry["attempt"], entry["error"]) for entry in logs if "attempt" in entry
+        ] == [(0, attempt, "no space left on device") for attempt in (1, 2, 3, 4)]
+        assert await scene.talks()
+
+
+async def test_a_replacement_that_fails_is_superseded_by_a_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many, "BACKOFF_S", 1000.0)
+    monkeypatch.setattr(many, "MAX_BACKOFF_S", 1000.0)
+    async with two_workers(tmp_path) as scene:
+        crew, before = scene.crew, scene.pids()
+        monkeypatch.setattr(slots.Process, "load", failing(1, Refused("no space left on device")))
+        with capture_logs() as logs:
+            await crew.apply(attrs.evolve(crew.settings, resolver=ResolverSettings(max_ttl_s=7.0)))
+            await scene.until(lambda: "worker_replace_failed" in [entry["event"] for entry in logs])
+
+            await crew.apply(attrs.evolve(crew.settings, resolver=ResolverSettings(max_ttl_s=8.0)))
+            await scene.until(lambda: len(scene.pids()) == 2 and not set(before) & set(scene.pids()))
+            await scene.until(lambda: not crew._replacing.locked())
+
+        assert {process.settings.resolver.max_ttl_s for process in crew.processes} == {8.0}
+        assert [entry["event"] for entry in logs].count("workers_replaced") == 1
+
+
+async def test_nobody_is_replaced_any_more_once_they_drain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(many, "BACKOFF_S", 0.001)
+    async with two_workers(tmp_path) as scene:
+        crew = scene.crew
+        (listener,) = scene.sockets.listeners()
+        async with await trio.open_tcp_stream(listener.host, listener.port) as client:
+            await says(client)
+            monkeypatch.setattr(slots.Process, "load", failing(math.inf, Refused("no space left on device")))
+            with capture_logs() as logs:
+                crew.replace_soon()
+                await scene.until(lambda: "worker_replace_failed" in [entry["event"] for entry in logs])
+
+                crew.drain(trio.current_time() + 60)
+                await scene.until(lambda: not crew._replacing.locked())
+
+            assert (await says(client)).startswith(b"upstream")
+        await crew.ended.wait()
 
 
 async def test_one_that_dies_again_and_again_ends_the_gateway(
@@ -287,30 +374,6 @@ async def test_one_that_dies_again_and_again_ends_the_gateway(
                 await trio.sleep(0.01)
 
 
-def _failing(times: float, error: Exception) -> Callable[..., Awaitable[None]]:
-    """Instead of `Process.load`: it fails so many times."""
-    load, calls = slots.Process.load, itertools.count(1)
-
-    async def fail(process: slots.Process, *arguments: object) -> None:
-        if next(calls) <= times:
-            raise error
-        await load(process, *arguments)
-
-    return fail
-
-
-def _without_room(times: float) -> Callable[..., Awaitable[trio.Process]]:
-    """Instead of `trio.lowlevel.open_process`: there cannot be another one so many times."""
-    start, calls = trio.lowlevel.open_process, itertools.count(1)
-
-    async def fail(*arguments: object, **options: object) -> trio.Process:
-        if next(calls) <= times:
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        return await start(*arguments, **options)
-
-    return fail
-
-
 @pytest.mark.parametrize("is_full", [False, True])
 async def test_one_that_cannot_be_started_is_tried_again_for_ever_while_others_serve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_full: bool
@@ -321,10 +384,10 @@ async def test_one_that_cannot_be_started_is_tried_again_for_ever_while_others_s
         before = scene.pids()
         if is_full:
             text, times = "No space left on device: 'access.log'", 10
-            monkeypatch.setattr(slots.Process, "load", _failing(times, Refused(text)))
+            monkeypatch.setattr(slots.Process, "load", failing(times, Refused(text)))
         else:
             text, times = "[Errno 11] Resource temporarily unavailable", 20
-            monkeypatch.setattr(trio.lowlevel, "open_process", _without_room(times))
+            monkeypatch.setattr(trio.lowlevel, "open_process", without_room(times))
 
         with capture_logs() as logs:
             os.kill(before[0], signal.SIGKILL)
@@ -348,7 +411,7 @@ async def test_where_none_can_be_started_the_gateway_ends(
     monkeypatch.setattr(many, "BACKOFF_S", 0.01)
     with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012  a scene, and what happens in it
         async with two_workers(tmp_path) as scene:
-            monkeypatch.setattr(trio.lowlevel, "open_process", _without_room(math.inf))
+            monkeypatch.setattr(trio.lowlevel, "open_process", without_room(math.inf))
             for process in scene.crew.processes:
                 process.kill()
             await trio.sleep_forever()
