@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 import socket
 import ssl
@@ -29,6 +30,7 @@ from tests.support.bridge import (
     HOST,
     TIMEOUT_S,
     Bridge,
+    RelayedSession,
     Talker,
     Way,
     full_backlog,
@@ -652,6 +654,31 @@ async def owed_a_hello(bridge: Bridge, stack: contextlib.ExitStack) -> Any:
     await accepted.recv(1000)
     await until(lambda: bridge.sessions[0].upstream.waiter is not None)
     return bridge.sessions[0].upstream
+
+
+@pytest.mark.parametrize("shakes_quickly", [True, False])
+async def test_what_was_peeked_at_before_its_edge_was_heard_is_handed_on(shakes_quickly: bool) -> None:
+    """Opened for the look, it is in the socket no more: no edge will ever tell of it."""
+    async with open_bridge(Way(client_tls=True)) as bridge:
+        shaken = trio.Event()
+
+        async def peek(session: RelayedSession) -> None:
+            await shaken.wait()
+            client.tls.write(b"hello")
+            os.write(client.sock.fileno(), client.sealed())
+            assert await bridge.pump.peek(session.end, 5, deadline=math.inf) == b"hello"
+
+        bridge.shakes_quickly, bridge.before_dial = shakes_quickly, peek
+        client = await bridge.dial()
+        assert isinstance(client, TLSTalker)
+        shaken.set()
+        upstream = await bridge.accept()
+
+        with trio.fail_after(TIMEOUT_S):
+            assert await receive_exactly(upstream, 5) == b"hello"
+        for each in (client, upstream):
+            each.close()
+        await bridge.sessions[0].ended.wait()
 
 
 MOMENTS: list[Moment] = [owing_a_hello, owing_its_finished, connecting, owed_a_hello]

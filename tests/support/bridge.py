@@ -14,7 +14,7 @@ import resource
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -134,6 +134,7 @@ class Bridge:
     client_context: ssl.SSLContext = CLIENT
     """Of the gateway, towards its upstream."""
     shakes_quickly: bool = attrs.Factory(lambda: SHAKES_QUICKLY)
+    before_dial: Callable[[RelayedSession], Awaitable[None]] | None = None
 
     def on_accept(self, end: End, client: Address, server: Address) -> None:
         """Start a session's task, as the listener does."""
@@ -146,6 +147,8 @@ class Bridge:
             try:
                 if self.way.client_tls:
                     await self._terminate(session)
+                if self.before_dial is not None:
+                    await self.before_dial(session)
                 session.upstream = self.pump.dial(
                     self.node, preface=self.preface, deadline=trio.current_time() + self.connect_timeout_s
                 )

@@ -98,6 +98,10 @@ class TLSTalker:
         await self.flush()
         return count
 
+    def sealed(self) -> bytes:
+        """What is sealed and not sent yet, to be sent by whoever asks."""
+        return self._outgoing.read()
+
     async def flush(self, piece_bytes: int = 1 << 20) -> None:
         """Send what is sealed."""
         async with self._sending:

@@ -109,6 +109,9 @@ def _look_inside(end: Socket, tls: TLSLayer, at_least: int) -> tuple[bytes, bool
         pass  # found again, and told, by whoever reads next
     except OSError as error:
         raise PeerReset(words_for(error.errno or 0)) from None
+    finally:
+        # What is held has left the socket, perhaps before its edge was heard: then no edge will tell of it any more.
+        end.ready |= bool(tls.held)
     return tls.held, True
 
 
