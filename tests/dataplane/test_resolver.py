@@ -202,7 +202,7 @@ async def test_without_servers_of_its_own_resolv_conf_counts(etc: Path) -> None:
         (b"nameserver dns.corp", "nameserver 'dns.corp' is not an IP address"),
         (b"nameserver https://dns.corp/", "nameserver 'https://dns.corp/' is not an IP address"),
         (b"nameserver 127.0.0.9\xff", "nameserver '127.0.0.9\ufffd' is not an IP address"),
-        (b"search caf\xff", "Codepoint U+FFFD not allowed"),
+        (b"search corp\xff", "Codepoint U+FFFD not allowed"),
         (b"search a..b", "A DNS label is empty"),
     ],
 )
