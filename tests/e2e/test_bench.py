@@ -133,6 +133,18 @@ def test_growth_is_measured() -> None:
     assert "from the start of the process to the first connection served" in said
 
 
+def test_reloads_are_measured_by_who_is_there_and_by_who_comes() -> None:
+    said = bench("bench.reload", "--rounds", "1", "--routes", "100", "--seconds", "0.5")
+
+    rows = [line[:34].strip() for line in said.splitlines()]
+    looks = [
+        "no gateway, in peace",
+        *(f"100 routes, {when}" for when in ("in peace", "one file changes", "all files change")),
+    ]
+    assert rows == ["ping-1", *looks, "connect-1", *looks]
+    assert said.count("–") == 8, "without a reload nothing is applied"
+
+
 def test_a_soak_says_what_is_left_when_all_have_left() -> None:
     said = bench("bench.soak", "--minutes", "0.1", "--idle", "50", "--busy", "20", "--workers", "1")
 
