@@ -406,7 +406,17 @@ class ManyWorkers:
 
     async def _hand_down(self, process: Process) -> None:
         if process.member.state != "draining":
-            await _unless_it_drains(process, self._follow(process))
+            await self._unless_it_drains(process, self._follow(process))
+
+    async def _unless_it_drains(self, process: Process, told: Awaitable[None]) -> None:
+        """Whether one that drains by now, or is about to, has done what it was told is all the same: it may end in its own
+        time.
+        """
+        try:
+            await told
+        except StreamgwError:
+            if process.member.state != "draining" and not self.draining:
+                raise
 
     async def _make_way(self, settings: Settings) -> None:
         """Have everybody let go of what new listeners need."""
@@ -414,7 +424,7 @@ class ManyWorkers:
         new = [listener for listener in settings.listeners if listener.name not in names]
         gone = [listener.name for listener in self.sockets.in_the_way(settings.listeners)]
         if new:
-            await self._each(lambda process: _unless_it_drains(process, process.make_way(gone, new)))
+            await self._each(lambda process: self._unless_it_drains(process, process.make_way(gone, new)))
 
     async def _each(self, tell: Callable[[Process], Awaitable[None]]) -> None:
         """Tell everybody at the same time. Who does not follow is killed."""
@@ -502,15 +512,6 @@ def _backoff_s(failures: int) -> float:
     """Before the next attempt."""
     doublings = min(failures - 1, 16)  # beyond that it is the longest one anyway
     return min(MAX_BACKOFF_S, BACKOFF_S * 2**doublings) if failures > 0 else 0.0
-
-
-async def _unless_it_drains(process: Process, told: Awaitable[None]) -> None:
-    """Whether one that drains by now has done what it was told is all the same: it may end in its own time."""
-    try:
-        await told
-    except StreamgwError:
-        if process.member.state != "draining":
-            raise
 
 
 def _for_good(settings: Settings) -> tuple[object, ...]:

@@ -260,7 +260,7 @@ class Supervisor:
             successor = Successor(handed, step_back=self._step_back, on_ready=_hand_over_to)
             try:
                 await successor.run()
-            except (UpgradeFailed, OSError) as error:
+            except (StreamgwError, OSError) as error:
                 self._log.error("upgrade_failed", attempt=self._upgrades, error=str(error))
                 if isinstance(error, UpgradeFailed) and error.is_late:
                     raise

@@ -353,6 +353,16 @@ async def test_a_descriptor_that_is_none_is_refused() -> None:
         assert open_fds() == before
 
 
+async def test_who_is_cancelled_is_not_told_of_descriptors_that_are_closed_by_then() -> None:
+    """Whoever cancels an upgrade because of a SIGTERM closes the listening sockets in the same breath."""
+    async with two() as (ours, _):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await ours.channel.ask("take", fds=[9_999])
+
+        assert scope.cancelled_caught
+
+
 async def test_descriptors_get_lost_where_there_is_no_room_and_nothing_else_does() -> None:
     """Out of descriptors, the kernel hands over as many as fit. The question fails; the next one finds its own."""
     ours, theirs = (Side(sock) for sock in socket.socketpair())
