@@ -8,7 +8,7 @@ SEEDS  ?= 5000
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check quick fmt lint types arch own-coverage servers sim integrity bench measure lock clean
+.PHONY: help run test check quick fmt lint types arch own-coverage servers explore sim integrity bench measure lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -45,6 +45,9 @@ own-coverage: $(VENV)/.dev ## core and config: every branch, from the module's o
 
 servers: ## Debian packages that the tests need
 	@tools/install_servers.sh
+
+explore: $(VENV)/.dev ## the property tests with 2,000 new examples each; a failure prints how to replay it
+	$(BIN)/pytest -q -m hypothesis --hypothesis-profile explore --timeout 1200
 
 sim: $(VENV)/.dev ## random histories of UDP sessions: SEEDS=5000 of them, or the one of STREAMGW_SEED
 	STREAMGW_SEEDS=$(SEEDS) $(BIN)/pytest -q tests/core/sim

@@ -5,5 +5,7 @@ from __future__ import annotations
 import hypothesis
 
 # How long one example takes is a fact about the machine and its other guests, not about the code under test.
-hypothesis.settings.register_profile("no-deadline", deadline=None)
-hypothesis.settings.load_profile("no-deadline")
+# The gate looks at the same examples each time: what it says is about the change under test. `make explore` looks further.
+hypothesis.settings.register_profile("gate", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000, print_blob=True)
+hypothesis.settings.load_profile("gate")

@@ -51,6 +51,19 @@ class Bucket:
         least = min(SEGMENT_BYTES, self._rate * SMALLEST_SHARE_S)
         return max(1, int(min(max(fair, least), self._burst, LARGEST_SHARE_BYTES)))
 
+    @property
+    def turn_s(self) -> float:
+        """How long it takes, in seconds, until somebody who waits has his next turn."""
+        return (1 + self.waiting) * self.share / self._rate
+
+    def share_for(self, turn_s: float) -> int:
+        """How many bytes somebody is woken for who has another bucket too, where his turn comes once in so many seconds.
+
+        What comes here in that time is his, even if it is more than a share: with a small share of a slow bucket at each
+        of his turns in a long line he would get next to nothing.
+        """
+        return max(self.share, min(int(turn_s * self._rate / (1 + self.waiting)), LARGEST_SHARE_BYTES))
+
     def room(self, now: float) -> int:
         """How many bytes may pass at once."""
         self._settle(now)
@@ -180,9 +193,10 @@ class Gate:
     def _ask(self, most: int, now: float) -> bool:
         """Have something granted: at once if there is enough and nobody waits for it. False: it waits."""
         room, share, is_contended = most, most, False
+        turn_s = max((bucket.turn_s for bucket in self._buckets), default=0.0)
         for bucket in self._buckets:
             room = min(room, bucket.room(now))
-            share = min(share, bucket.share)
+            share = min(share, bucket.share_for(turn_s))
             is_contended = is_contended or bucket.waiting > 0
         if room >= share and not is_contended:
             share = room

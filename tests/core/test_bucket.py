@@ -8,7 +8,7 @@ import math
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streamgw.core.bucket import (
@@ -329,6 +329,8 @@ def test_no_stretch_of_time_passes_more_than_rate_and_burst(
     st.lists(st.floats(10, 1e6), min_size=1, max_size=6),
     st.floats(100, 1e6),
 )
+@example([14_600.0] * 5 + [2_433.0], 14_600.0)
+@example([1460.0, 1520.0, 1520.0, 382.0], 1527.0)
 def test_nobody_starves_and_nothing_is_left_lying(own_rates: list[float], rate: float) -> None:
     shared = Bucket(rate)
     gates = [Gate([shared, Bucket(own)]) for own in own_rates]
@@ -337,7 +339,7 @@ def test_nobody_starves_and_nothing_is_left_lying(own_rates: list[float], rate: 
 
     fair = rate * 20 / len(gates)
     for own, count in zip(own_rates, passed, strict=True):
-        assert count >= 0.5 * min(fair, own * 20) - SEGMENT_BYTES
+        assert count >= 0.7 * min(fair, own * 20)
     assert sum(passed) <= rate * 20 + rate * BURST_S + len(gates) * shared.share
     for gate in gates:
         gate.close(20.0)

@@ -301,18 +301,20 @@ async def test_a_replacement_that_cannot_load_changes_nothing_and_is_tried_again
     monkeypatch.setattr(many, "BACKOFF_S", 0.001)
     async with two_workers(tmp_path) as scene:
         crew, before = scene.crew, scene.pids()
-        monkeypatch.setattr(slots.Process, "load", failing(4, Refused("no space left on device")))
+        load = slots.Process.load
+        monkeypatch.setattr(slots.Process, "load", failing(math.inf, Refused("no space left on device")))
 
         with capture_logs() as logs:
             await crew.apply(attrs.evolve(crew.settings, resolver=ResolverSettings(max_ttl_s=7.0)))
-            await scene.until(lambda: [entry["event"] for entry in logs].count("worker_replace_failed") == 3)
+            await scene.until(lambda: [entry["event"] for entry in logs].count("worker_replace_failed") >= 3)
             assert scene.pids() == before
             assert await scene.talks()
+            monkeypatch.setattr(slots.Process, "load", load)
             await scene.until(lambda: len(scene.pids()) == 2 and not set(before) & set(scene.pids()))
 
-        assert [
-            (entry["worker"], entry["attempt"], entry["error"]) for entry in logs if "attempt" in entry
-        ] == [(0, attempt, "no space left on device") for attempt in (1, 2, 3, 4)]
+        failures = [entry for entry in logs if "attempt" in entry]
+        assert [entry["attempt"] for entry in failures] == list(range(1, len(failures) + 1))
+        assert {(entry["worker"], entry["error"]) for entry in failures} == {(0, "no space left on device")}
         assert await scene.talks()
 
 
