@@ -18,18 +18,9 @@ from streamgw.config.yaml_reader import read_yaml
 from streamgw.core.errors import ConfigError
 
 _VARIABLE: Final = re.compile(r"\$\{\{[^\r\n]*?\}\}")
-_MASK: Final = str.maketrans("{}[],\"'", "\ue000\ue001\ue002\ue003\ue004\ue005\ue006")
-_UNMASK: Final = {mask: plain for plain, mask in _MASK.items()}
-"""`${{NAME:=[1]}}` is filled in before YAML is read. Here it stays, what is special in it hidden from YAML in characters
-that nobody uses, one for one, so that offsets stay true."""
-
 _PAIR_ESCAPED: Final = re.compile(
-    r"(?<!\\)((?:\\\\)*\\u)[dD]([89abAB][0-9a-fA-F]{2}\\u)[dD]([c-fC-F][0-9a-fA-F]{2})"
+    r"(?<!\\)((?:\\\\)*)\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})", re.IGNORECASE
 )
-_PAIR: Final = re.compile("[\ue800-\uebff][\uec00-\uefff]")
-"""json.dumps writes characters beyond the BMP as two escapes, which YAML refuses. They too are moved to where nobody
-lives, `\\ud83d` to `\\ue83d`, and are one character again in `Layout.data`."""
-
 _BLANK_LINES: Final = re.compile(r"(?:[ \t]*(?:\r\n|\n|\r))+[ \t]*\Z")
 
 
@@ -100,8 +91,8 @@ def read_layout(text: str) -> Layout:
     Raises:
       NotYAML: it is broken (as `yaml_reader` sees it), or the top is not a mapping.
     """
-    masked = _VARIABLE.sub(lambda variable: variable[0].translate(_MASK), text)
-    masked = _PAIR_ESCAPED.sub(r"\1e\2e\3", masked)
+    mask = _Mask(text)
+    masked = mask.text
     try:
         data = read_yaml(SourceText("", masked, masked)).data
     except ConfigError as error:
@@ -111,8 +102,8 @@ def read_layout(text: str) -> Layout:
         return Layout(Node("mapping", len(text), 1, 0, len(text)), {})
     if not isinstance(data, dict):
         raise NotYAML("no mapping at the top")
-    root = _root(yaml.parse(masked, Loader=yaml.CSafeLoader), masked)
-    return Layout(root, cast("dict[str, object]", _unmasked(data)))
+    root = _root(yaml.parse(masked, Loader=yaml.CSafeLoader), mask)
+    return Layout(root, cast("dict[str, object]", _unmasked(data, mask)))
 
 
 def is_same(one: object, other: object) -> bool:
@@ -124,22 +115,59 @@ def is_same(one: object, other: object) -> bool:
     return type(one) is type(other) and one == other
 
 
-def _unmasked(value: object) -> object:
-    if isinstance(value, str):
-        return _PAIR.sub(_joined, value.translate(_UNMASK))
-    if isinstance(value, list):
-        return [_unmasked(item) for item in value]
-    if isinstance(value, dict):
-        return {_unmasked(name): _unmasked(field) for name, field in value.items()}
-    return value
+class _Mask:
+    r"""A text in which letters stand for what YAML must not touch or cannot read, one for one, so that offsets stay true.
+
+    - `${{NAME:=[1]}}` is filled in before YAML is read. Here it stays, and what is special in it is hidden.
+    - json.dumps writes characters beyond the BMP as two escapes, which YAML refuses. `\ud83d\ude00` becomes `\td83d?ude00`,
+      where `?` is a letter of the mask: a tab shows that it stood in double quotes, where it is one character; anywhere
+      else it is twelve.
+    """
+
+    def __init__(self, text: str) -> None:
+        letters = _unused_letters(text)
+        hide = str.maketrans("{}[],\"'", letters[:7])
+        self._plain = {mask: plain for plain, mask in hide.items()}
+        self._escaped = letters[7]
+        self._pair = re.compile(rf"(\t|\\t)(d[0-9a-f]{{3}}){self._escaped}u(d[0-9a-f]{{3}})", re.IGNORECASE)
+        text = _VARIABLE.sub(lambda variable: variable[0].translate(hide), text)
+        self.text = _PAIR_ESCAPED.sub(rf"\1\\t\2{self._escaped}u\3", text)
+
+    def undo(self, value: str) -> str:
+        """What a string of the text is without it."""
+        if self._escaped in value:
+            value = self._pair.sub(_joined, value)
+        return value.translate(self._plain)
+
+
+def _unused_letters(text: str) -> str:
+    """Eight characters that the text does not have, nor the escapes of."""
+    for first in range(0xE000, 0xF900, 8):
+        digit = "[0-7]" if first % 16 == 0 else "[89a-f]"
+        escapes = rf"\\(?:u|U0000){first >> 4:03x}{digit}"
+        if not re.search(rf"[{chr(first)}-{chr(first + 7)}]|(?i:{escapes})", text):
+            return "".join(map(chr, range(first, first + 8)))
+    raise NotYAML("all characters for private use are in use")
 
 
 def _joined(pair: re.Match[str]) -> str:
-    high, low = map(ord, pair[0])
-    return chr(0x10000 + ((high - 0xE800) << 10) + (low - 0xEC00))
+    quoted, high, low = pair.groups()
+    if quoted != "\t":
+        return rf"\u{high}\u{low}"
+    return chr(0x10000 + ((int(high, 16) - 0xD800) << 10) + (int(low, 16) - 0xDC00))
 
 
-def _root(events: Iterator[yaml.Event], text: str) -> Node:
+def _unmasked(value: object, mask: _Mask) -> object:
+    if isinstance(value, str):
+        return mask.undo(value)
+    if isinstance(value, list):
+        return [_unmasked(item, mask) for item in value]
+    if isinstance(value, dict):
+        return {_unmasked(name, mask): _unmasked(field, mask) for name, field in value.items()}
+    return value
+
+
+def _root(events: Iterator[yaml.Event], mask: _Mask) -> Node:
     open_nodes: list[Node] = []
     while True:  # the mapping that read_yaml found ends somewhere
         event = next(events)
@@ -151,7 +179,7 @@ def _root(events: Iterator[yaml.Event], text: str) -> Node:
             if not open_nodes:
                 return node
         elif isinstance(event, yaml.NodeEvent):
-            node = _node(event, text)
+            node = _node(event, mask)
             if open_nodes:
                 open_nodes[-1].children.append(node)
                 node.flow |= open_nodes[-1].flow
@@ -159,16 +187,16 @@ def _root(events: Iterator[yaml.Event], text: str) -> Node:
                 open_nodes.append(node)
 
 
-def _node(event: yaml.NodeEvent, text: str) -> Node:
+def _node(event: yaml.NodeEvent, mask: _Mask) -> Node:
     start, end = event.start_mark, event.end_mark
     assert start is not None, "a parser sets the marks"
     assert end is not None, "a parser sets the marks"
     node = Node("alias", start.index, start.line + 1, start.column, end.index)
     if isinstance(event, yaml.ScalarEvent):
-        node.kind, node.value, node.style = "scalar", event.value.translate(_UNMASK), event.style or ""
+        node.kind, node.value, node.style = "scalar", mask.undo(event.value), event.style or ""
         if node.style in {"|", ">"}:
             # Its end mark is behind the blank lines that follow it, which belong to nobody.
-            node.end = start.index + len(_BLANK_LINES.sub("", text[start.index : end.index]))
+            node.end = start.index + len(_BLANK_LINES.sub("", mask.text[start.index : end.index]))
     elif isinstance(event, yaml.CollectionStartEvent):
         node.kind = "mapping" if isinstance(event, yaml.MappingStartEvent) else "sequence"
         node.flow = bool(event.flow_style)

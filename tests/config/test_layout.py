@@ -73,6 +73,33 @@ def test_characters_that_json_writes_in_two_halves_are_whole() -> None:
     assert text[b.start : b.end] == r'"\udbff\udfff"'
 
 
+def test_halves_outside_of_double_quotes_are_what_they_look_like() -> None:
+    text = "a: \\ud83d\\uDE00\nb: '\\ud83d\\ude00'\nc: \"\\\\ud83d\"\n"
+
+    assert read_layout(text).data == {"a": "\\ud83d\\uDE00", "b": "\\ud83d\\ude00", "c": "\\ud83d"}
+
+
+@pytest.mark.parametrize(
+    "written", ["\ue000", '"\\ue000"', '"\\U0000E000"', "\ue800\uec00", "\ue000 ${{A:={}}}"]
+)
+def test_characters_for_private_use_are_the_users(written: str) -> None:
+    """Icons of many fonts: one of them was read as a brace, and two in a row as another character."""
+    text = f"a: {written}\nb: ${{{{B:=[]}}}}\n"
+
+    layout = read_layout(text)
+
+    expected = "\ue000" if written.startswith('"') else written
+    assert layout.data == {"a": expected, "b": "${{B:=[]}}"}
+    assert layout.root.field("a")[1].value == expected
+
+
+def test_somebody_who_uses_all_of_them_is_told() -> None:
+    text = "a: " + "".join(map(chr, range(0xE000, 0xF900)))
+
+    with pytest.raises(NotYAML, match="private use"):
+        read_layout(text)
+
+
 def test_an_empty_text_has_no_fields() -> None:
     for text in ("", "# nothing\n", "---\n"):
         layout = read_layout(text)
