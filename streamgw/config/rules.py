@@ -115,9 +115,8 @@ def labels(value: object) -> Mapping[str, str]:
     return {name: str(label) for name, label in from_value.items()}
 
 
-_LABEL = re.compile(
-    r"\S{1,256}", re.ASCII
-)  # as JSON Schema and APISIX read it: only Python knows more spaces
+# As JSON Schema and APISIX read it: only Python knows more spaces.
+_LABEL = re.compile(r"\S{1,256}", re.ASCII)
 
 
 def network(value: object) -> Network:

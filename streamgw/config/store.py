@@ -237,9 +237,8 @@ class Store:
         else:
             moment = Moment(state, build_tree(self.directory, state.contents, seen.tree if seen else None))
         with self._turn:
-            if (
-                self._writes == writes
-            ):  # else what was written meanwhile is newer than what this look may have found
+            # Else what was written meanwhile is newer than what this look may have found.
+            if self._writes == writes:
                 self._seen = moment
         return moment
 

@@ -221,9 +221,8 @@ class Sessions:
         self.pump.abort(session.end, Reason.KILLED)
         search = session.trail.search
         if search is not None and search.securing is not None:
-            self.pump.abort(
-                search.securing, Reason.KILLED
-            )  # its task waits for this end, not for the client's
+            # Its task waits for this end, not for the client's.
+            self.pump.abort(search.securing, Reason.KILLED)
         return True
 
     def leave_node(self, upstream: str, node: Address) -> None:

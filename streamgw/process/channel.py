@@ -140,9 +140,8 @@ class Channel:
         Cancellation:
           The question may have been received; its answer will be dropped.
         """
-        await (
-            trio.lowlevel.checkpoint_if_cancelled()
-        )  # whoever cancelled the caller may have closed them already
+        # Whoever cancelled the caller may have closed the descriptors already.
+        await trio.lowlevel.checkpoint_if_cancelled()
         ours = _duplicates(fds)  # when its turn comes, the caller's may be closed
         try:
             async with self._turns:

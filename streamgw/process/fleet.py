@@ -166,9 +166,8 @@ class WorkerFleet:
                 await self._central.reloader.wait_applied(awaited)
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(
-                wait_here
-            )  # not named: it serves nobody, but what is asked next shall be of this state
+            # Not named: it serves nobody, but what is asked next shall be of this state.
+            nursery.start_soon(wait_here)
             for member in self._members():
                 if member.state != "draining":
                     nursery.start_soon(wait_for, member)

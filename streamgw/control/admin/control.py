@@ -190,9 +190,8 @@ class _Control:
         return _not_found(f"no checker for {kind}[{id_}]")
 
     async def schema(self, _request: Request) -> Response:
-        return JSONResponse(
-            await trio.to_thread.run_sync(self._schemas)
-        )  # the first time a quarter of a second
+        # The first time a quarter of a second.
+        return JSONResponse(await trio.to_thread.run_sync(self._schemas))
 
     async def collect_garbage(self, _request: Request) -> Response:
         gc.collect()

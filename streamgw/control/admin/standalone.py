@@ -257,9 +257,8 @@ def _new_data(sent: Mapping[str, object], stored: Stored) -> dict[str, object]:
 
 
 def _version(name: str, value: object) -> int:
-    if (
-        not isinstance(value, int | float) or isinstance(value, bool) or value % 1
-    ):  # of an infinity that is nan
+    # The remainder of nan or an infinity is nan, and that is true.
+    if not isinstance(value, int | float) or isinstance(value, bool) or value % 1:
         raise bad(f"{name} must be a number")
     return int(value)
 

@@ -449,9 +449,8 @@ class Mover:
         if end.broken and not self._check(end):
             return
         if peer.done:
-            self._finish(
-                relay, _CLOSED
-            )  # what it said was answered, and it was told so: nobody waits for more
+            # What it said was answered, and it was told so: nobody waits for more.
+            self._finish(relay, _CLOSED)
         elif peer.truncated:
             self.reset(end, TLSBroken(errno.EPROTO, _TRUNCATED))
         else:
