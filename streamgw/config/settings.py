@@ -124,6 +124,8 @@ class Settings:
     """Not `apisix.disable_upstream_healthcheck`."""
     workers: int = 1
     """`streamgw.workers`."""
+    has_cpu_affinity: bool = False
+    """`nginx_config.enable_cpu_affinity`: each of several workers stays on one CPU."""
     relay: Literal["pump", "sockmap"] = "pump"
     """`streamgw.relay`."""
     warnings: tuple[Problem, ...] = ()
@@ -188,6 +190,7 @@ def _build(data: object) -> tuple[Settings, list[Fault]]:
         stream_plugins=spec.stream_plugins,
         checks_health=not spec.apisix.disable_upstream_healthcheck,
         workers=spec.streamgw.workers,
+        has_cpu_affinity=spec.nginx_config.enable_cpu_affinity,
         relay=spec.streamgw.relay,
     )
     return settings, warnings

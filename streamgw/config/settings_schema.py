@@ -113,7 +113,6 @@ WITHOUT_EFFECT: Mapping[Path, tuple[str, ...]] = {
         "ssl_cert_key",
     ),
     ("nginx_config",): (
-        "enable_cpu_affinity",
         "envs",
         "error_log",
         "error_log_level",
@@ -276,6 +275,7 @@ class NginxSpec:
     also_known: ClassVar[tuple[str, ...]] = WITHOUT_EFFECT[("nginx_config",)]
     stream: NginxStreamSpec = NginxStreamSpec()
     worker_shutdown_timeout: Duration = 240.0
+    enable_cpu_affinity: bool = False
 
 
 @attrs.frozen(kw_only=True)

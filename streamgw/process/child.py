@@ -134,6 +134,8 @@ class Child:
         first = _tree_in(rest[0]) if rest else None
         settings, number = unpacked(arguments["settings"]), int(str(arguments["number"]))
         configure_logging(settings.log, worker=number)
+        if settings.has_cpu_affinity:
+            _stay_on_one_cpu(number)
         self._worker = worker = Worker(
             settings,
             Path(str(arguments["routes"])),
@@ -218,6 +220,16 @@ class Child:
         self.worker.listeners.make_way(wanted)
         self.worker.let_go(self._sockets.named(names))
         self._sockets.let_go(names)
+
+
+def _stay_on_one_cpu(number: int) -> None:
+    """Of those it may use, the next for each worker. Threads begin where who starts them is, so all of them stay there."""
+    cpus = sorted(os.sched_getaffinity(0))
+    cpu = cpus[number % len(cpus)]
+    try:
+        os.sched_setaffinity(0, {cpu})
+    except OSError as error:
+        structlog.get_logger().warning("cpu_affinity_failed", cpu=cpu, error=error.strerror)
 
 
 def _tree_in(fd: int) -> FileTree:

@@ -516,4 +516,4 @@ def _backoff_s(failures: int) -> float:
 
 def _for_good(settings: Settings) -> tuple[object, ...]:
     """What a worker has from its start on."""
-    return settings.relay, settings.resolver, settings.reload
+    return settings.relay, settings.resolver, settings.reload, settings.has_cpu_affinity

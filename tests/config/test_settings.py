@@ -96,6 +96,7 @@ apisix:
   disable_upstream_healthcheck: true
 nginx_config:
   worker_shutdown_timeout: 1m30s
+  enable_cpu_affinity: true
   stream:
     enable_access_log: false
     access_log: logs/a.log
@@ -163,6 +164,7 @@ streamgw:
         reload=ReloadSettings(8, 9.0, force_polling=True),
         checks_health=False,
         workers=2,
+        has_cpu_affinity=True,
         relay="sockmap",
     )
 

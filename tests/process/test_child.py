@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -110,6 +112,24 @@ async def test_it_loads_then_listens_then_drains(tmp_path: Path) -> None:
 
         assert supervisor.asked[-1] == "farewell"
     sockets.close_all()
+
+
+async def test_it_serves_where_it_may_not_stay_on_one_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[set[int]] = []
+
+    def refuse(_: int, cpus: set[int]) -> None:
+        asked.append(cpus)
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 6, 7})
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    async with supervised(tmp_path) as (supervisor, _):
+        await supervisor.start(has_cpu_affinity=True)
+
+        assert asked == [{6}]
+        await supervisor.channel.ask("ping")
 
 
 async def test_once_it_drains_it_takes_nothing_more_and_says_that_all_is_done(tmp_path: Path) -> None:

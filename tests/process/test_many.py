@@ -295,6 +295,18 @@ async def test_a_replacement_begins_with_the_routes_that_run_if_those_on_the_dis
         assert await scene.talks()
 
 
+async def test_each_stays_on_a_cpu_of_its_own_if_wanted(tmp_path: Path) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    async with two_workers(tmp_path, has_cpu_affinity=True) as scene:
+        crew, before = scene.crew, scene.pids()
+        assert [os.sched_getaffinity(pid) for pid in before] == [{cpus[0]}, {cpus[1 % len(cpus)]}]
+
+        await crew.apply(attrs.evolve(crew.settings, has_cpu_affinity=False))
+        await scene.until(lambda: len(scene.pids()) == 2 and not set(before) & set(scene.pids()))
+
+        assert [os.sched_getaffinity(pid) for pid in scene.pids()] == [set(cpus)] * 2
+
+
 async def test_a_replacement_that_cannot_load_changes_nothing_and_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
