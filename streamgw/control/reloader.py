@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Literal, NoReturn, Protocol, TypeAlias
 
@@ -21,7 +21,7 @@ from streamgw.config.compile import Compilation
 from streamgw.config.documents import Document
 from streamgw.control.polite import polite_to_the_event_loop
 from streamgw.core.errors import ConfigError, Problem, StoreError
-from streamgw.core.model import Key, Listener, Revision
+from streamgw.core.model import Awaited, Listener, Revision
 from streamgw.core.snapshot import Snapshot
 
 NO_REVISION = Revision("")
@@ -144,7 +144,7 @@ class Reloader:
         self._wanted = self._wanted or "written"
         self._poked.set()
 
-    async def wait_applied(self, awaited: Iterable[tuple[Key, str | None]]) -> None:
+    async def wait_applied(self, awaited: Awaited) -> None:
         """Wait until these objects, by digest, have been what runs, each once. None: until there was no such object.
 
         May never return: the state on disk may be rejected, or changed again before anybody looked. Bring a deadline.

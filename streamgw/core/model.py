@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 import ipaddress
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NewType, TypeAlias
 
 import attrs
@@ -24,6 +25,8 @@ Transport = Literal["tcp", "udp"]
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Key: TypeAlias = tuple[str, str]
 """(collection, id) of a configured object: `("stream_routes", "mysql")`."""
+Awaited: TypeAlias = Sequence[tuple[Key, str | None]]
+"""Objects as they shall run, each by its digest as written; None: there shall be no such object."""
 Revision = NewType("Revision", str)
 """Digest of every document. Equal revisions behave equally."""
 

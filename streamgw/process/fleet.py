@@ -18,10 +18,10 @@ import trio
 
 from streamgw.config.documents import Document
 from streamgw.control.admin.feed import Feed
-from streamgw.control.admin.fleet import Awaited, Figures, SessionFilter, SessionRow
+from streamgw.control.admin.fleet import Figures, SessionFilter, SessionRow
 from streamgw.control.explain import accepts, as_data, meet
 from streamgw.control.reloader import ReloadStatus
-from streamgw.core.model import Facts
+from streamgw.core.model import Awaited, Facts
 from streamgw.core.wire.tls import ClientHello
 from streamgw.process import figures, status
 from streamgw.process.books import Books

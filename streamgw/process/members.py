@@ -15,8 +15,9 @@ import cattrs
 import structlog
 import trio
 
-from streamgw.control.admin.fleet import Awaited, SessionFilter, SessionRow
+from streamgw.control.admin.fleet import SessionFilter, SessionRow
 from streamgw.core.errors import StreamgwError
+from streamgw.core.model import Awaited
 from streamgw.core.networks import is_in_any
 from streamgw.dataplane.reception import UDPSession
 from streamgw.dataplane.session import Session

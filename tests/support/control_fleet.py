@@ -17,7 +17,7 @@ from streamgw.control.admin.fleet import (
     SessionRow,
     Spread,
 )
-from streamgw.core.model import Facts, Key, Source
+from streamgw.core.model import Awaited, Facts, Source
 
 FIGURES = Figures(
     revision="3f2a9b0c",
@@ -136,7 +136,7 @@ class ControlFleet:
     def poke(self) -> None:
         raise AssertionError("the control API reloads everything")
 
-    async def wait_applied(self, key: Key, digest: str | None, deadline: float) -> Sequence[int]:
+    async def wait_applied(self, awaited: Awaited, deadline: float) -> Sequence[int]:
         raise AssertionError("the control API waits for nothing")
 
     def subscribe(self, kinds: Collection[str], wanted: Mapping[str, str]) -> Feed:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
-from streamgw.control.admin.fleet import Awaited, SessionFilter, SessionRow, Subscription
+from streamgw.control.admin.fleet import SessionFilter, SessionRow, Subscription
 from streamgw.core.errors import ConfigError
-from streamgw.core.model import Facts, Key
+from streamgw.core.model import Awaited, Facts, Key
 
 
 class FakeFleet:

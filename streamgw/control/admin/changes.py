@@ -23,7 +23,7 @@ from streamgw.config.survey import Located, Survey
 from streamgw.config.tree import KeepsChanging
 from streamgw.control.admin.replies import RequestError, bad, key_not_found
 from streamgw.core.errors import ConfigError, Problem, StoreError
-from streamgw.core.model import Key, Listener
+from streamgw.core.model import Awaited, Key, Listener
 
 ATTEMPTS = 5
 """An editor that saves again and again while we check what it has saved."""
@@ -49,8 +49,8 @@ class Made:
     is_new: bool = False
     concerns: tuple[Key, ...] = ()
     """Every object that is another one now, or gone."""
-    awaited: tuple[tuple[Key, str | None], ...] = ()
-    """What every worker has to run for this to be live: digests of objects, None: without it."""
+    awaited: Awaited = ()
+    """What every worker has to run for this to be live."""
 
     @property
     def digest(self) -> str:

@@ -7,12 +7,12 @@ Everything here is plain data: `attrs.asdict` of a row is its JSON form.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import attrs
 
 from streamgw.config.documents import Document
-from streamgw.core.model import Facts, Key
+from streamgw.core.model import Awaited, Facts
 
 EVENT_KINDS = ("session_opened", "session_closed", "health", "reload")
 
@@ -192,10 +192,6 @@ class Subscription(Protocol):
 
     def close(self) -> None:
         """Hear no more."""
-
-
-Awaited: TypeAlias = Sequence[tuple[Key, str | None]]
-"""Objects as they shall run, by digest; None: there shall be no such object."""
 
 
 class Fleet(Protocol):
