@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import click
 
 from streamgw.cli.client import fetch_status, status_url
-from streamgw.cli.options import with_output, with_paths
+from streamgw.cli.failure import Failure
+from streamgw.cli.options import read_settings, with_output, with_paths
 from streamgw.cli.output import print_data, print_table, shown_duration, shown_size
+from streamgw.config.settings import load_status_address
 from streamgw.core.errors import Problem
 from streamgw.core.model import Address
 
@@ -28,7 +31,7 @@ def status(config: Path, routes: Path, output: str, url: str | None) -> None:
     Shows first whether the last change was applied, and why not. Exits with 69 when nobody answers.
     """
     del routes  # every command takes it; what runs is the gateway's to say
-    answer = fetch_status(url or status_url(config))
+    answer = fetch_status(url) if url else _ask(config)
     if output != "table":
         print_data(answer, output)
         return
@@ -46,6 +49,18 @@ def status(config: Path, routes: Path, output: str, url: str | None) -> None:
             row.append(", ".join(f"{count} {reason}" for reason, count in dropped.items()))
     click.echo()
     print_table(titles, rows)
+
+
+def _ask(config: Path) -> Mapping[str, Any]:
+    """The status of the gateway of these settings, which runs on when they are broken."""
+    try:
+        read_settings(config)
+    except Failure as broken:
+        try:
+            return fetch_status(f"http://{load_status_address(config, environ=os.environ)}")
+        except Failure as nobody:
+            raise Failure(broken.exit_code, *broken.lines, *nobody.lines) from broken
+    return fetch_status(status_url(config))
 
 
 def _show_workers(workers: Sequence[Mapping[str, Any]]) -> None:
@@ -89,14 +104,14 @@ def _headlines(answer: Mapping[str, Any]) -> Iterator[str]:
             yield f"  warning: {_place(warning)}"
     counts = {name: len(objects) for name, objects in answer["objects"].items()}
     yield "objects: " + (", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none")
-    sessions = answer["sessions"]
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sessions["by_reason"].items() if count)
-    udp = f" ({sessions['active_udp']} UDP)" if sessions.get("active_udp") else ""
     for service in answer.get("discovery", ()):
         yield _service(service)
     relays = {worker.get("relay") for worker in answer.get("workers", ())} - {"", None}
     if "sockmap" in relays:
         yield f"relay: {' and '.join(sorted(relays))}"
+    sessions = answer["sessions"]
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sessions["by_reason"].items() if count)
+    udp = f" ({sessions['active_udp']} UDP)" if sessions.get("active_udp") else ""
     yield (
         f"sessions: {sessions['active']} active{udp}, {sessions['total']} in all{f' ({reasons})' if reasons else ''}, "
         f"{shown_size(sessions['bytes_up'])} up, {shown_size(sessions['bytes_down'])} down"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Literal
@@ -30,6 +31,7 @@ from streamgw.config.settings_schema import (
     LimitSettings,
     LogSettings,
     ReloadSettings,
+    StatusSpec,
 )
 from streamgw.config.source_text import read_text
 from streamgw.config.strict import Fault, Wrong, shown, structure
@@ -52,6 +54,7 @@ __all__ = [
     "Settings",
     "TLSSettings",
     "load_settings",
+    "load_status_address",
 ]
 
 _NGINX_STREAM: Path = ("nginx_config", "stream")
@@ -148,6 +151,16 @@ def load_settings(path: FilePath, *, environ: Mapping[str, str]) -> Settings:
     except Wrong as wrong:
         raise ConfigError(locations.problems(wrong.faults)) from None
     return attrs.evolve(settings, warnings=locations.problems(warnings))
+
+
+def load_status_address(path: FilePath, *, environ: Mapping[str, str]) -> Address:
+    """Where a gateway of this file answers, whatever else is wrong with the file: it may run what stood there before. Blocks."""
+    status = StatusSpec()
+    with contextlib.suppress(OSError, ConfigError, Wrong):
+        data = read_yaml(read_text(str(path), path.read_bytes(), environ)).data
+        written = _section(data, ("apisix", "status")) if isinstance(data, dict) else None
+        status = structure(written or {}, StatusSpec)
+    return Address(status.ip, status.port)
 
 
 def _build(data: object) -> tuple[Settings, list[Fault]]:

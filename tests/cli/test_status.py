@@ -29,6 +29,22 @@ def test_what_runs(desk: Desk) -> None:
     ]
 
 
+def test_a_gateway_is_asked_though_its_settings_are_broken_by_now(desk: Desk) -> None:
+    """It runs on with what they were, and whoever broke them asks for its status next."""
+    with serving(lambda: STATUS) as url:
+        port = url.rpartition(":")[2]
+        desk.config.write_text(f"apisix: {{status: {{port: {port}}}, stream_proxy: {{tcp: [0]}}}}\n")
+        result = desk.run("status")
+    nobody = desk.run("status")
+
+    assert result.exit_code == 0
+    assert result.stdout.startswith("streamgw 0.1.0 (pid 4711): ready")
+    assert nobody.exit_code == 78
+    problem, answer = nobody.stderr.splitlines()
+    assert "config.yaml:1:" in problem
+    assert f"no gateway answers at http://127.0.0.1:{port}" in answer
+
+
 def test_a_rejected_change_comes_first_with_every_problem(desk: Desk) -> None:
     answer = copy.deepcopy(dict(STATUS))
     place = {"file": "routes.d/a.yaml", "line": 3, "column": 5, "pointer": "stream_routes[0].x"}

@@ -16,6 +16,7 @@ from streamgw.config.settings import (
     Settings,
     TLSSettings,
     load_settings,
+    load_status_address,
 )
 from streamgw.core.errors import ConfigError
 from streamgw.core.model import Address, Listener
@@ -422,6 +423,21 @@ def test_tls_that_is_switched_off_is_terminated_nowhere(config: Path) -> None:
     )
 
     assert problem.endswith("apisix.stream_proxy.tcp[0].tls: expected false: 'apisix.ssl.enable' is false")
+
+
+def test_the_status_endpoint_is_found_in_a_file_that_is_broken(config: Path) -> None:
+    there = Address("::1", 7086)
+    for text, expected in {
+        "apisix: {status: {ip: '::1', port: 7086}, stream_proxy: {tcp: [0]}}": there,
+        "apisix: {stream_proxy: {tcp: [0]}}": Address("127.0.0.1", 7085),
+        "apisix: {status: {port: 0}}": Address("127.0.0.1", 7085),
+        "apisix: [": Address("127.0.0.1", 7085),
+        "[]": Address("127.0.0.1", 7085),
+    }.items():
+        config.write_text(text)
+        assert load_status_address(config, environ={}) == expected
+    config.unlink()
+    assert load_status_address(config, environ={}) == Address("127.0.0.1", 7085)
 
 
 def test_every_worker_has_a_part_of_a_listeners_limit(config: Path) -> None:
