@@ -44,14 +44,14 @@ class UpstreamOptions:
     tls_client_cert_id: str | None
 
     def is_somewhere(self) -> bool:
-        """Whether they say where to go. Raises UsageError: in two ways."""
+        """Whether they say where to go. Raises UsageError: they say it in two ways."""
         if self.node and self.dns:
             raise click.UsageError("--node and --dns exclude each other")
         return bool(self.node or self.dns)
 
     @property
     def besides_nodes(self) -> bool:
-        """Whether anything is said that means nothing without a node."""
+        """Whether anything is said that means nothing without a place to go to."""
         said = attrs.astuple(attrs.evolve(self, node=(), dns=None), recurse=False)
         return any(value is not None and value is not False and value != () for value in said)
 
@@ -203,11 +203,8 @@ def add(  # noqa: PLR0913, PLR0917  # one parameter per option
     if not upstream.is_somewhere():
         raise click.UsageError("an upstream needs a --node or --dns")
     data = {**build_description(name, desc, label), **upstream.build(_COLLECTION, routes)}
-    ids = (
-        iter([id_])
-        if id_
-        else slugs([upstream.dns or upstream.node[0].partition("=")[0]], otherwise="upstream")
-    )
+    place = upstream.dns or upstream.node[0].partition("=")[0]
+    ids = iter([id_]) if id_ else slugs([place], otherwise="upstream")
     add_object(Target(config, routes, wait, timeout_s, url), _COLLECTION, ids, data)
 
 

@@ -149,7 +149,7 @@ class Changes:
             nonlocal made
             assert made is not None, "planned before"
             sources = self._compile(planned, key).snapshot.sources
-            made = attrs.evolve(made, awaited=tuple((key, sources.get(key)) for key in made.concerns))
+            made = attrs.evolve(made, awaited=tuple((each, sources.get(each)) for each in made.concerns))
 
         for _ in range(ATTEMPTS):
             try:
@@ -216,7 +216,7 @@ def _check_id(key: Key) -> None:
 
 
 def _says_the_same(old: Mapping[str, object], new: Mapping[str, object], told: Collection[str]) -> bool:
-    """Whether two versions of an object differ in nothing but when they were written, unless that is what was told."""
+    """Whether two versions of an object differ in nothing but when they were written, unless they were `told`."""
     left_out = {"id", *(name for name in _TIMES if name not in told)}
     return is_same(
         *({name: value for name, value in data.items() if name not in left_out} for data in (old, new))
