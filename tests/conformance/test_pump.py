@@ -10,7 +10,7 @@ import random
 import select
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -450,7 +450,9 @@ SLOW_S = 0.1
 """How long an upstream takes that is slow, or a client that thinks."""
 
 
-async def test_an_upstream_that_speaks_first_is_timed_from_the_connect(way: Way) -> None:
+@contextlib.asynccontextmanager
+async def silent_at_first(way: Way) -> AsyncIterator[tuple[RelayedSession, Talker, Talker]]:
+    """A session that is timed, its client and its upstream: connected for a while, and nobody has said anything."""
     async with open_bridge(way) as bridge:
         bridge.times_first_bytes = True
         client, upstream = await bridge.connect()
@@ -458,26 +460,25 @@ async def test_an_upstream_that_speaks_first_is_timed_from_the_connect(way: Way)
             session = await bridge.only_session()
             await until(lambda: session.meter.connected_at is not None)
             await trio.sleep(SLOW_S)
-            for line in (b"220 welcome\r\n", b"250 go on\r\n"):
-                await send_all(upstream, line)
-                assert await receive_exactly(client, len(line)) == line
-            assert session.end.fast is not way.client_tls, "from now on as ever"
+            yield session, client, upstream
+
+
+async def test_an_upstream_that_speaks_first_is_timed_from_the_connect(way: Way) -> None:
+    async with silent_at_first(way) as (session, client, upstream):
+        for line in (b"220 welcome\r\n", b"250 go on\r\n"):
+            await send_all(upstream, line)
+            assert await receive_exactly(client, len(line)) == line
+        assert session.end.fast is not way.client_tls, "from now on as ever"
 
     (took_s,) = session.first_bytes
     assert took_s >= SLOW_S
 
 
 async def test_an_upstream_is_not_blamed_for_a_client_that_thinks_before_it_asks(way: Way) -> None:
-    async with open_bridge(way) as bridge:
-        bridge.times_first_bytes = True
-        client, upstream = await bridge.connect()
-        with client, upstream:
-            session = await bridge.only_session()
-            await until(lambda: session.meter.connected_at is not None)
-            await trio.sleep(SLOW_S)
-            asked_at = trio.current_time()
-            await exchange(client, upstream)
-            answered_at = trio.current_time()
+    async with silent_at_first(way) as (session, client, upstream):
+        asked_at = trio.current_time()
+        await exchange(client, upstream)
+        answered_at = trio.current_time()
 
     (took_s,) = session.first_bytes
     assert 0 <= took_s <= answered_at - asked_at

@@ -90,18 +90,30 @@ async def supervised(tmp_path: Path) -> AsyncIterator[tuple[Supervisor, trio.Eve
     supervisor.ledger.close()
 
 
-def open_fds() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-async def test_it_loads_then_listens_then_drains(tmp_path: Path) -> None:
+@asynccontextmanager
+async def serving(tmp_path: Path) -> AsyncIterator[tuple[Supervisor, Sockets, trio.Event]]:
+    """A worker that has been started, and listens where these sockets do."""
     sockets = Sockets()
     sockets.replace([ANY])
     async with supervised(tmp_path) as (supervisor, has_ended):
         await supervisor.start()
         await supervisor.follow(sockets, listeners=(ANY,))
-        (listener,) = sockets.listeners()
-        async with await trio.open_tcp_stream("127.0.0.1", listener.port) as client:
+        yield supervisor, sockets, has_ended
+    sockets.close_all()
+
+
+async def open_client(sockets: Sockets) -> trio.SocketStream:
+    (listener,) = sockets.listeners()
+    return await trio.open_tcp_stream("127.0.0.1", listener.port)
+
+
+def open_fds() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_it_loads_then_listens_then_drains(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (supervisor, sockets, has_ended):
+        async with await open_client(sockets) as client:
             assert (await says(client)).startswith(b"upstream")
 
             await supervisor.channel.ask("reopen_logs")
@@ -111,7 +123,6 @@ async def test_it_loads_then_listens_then_drains(tmp_path: Path) -> None:
         await has_ended.wait()
 
         assert supervisor.asked[-1] == "farewell"
-    sockets.close_all()
 
 
 async def test_it_serves_where_it_may_not_stay_on_one_cpu(
@@ -134,13 +145,8 @@ async def test_it_serves_where_it_may_not_stay_on_one_cpu(
 
 async def test_once_it_drains_it_takes_nothing_more_and_says_that_all_is_done(tmp_path: Path) -> None:
     """What was on its way when the signal came: its sessions are not to pay for that."""
-    sockets = Sockets()
-    sockets.replace([ANY])
-    async with supervised(tmp_path) as (supervisor, has_ended):
-        await supervisor.start()
-        await supervisor.follow(sockets, listeners=(ANY,))
-        (listener,) = sockets.listeners()
-        async with await trio.open_tcp_stream("127.0.0.1", listener.port) as client:
+    async with serving(tmp_path) as (supervisor, sockets, has_ended):
+        async with await open_client(sockets) as client:
             await says(client)
             await supervisor.channel.ask("drain", {"within_s": 60.0, "is_succeeded": False})
             fds = open_fds()
@@ -152,31 +158,22 @@ async def test_once_it_drains_it_takes_nothing_more_and_says_that_all_is_done(tm
             assert open_fds() == fds
             assert (await says(client)).startswith(b"upstream")
         await has_ended.wait()
-    sockets.close_all()
 
 
 async def test_it_cuts_its_sessions_when_its_supervisor_is_gone(tmp_path: Path) -> None:
-    sockets = Sockets()
-    sockets.replace([ANY])
-    async with supervised(tmp_path) as (supervisor, has_ended):
-        await supervisor.start()
-        await supervisor.follow(sockets, listeners=(ANY,))
-        (listener,) = sockets.listeners()
-        async with await trio.open_tcp_stream("127.0.0.1", listener.port) as client:
-            await says(client)
+    async with (
+        serving(tmp_path) as (supervisor, sockets, has_ended),
+        await open_client(sockets) as client,
+    ):
+        await says(client)
 
-            supervisor.channel.close()
-            await has_ended.wait()
+        supervisor.channel.close()
+        await has_ended.wait()
     assert '"reason":"drain"' in (tmp_path / "access.log").read_text()
-    sockets.close_all()
 
 
 async def test_it_lets_go_of_what_is_in_the_way(tmp_path: Path) -> None:
-    sockets = Sockets()
-    sockets.replace([ANY])
-    async with supervised(tmp_path) as (supervisor, _):
-        await supervisor.start()
-        await supervisor.follow(sockets, listeners=(ANY,))
+    async with serving(tmp_path) as (supervisor, sockets, _):
         (listener,) = sockets.listeners()
 
         await supervisor.channel.ask("make_way", {"names": [ANY.name], "settings": packed(Settings())})
