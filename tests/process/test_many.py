@@ -110,6 +110,12 @@ def without_room(times: float) -> Callable[..., Awaitable[trio.Process]]:
     return fail
 
 
+def crash_loop_of_worker(number: int) -> pytest.RaisesGroup[CrashLoop]:
+    """What is raised where one worker died too often, however deep in nurseries."""
+    match = f"worker {number} died 6 times in a row"
+    return pytest.RaisesGroup(pytest.RaisesExc(CrashLoop, match=match), flatten_subgroups=True)
+
+
 async def test_they_serve_follow_and_drain_as_one(tmp_path: Path) -> None:
     async with two_workers(tmp_path) as scene:
         crew = scene.crew
@@ -376,9 +382,7 @@ async def test_one_that_dies_again_and_again_ends_the_gateway(
 ) -> None:
     monkeypatch.setattr(many, "BACKOFF_S", 0.01)
     monkeypatch.setattr(many, "YOUNG_S", 1000.0)
-    with pytest.RaisesGroup(
-        pytest.RaisesExc(CrashLoop, match="worker 1 died 6 times in a row"), flatten_subgroups=True
-    ):
+    with crash_loop_of_worker(1):
         async with two_workers(tmp_path) as scene:
             while True:
                 for process in scene.crew.processes:
@@ -439,9 +443,7 @@ async def test_one_that_does_not_come_to_serve_has_died_of_it_too(
 ) -> None:
     monkeypatch.setattr(many, "BACKOFF_S", 0.01)
     monkeypatch.setattr(many, "YOUNG_S", 1000.0)
-    with pytest.RaisesGroup(
-        pytest.RaisesExc(CrashLoop, match="worker 0 died 6 times in a row"), flatten_subgroups=True
-    ):
+    with crash_loop_of_worker(0):
         async with two_workers(tmp_path) as scene:
 
             async def die(process: slots.Process, *_: object) -> None:

@@ -529,6 +529,15 @@ async def running(gateway: Supervisor) -> AsyncIterator[None]:
         nursery.cancel_scope.cancel()
 
 
+async def run_with(
+    worker: type[OneWorker], directory: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run a gateway that has such a worker, until it ends by itself."""
+    monkeypatch.setattr(supervisor, "OneWorker", worker)
+    with trio.fail_after(30):
+        await write_gateway(directory, port).run()
+
+
 async def until_it_is(state: str, gateway: Supervisor) -> None:
     while gateway.settings_status.state != state:
         await trio.sleep(0.005)
@@ -575,10 +584,8 @@ async def test_a_start_that_is_no_longer_wanted_ends_while_it_loads(
             finally:
                 self.ended.set()
 
-    monkeypatch.setattr(supervisor, "OneWorker", Loading)
     port = ports.take()
-    with trio.fail_after(30):
-        await write_gateway(tmp_path, port).run()
+    await run_with(Loading, tmp_path, port, monkeypatch)
 
     assert said == ["STOPPING=1"]
     assert not reachable(port)
@@ -592,10 +599,8 @@ async def test_a_start_that_is_no_longer_wanted_once_it_accepts_is_a_drain(
             await super().listen()
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(supervisor, "OneWorker", Loaded)
     port = ports.take()
-    with trio.fail_after(30):
-        await write_gateway(tmp_path, port).run()
+    await run_with(Loaded, tmp_path, port, monkeypatch)
 
     assert said == ["STOPPING=1"]
     assert not reachable(port)
