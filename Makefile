@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 SEEDS  ?= 5000
+# Asked once: a run that ends after midnight stays in one directory.
+TODAY  := $(shell date -u +%F)
+RESULTS ?= bench/results/$(TODAY)
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
@@ -55,15 +58,16 @@ sim: $(VENV)/.dev ## random histories of UDP sessions: SEEDS=5000 of them, or th
 integrity: $(VENV)/.dev ## 24,000 sessions of all kinds through the kernel's relay, compared byte for byte
 	STREAMGW_SOCKMAP_SESSIONS=24000 $(BIN)/pytest -q tests/conformance/test_pump_integrity.py -k kernel
 
-bench: $(VENV)/.dev servers ## speed beside nginx and HAProxy with one worker and with two, memory, growth, reloads, stalls: half an hour
+bench: $(VENV)/.dev servers ## speed beside nginx and HAProxy with one worker and with two, memory, growth, reloads, stalls, saved in bench/results/DATE: half an hour
 	$(BIN)/python -m bench.router
-	$(BIN)/python -m bench
-	$(BIN)/python -m bench --workers 2 --only ping-256,connect-32,bulk-down-8,bulk-up-8
-	$(BIN)/python -m bench.memory
-	$(BIN)/python -m bench.pace
-	$(BIN)/python -m bench.growth
-	$(BIN)/python -m bench.reload
+	$(BIN)/python -m bench --json $(RESULTS)/one-worker.json
+	$(BIN)/python -m bench --workers 2 --only ping-256,connect-32,bulk-down-8,bulk-up-8 --json $(RESULTS)/two-workers.json
+	$(BIN)/python -m bench.memory --json $(RESULTS)/memory.json
+	$(BIN)/python -m bench.pace --json $(RESULTS)/pace.json
+	$(BIN)/python -m bench.growth --json $(RESULTS)/growth.json
+	$(BIN)/python -m bench.reload --json $(RESULTS)/reload.json
 	$(BIN)/python -m bench.stall
+	@echo "$(BIN)/python -m bench.charts $(RESULTS) draws the pictures of docs/performance.md anew, from these."
 
 measure: $(VENV)/.dev ## the style of the tree in one line of figures
 	@$(BIN)/python -m tools.measure streamgw tests

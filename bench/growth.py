@@ -58,13 +58,13 @@ def main(routes: str, connections: str, rounds: int, seconds: float, output: Pat
     congestion = enter_private_network("bench.growth")
     raise_descriptor_limit()
     with tempfile.TemporaryDirectory(prefix="streamgw-growth-") as name, contextlib.ExitStack() as stack:
-        origin = stack.enter_context(running_origin(build("load"), build("load_udp")))
-        about = describe([origin], congestion) | {"rounds": rounds, "seconds": seconds}
+        stack.enter_context(running_origin(build("load"), build("load_udp")))
         grown = [_with_routes(int(count), Path(name) / count, stack) for count in routes.split(",")]
         by_routes = _measure_routes(grown, rounds, seconds)
         beside = Path(name) / "nginx"
         beside.mkdir()
         peers = [grown[0].peer, stack.enter_context(running_nginx(beside))]
+        about = describe(peers, congestion) | {"rounds": rounds, "seconds": seconds}
         by_connections = {
             int(count): _measure_connections(peers, int(count), rounds, seconds)
             for count in connections.split(",")

@@ -51,7 +51,11 @@ def main(connections: int, rounds: int, seconds: float, output: Path | None) -> 
     build("load")
     full = Scenario(f"ping-{connections}", "ping", connections, "req")
     with running_peers(["streamgw", "nginx", "haproxy"]) as (own, *rivals):
-        about = describe([own, *rivals], congestion) | {"rounds": rounds, "seconds": seconds}
+        about = describe([own, *rivals], congestion) | {
+            "connections": connections,
+            "rounds": rounds,
+            "seconds": seconds,
+        }
         rows = [_compare(full, own, rival, rounds, seconds) for rival in rivals]
     print(f"{connections} connections, messages of 64 bytes at half of the rival's highest rate; medians")
     print(f"{'rival':<10}{'req/s':>10}{'our p50':>10}{'theirs':>10}{'our p99':>10}{'theirs':>10}{'ratio':>8}")
