@@ -1,140 +1,260 @@
-"""`python -m bench.charts RESULTS.json DIRECTORY`: pictures for the documentation, from what `python -m bench --json` wrote.
+"""`python -m bench.charts bench/results/DATE`: all pictures of docs/performance.md, from what `make bench` wrote there.
 
-Plain SVG, readable in light and in dark. One bar per kind of load and rival: how many times the rival's rate ours is.
+What each picture says to those who do not see it is written onto the page too, so that the two never differ. Results that
+are not there leave their pictures as they are.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import click
 
-RIVALS: Final = {"nginx": "#3d8b40", "nginx-64k": "#8a9a2b", "haproxy": "#3467b0"}
-"""Each with its colour, which goes with light and dark."""
-_WIDTH, _LEFT, _RIGHT, _BAR, _GAP, _TOP = 720, 150, 60, 11, 8, 58
-_STYLE: Final = """\
-text { font: 12px system-ui, sans-serif; fill: #24292f } .title { font-size: 15px; font-weight: 600 }
-.small { font-size: 10.5px; fill: #57606a } .one { stroke: #57606a; stroke-dasharray: 3 3 }
-@media (prefers-color-scheme: dark) { text { fill: #e6edf3 } .small { fill: #9198a1 } .one { stroke: #9198a1 } }"""
+from bench.picture import COLOURS, Bar, Frame, Group, Span, draw_bars, draw_spans
+
+PAGE: Final = Path(__file__).parents[1] / "docs/performance.md"
+LESS: Final = "less is better"
+BULK: Final = {
+    "bulk-down-1": "1 connection, down",
+    "bulk-down-8": "8 connections, down",
+    "bulk-up-1": "1 connection, up",
+    "bulk-up-8": "8 connections, up",
+    "tls-bulk-down-1": "TLS, 1 down",
+    "tls-bulk-down-8": "TLS, 8 down",
+    "tls-bulk-up-1": "TLS, 1 up",
+    "tls-bulk-up-8": "TLS, 8 up",
+}
+"""What each scenario is called in a picture."""
+SMALL: Final = {
+    "ping-1": "1 connection",
+    "ping-32": "32 connections",
+    "ping-256": "256 connections",
+    "connect-32": "new connections",
+    "tls-full-32": "TLS handshakes",
+    "tls-resumed-32": "resumed",
+    "udp-ping-32": "UDP, 32 clients",
+    "udp-session-32": "UDP, new sessions",
+    "udp-up-1": "UDP up, 1,200 B",
+    "udp-down-1": "UDP down, 1,200 B",
+}
+MESSAGES: Final = {
+    "ping-1": "TCP, 1 connection",
+    "ping-32": "TCP, 32 connections",
+    "ping-256": "TCP, 256 connections",
+    "udp-ping-32": "UDP, 32 clients",
+    "udp-up-1": "UDP up, 1,200 B",
+    "udp-down-1": "UDP down, 1,200 B",
+}
+SESSIONS: Final = {
+    "connect-32": "TCP connection",
+    "tls-full-32": "TLS 1.3 handshake",
+    "tls-resumed-32": "resumed TLS 1.3",
+    "tls12-resumed-32": "resumed TLS 1.2",
+    "udp-session-32": "UDP session",
+}
+
+# What json.loads returns: the shapes stand in the modules that wrote it.
+Document = Mapping[str, Any]
 
 
 @attrs.frozen
-class Chart:
-    """One picture."""
+class Picture:
+    """One file."""
 
     file: str
-    title: str
-    scenarios: Mapping[str, str]
-    """What each is called in the picture."""
-
-
-CHARTS: Final = (
-    Chart(
-        "bench-bulk.svg",
-        "Bulk: times the rival's bytes per second",
-        {
-            "bulk-down-1": "1 connection, down",
-            "bulk-down-8": "8 connections, down",
-            "bulk-up-1": "1 connection, up",
-            "bulk-up-8": "8 connections, up",
-            "tls-bulk-down-1": "TLS, 1 down",
-            "tls-bulk-down-8": "TLS, 8 down",
-            "tls-bulk-up-1": "TLS, 1 up",
-            "tls-bulk-up-8": "TLS, 8 up",
-        },
-    ),
-    Chart(
-        "bench-small.svg",
-        "Small messages and new sessions: times the rival's rate",
-        {
-            "ping-1": "1 connection",
-            "ping-32": "32 connections",
-            "ping-256": "256 connections",
-            "connect-32": "new connections",
-            "tls-full-32": "TLS handshakes",
-            "tls-resumed-32": "resumed",
-            "udp-ping-32": "UDP, 32 clients",
-            "udp-session-32": "UDP, new sessions",
-            "udp-up-1": "UDP up, 1,200 B",
-            "udp-down-1": "UDP down, 1,200 B",
-        },
-    ),
-)
+    says: str
+    """Instead of the picture, for those who do not see it."""
+    svg: str
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("results", type=click.Path(path_type=Path, exists=True))
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
-def main(results: Path, directory: Path) -> None:
-    """Draw what a run of the bench found."""
-    document = json.loads(results.read_text())
+@click.argument("results", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--page",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    default=PAGE,
+    help="Pictures go into images/ beside it, and what they say onto it.  [default: docs/performance.md]",
+)
+def main(results: Path, page: Path) -> None:
+    """Draw what the bench found."""
+    pictures = list[Picture]()
+    for name, draw in DRAWN_FROM.items():
+        if (results / name).exists():
+            pictures += draw(json.loads((results / name).read_text()))
+        else:
+            click.echo(f"{results / name} is not there: its pictures stay as they are", err=True)
+    if not pictures:
+        raise click.ClickException(f"nothing in {results} can be drawn")
+    images = page.parent / "images"
+    images.mkdir(exist_ok=True)
+    text = page.read_text()
+    for picture in pictures:
+        (images / picture.file).write_text(picture.svg)
+        text = with_words(text, picture)
+        click.echo(images / picture.file)
+    page.write_text(text)
+
+
+def with_words(text: str, picture: Picture) -> str:
+    """A page with what the picture says, wherever it stands."""
+    target = f"(images/{picture.file})"
+    return re.sub(r"!\[[^\]]*\]" + re.escape(target), lambda _: f"![{picture.says}]{target}", text)
+
+
+def _draw_one_worker(document: Document) -> Iterator[Picture]:
+    caption = _caption(document, f"workers: {document['about']['workers']}")
+    yield from _times(document, "bench-bulk.svg", "Bulk: times the rival's bytes per second", BULK, caption)
+    title = "Small messages and new sessions: times the rival's rate"
+    yield from _times(document, "bench-small.svg", title, SMALL, caption)
+    cost = "CPU of the proxy"
+    yield from _cpu(document, "bench-cpu-bulk.svg", f"{cost} per GiB, in ms", BULK, caption)
+    title = f"{cost} per message or datagram, in µs"
+    yield from _cpu(document, "bench-cpu-messages.svg", title, MESSAGES, caption)
+    title = f"{cost} per new connection, handshake or UDP session, in µs"
+    yield from _cpu(document, "bench-cpu-sessions.svg", title, SESSIONS, caption)
+
+
+def _times(
+    document: Document, file: str, title: str, scenarios: Mapping[str, str], caption: str
+) -> Iterator[Picture]:
+    """Our rate as a multiple of everybody else's."""
+    groups = _groups(document["ratios"], scenarios, float)
+    if groups:
+        legend = {peer: f"beside {peer}" for peer in _peers(groups)}
+        svg = draw_bars(
+            Frame(title, caption, legend, "more is better; dashed: equal"), groups, "{:.2f}".format, one=True
+        )
+        yield Picture(file, f"{title}. Each figure stands in the table above.", svg)
+
+
+def _cpu(
+    document: Document, file: str, title: str, scenarios: Mapping[str, str], caption: str
+) -> Iterator[Picture]:
+    """Whatever costs least comes first."""
+    per_ms = 1000.0 if title.endswith("ms") else 1.0
+    groups = _groups(document["medians"], scenarios, lambda sample: sample["proxy_us"] / per_ms)
+    if groups:
+        legend = {peer: peer for peer in _peers(groups)}
+        groups.sort(key=lambda group: group.first)
+        svg = draw_bars(Frame(title, caption, legend, LESS), groups, _figure)
+        yield Picture(file, f"{title}. {_said(groups)}.", svg)
+
+
+def _groups(
+    by_scenario: Mapping[str, Mapping[str, Any]],
+    scenarios: Mapping[str, str],
+    value_of: Callable[[Any], float],
+) -> list[Group]:
+    return [
+        Group(words, {peer: Bar(value_of(found[peer])) for peer in COLOURS if peer in found})
+        for scenario, words in scenarios.items()
+        if (found := by_scenario.get(scenario))
+    ]
+
+
+def _draw_memory(document: Document) -> Iterator[Picture]:
+    found = sorted(document["kib_per_connection"].items(), key=lambda item: item[1])
+    bars = {peer: Bar(kib, note=" KiB") for peer, kib in found if peer in COLOURS}
+    title = "Memory of the proxy (PSS) per idle connection"
+    frame = Frame(title, _caption(document, f"{document['about']['connections']:,} connections"), hint=LESS)
+    svg = draw_bars(frame, [Group(peer, {peer: bar}) for peer, bar in bars.items()], "{:.2f}".format)
+    said = ", ".join(f"{peer} {bar.value:.2f} KiB" for peer, bar in bars.items())
+    yield Picture("bench-memory.svg", f"{title}: {said}.", svg)
+
+
+def _draw_pace(document: Document) -> Iterator[Picture]:
+    groups = {
+        f"at half of {row['rival']}'s highest rate, {row['rate']:,.0f} messages a second": [
+            _latencies("streamgw", row["ours"]),
+            _latencies(row["rival"], row["theirs"]),
+        ]
+        for row in document["rows"]
+    }
+    title = "How long a message takes: median (left) and 99th percentile (right), in ms"
     about = document["about"]
-    caption = f"{about['date']} · {about['machine']} · medians of {about['rounds']} rounds · workers: {about['workers']}"
-    directory.mkdir(parents=True, exist_ok=True)
-    for chart in CHARTS:
-        (directory / chart.file).write_text(draw(chart, document["ratios"], caption))
-        click.echo(directory / chart.file)
-
-
-def draw(chart: Chart, ratios: Mapping[str, Mapping[str, float]], caption: str) -> str:
-    """The picture as text.
-
-    Args:
-      ratios: scenario → rival → ours as a multiple of theirs.
-    """
-    groups = [
-        (words, {name: ratios[scenario][name] for name in RIVALS if name in ratios[scenario]})
-        for scenario, words in chart.scenarios.items()
-        if scenario in ratios
-    ]
-    most = max([1.0, *(ratio for _, bars in groups for ratio in bars.values())])
-    scale = (_WIDTH - _LEFT - _RIGHT) / most
-    body, y = list[str](), float(_TOP)
-    for words, bars in groups:
-        middle = y + len(bars) * _BAR / 2 + 4
-        body.append(f'<text x="{_LEFT - 8}" y="{middle:.1f}" text-anchor="end">{words}</text>')
-        for name, ratio in bars.items():
-            body += _bar(y, ratio, scale, RIVALS[name])
-            y += _BAR
-        y += _GAP
-    one = _LEFT + scale
-    body.append(f'<line class="one" x1="{one:.1f}" x2="{one:.1f}" y1="{_TOP - 6}" y2="{y:.1f}"/>')
-    head = [f'<text class="title" x="12" y="22">{chart.title}</text>', *_legend(groups)]
-    foot = f'<text class="small" x="12" y="{y + 14:.1f}">{caption}</text>'
-    size = f'viewBox="0 0 {_WIDTH} {y + 24:.0f}" width="{_WIDTH}" role="img" aria-label="{chart.title}"'
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size}>',
-        f"<style>{_STYLE}</style>",
-        *head,
-        *body,
-        foot,
-        "</svg>",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _bar(y: float, ratio: float, scale: float, colour: str) -> Sequence[str]:
-    width = ratio * scale
-    return (
-        f'<rect x="{_LEFT}" y="{y:.1f}" width="{width:.1f}" height="{_BAR - 2}" rx="2" fill="{colour}"/>',
-        f'<text class="small" x="{_LEFT + width + 5:.1f}" y="{y + _BAR - 2.5:.1f}">{ratio:.2f}</text>',
+    connections = [f"{about['connections']:,} connections"] if "connections" in about else []
+    caption = _caption(document, "small dots: single rounds", *connections)
+    svg = draw_spans(Frame(title, caption, hint=f"logarithmic; {LESS}"), groups, _ms)
+    said = "; ".join(
+        f"{pace}: " + ", ".join(f"{span.peer} {_ms(span.low)} and {_ms(span.high)}" for span in spans)
+        for pace, spans in groups.items()
     )
+    yield Picture("bench-pace.svg", f"Median and 99th percentile of a message, in ms, {said}.", svg)
 
 
-def _legend(groups: Sequence[tuple[str, Mapping[str, float]]]) -> Sequence[str]:
-    """Of those who have a bar."""
-    lines, x = [], 12
-    for name, colour in RIVALS.items():
-        if not any(name in bars for _, bars in groups):
-            continue
-        lines.append(f'<rect x="{x}" y="34" width="10" height="10" rx="2" fill="{colour}"/>')
-        lines.append(f'<text class="small" x="{x + 15}" y="43">beside {name}</text>')
-        x += 120
-    return lines
+def _latencies(peer: str, samples: Sequence[Mapping[str, float]]) -> Span:
+    rounds = [(sample["p50_us"] / 1000, sample["p99_us"] / 1000) for sample in samples]
+    low, high = map(statistics.median, zip(*rounds, strict=True))
+    return Span(peer, low, high, rounds)
+
+
+def _draw_growth(document: Document) -> Iterator[Picture]:
+    by_connections = [
+        Group(
+            f"{int(count):,} connections",
+            {peer: _cost(by_peer[peer]) for peer in COLOURS if peer in by_peer},
+        )
+        for count, by_peer in document["connections"].items()
+    ]
+    caption = _caption(document, "small dots: single rounds")
+    title = "CPU of the proxy per message, in µs, with more and more connections"
+    legend = {peer: peer for peer in _peers(by_connections)}
+    svg = draw_bars(Frame(title, caption, legend, LESS), by_connections, _figure)
+    yield Picture("bench-growth-connections.svg", f"{title}. {_said(by_connections)}.", svg)
+    by_routes = [
+        Group(f"{int(count):,} routes", {"streamgw": _cost(samples, "rate")})
+        for count, samples in document["routes"].items()
+    ]
+    title = "CPU of streamgw per new connection, in µs, with more and more routes"
+    svg = draw_bars(Frame(title, caption, hint=LESS), by_routes, _figure)
+    yield Picture("bench-growth-routes.svg", f"{title}. {_said(by_routes)}.", svg)
+
+
+def _cost(samples: Sequence[Mapping[str, float]], beside: str = "") -> Bar:
+    """CPU per unit, with the rate behind it if that is what stands `beside`."""
+    costs = [sample["proxy_us"] for sample in samples]
+    note = f" µs, {statistics.median(sample[beside] for sample in samples):,.0f} a second" if beside else ""
+    return Bar(statistics.median(costs), costs, note)
+
+
+def _said(groups: Sequence[Group]) -> str:
+    def one(group: Group) -> str:
+        return ", ".join(f"{peer} {_figure(bar.value)}{bar.note}" for peer, bar in group.bars.items())
+
+    return "; ".join(f"{group.words}: {one(group)}" for group in groups)
+
+
+def _caption(document: Document, *more: str) -> str:
+    about = document["about"]
+    return " · ".join([about["date"], about["machine"], f"medians of {about['rounds']} rounds", *more])
+
+
+def _peers(groups: Sequence[Group]) -> list[str]:
+    """Who has a bar."""
+    return [peer for peer in COLOURS if any(peer in group.bars for group in groups)]
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _ms(value: float) -> str:
+    return f"{value:.2f}" if value < 1 else f"{value:.1f}"
+
+
+DRAWN_FROM: Final[Mapping[str, Callable[[Document], Iterator[Picture]]]] = {
+    "one-worker.json": _draw_one_worker,
+    "memory.json": _draw_memory,
+    "pace.json": _draw_pace,
+    "growth.json": _draw_growth,
+}
+"""File in the directory of results → what draws it."""
 
 
 if __name__ == "__main__":

@@ -72,15 +72,27 @@ def bench(module: str, *words: object) -> str:
     return run([sys.executable, "-m", module, *words], cwd=ROOT, env=PLAIN, timeout_s=100).stdout
 
 
+def drawn(results: Path) -> dict[str, str]:
+    """File → the words in it, of all pictures that are drawn from these results."""
+    page = results / "page.md"
+    page.touch()
+    bench("bench.charts", results, "--page", page)
+    pictures = {path.name: ET.parse(path) for path in (results / "images").iterdir()}
+    return {name: "".join(picture.getroot().itertext()) for name, picture in pictures.items()}
+
+
 def test_the_results_are_drawn(tmp_path: Path) -> None:
-    results = tmp_path / "results.json"
+    results = tmp_path / "one-worker.json"
     bench("bench", "--rounds", "1", "--seconds", "0.2", "--only", "bulk-down-1,udp-ping", "--json", results)
 
-    bench("bench.charts", results, tmp_path / "images")
+    words = drawn(tmp_path)
 
-    pictures = {path.name: ET.parse(path) for path in (tmp_path / "images").iterdir()}
-    words = {name: "".join(picture.getroot().itertext()) for name, picture in pictures.items()}
-    assert sorted(words) == ["bench-bulk.svg", "bench-small.svg"]
+    assert sorted(words) == [
+        "bench-bulk.svg",
+        "bench-cpu-bulk.svg",
+        "bench-cpu-messages.svg",
+        "bench-small.svg",
+    ], "no picture without a figure"
     assert "1 connection, down" in words["bench-bulk.svg"]
     assert "beside haproxy" in words["bench-bulk.svg"]
     assert "beside haproxy" not in words["bench-small.svg"], "it has no UDP, and nothing else was measured"
@@ -110,27 +122,38 @@ def test_two_workers_stand_beside_two(tmp_path: Path) -> None:
     assert set(about["peers"]) >= {"streamgw", "nginx", "haproxy"}
 
 
-def test_idle_connections_cost_memory_and_this_says_how_much() -> None:
-    said = bench("bench.memory", "--rounds", "1", "--connections", "200", "--peers", "streamgw,nginx")
+def test_idle_connections_cost_memory_and_this_says_how_much(tmp_path: Path) -> None:
+    how_much = ["--rounds", "1", "--connections", "200", "--peers", "streamgw,nginx"]
+
+    said = bench("bench.memory", *how_much, "--json", tmp_path / "memory.json")
 
     rows = dict(line.split()[:2] for line in said.splitlines()[1:])
     assert set(rows) == {"streamgw", "nginx"}
     assert 0 < float(rows["streamgw"]) < 100
+    assert f"{rows['nginx']} KiB" in drawn(tmp_path)["bench-memory.svg"]
 
 
-def test_latencies_are_compared_at_the_same_pace() -> None:
-    said = bench("bench.pace", "--rounds", "1", "--seconds", "0.3", "--connections", "16")
+def test_latencies_are_compared_at_the_same_pace(tmp_path: Path) -> None:
+    how_long = ["--rounds", "1", "--seconds", "0.3", "--connections", "16"]
+
+    said = bench("bench.pace", *how_long, "--json", tmp_path / "pace.json")
 
     assert [line.split()[0] for line in said.splitlines()[1:]] == ["rival", "nginx", "haproxy"]
+    assert "16 connections" in drawn(tmp_path)["bench-pace.svg"]
 
 
-def test_growth_is_measured() -> None:
+def test_growth_is_measured(tmp_path: Path) -> None:
     counts = ["--routes", "10,1000", "--connections", "10,100"]
+    results = tmp_path / "growth.json"
 
-    said = bench("bench.growth", "--rounds", "1", "--seconds", "0.3", *counts)
+    said = bench("bench.growth", "--rounds", "1", "--seconds", "0.3", *counts, "--json", results)
 
     assert [line.split()[0] for line in said.splitlines()[:3]] == ["routes", "10", "1,000"]
     assert "from the start of the process to the first connection served" in said
+    assert json.loads(results.read_text())["about"]["peers"].keys() == {"streamgw", "nginx"}
+    words = drawn(tmp_path)
+    assert "1,000 routes" in words["bench-growth-routes.svg"]
+    assert "100 connections" in words["bench-growth-connections.svg"]
 
 
 def test_reloads_are_measured_by_who_is_there_and_by_who_comes() -> None:
