@@ -21,6 +21,9 @@ class _Interpreter:
 
     users: int = 0
     switch_interval_s: float = 0.0
+    collects: bool = True
+    objects: int = 0
+    """Young ones."""
 
 
 _INTERPRETER = _Interpreter()
@@ -38,15 +41,18 @@ def polite_to_the_event_loop() -> Iterator[None]:
       moves a pointer, takes what is there out of its sight; else the first collection afterwards makes up for it (99 ms,
       and in the event loop's thread). Reference counting still frees a snapshot that is replaced, frozen or not. Only
       cycles that are garbage at that very moment stay for ever: loading makes none (counted), and small loads do not
-      freeze.
+      freeze. A gateway that starts has the collector pause already: it is left so, and nothing is collected before.
     * A thread keeps the lock for a switch interval when the event loop wants it, at each of its wake-ups: 5 ms by default.
 
     Two may overlap, a reload and a check: the last one puts everything back.
     """
     if not _INTERPRETER.users:
         _INTERPRETER.switch_interval_s = sys.getswitchinterval()
-        gc.collect(1)  # the young only, a millisecond or two: not to freeze the garbage of the sessions
-        gc.disable()
+        _INTERPRETER.collects = gc.isenabled()
+        if _INTERPRETER.collects:
+            gc.collect(1)  # the young only, a millisecond or two: not to freeze the garbage of the sessions
+            gc.disable()
+        _INTERPRETER.objects = gc.get_count()[0]
         sys.setswitchinterval(SWITCH_INTERVAL_S)
     _INTERPRETER.users += 1
     try:
@@ -55,6 +61,7 @@ def polite_to_the_event_loop() -> Iterator[None]:
         _INTERPRETER.users -= 1
         if not _INTERPRETER.users:
             sys.setswitchinterval(_INTERPRETER.switch_interval_s)
-            if gc.get_count()[0] >= FREEZE_FROM:
+            if gc.get_count()[0] - _INTERPRETER.objects >= FREEZE_FROM:
                 gc.freeze()
-            gc.enable()
+            if _INTERPRETER.collects:
+                gc.enable()

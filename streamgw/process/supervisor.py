@@ -186,11 +186,11 @@ class Supervisor:
             nursery.start_soon(beside, self)
         if predecessor is not None:
             await predecessor.ready()
+        settle()
         if not self.crew.draining:
             self._announce(self._at_start)
 
     def _announce(self, settings: Settings) -> None:
-        settle()
         self.sockets.forget_unused()
         for warning in settings.warnings:
             self._log.warning("settings_warning", problem=str(warning))

@@ -315,6 +315,7 @@ def settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
+    gc.enable()  # the command line has had it pause meanwhile
 
 
 def build_resolver(

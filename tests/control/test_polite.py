@@ -69,3 +69,16 @@ def test_little_is_not() -> None:
 
     assert gc.get_freeze_count() == before
     assert few
+
+
+def test_a_collector_that_pauses_already_is_left_alone() -> None:
+    """The gateway starts: what it has imported would be collected, and the collector switched on."""
+    gc.disable()
+    before = gc.get_stats()
+    try:
+        with polite_to_the_event_loop():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+        assert gc.get_stats() == before
+    finally:
+        gc.enable()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import attrs
@@ -153,3 +155,13 @@ async def test_a_broken_configuration_at_the_start_is_an_error(tmp_path: Path) -
     with pytest.RaisesGroup(ConfigError, flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
             await nursery.start(worker.run)
+
+
+def test_a_gateway_that_has_loaded_collects_garbage() -> None:
+    """The command line has the collector pause until then."""
+    script = (
+        "import gc\nfrom streamgw.process.worker import GC_THRESHOLD, settle\ngc.disable()\nsettle()\n"
+        "assert gc.isenabled() and gc.get_threshold()[0] == GC_THRESHOLD and gc.get_freeze_count()"
+    )
+
+    subprocess.run([sys.executable, "-c", script], check=True)
