@@ -28,7 +28,7 @@ from streamgw.process.demo import serve_upstreams
 from streamgw.process.many import CrashLoop, ManyWorkers
 from streamgw.process.sockets import BindError, Sockets
 from tests.support.worker import ANY, says, write_routes
-from tests.support.workers import children, is_alive
+from tests.support.workers import is_alive
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -116,6 +116,20 @@ def crash_loop_of_worker(number: int) -> pytest.RaisesGroup[CrashLoop]:
     return pytest.RaisesGroup(pytest.RaisesExc(CrashLoop, match=match), flatten_subgroups=True)
 
 
+def stopping(first: list[int]) -> Callable[..., Awaitable[trio.Process]]:
+    """Instead of `trio.lowlevel.open_process`: the first one, which is put into the list, stops before it does anything."""
+    start = trio.lowlevel.open_process
+
+    async def stop(*arguments: object, **options: object) -> trio.Process:
+        process = await start(*arguments, **options)
+        if not first:
+            first.append(process.pid)
+            process.send_signal(signal.SIGSTOP)
+        return process
+
+    return stop
+
+
 async def test_they_serve_follow_and_drain_as_one(tmp_path: Path) -> None:
     async with two_workers(tmp_path) as scene:
         crew = scene.crew
@@ -158,7 +172,7 @@ async def test_one_that_is_stuck_is_killed_and_replaced(
 ) -> None:
     async with two_workers(tmp_path) as scene:
         before = scene.pids()
-        monkeypatch.setattr(slots, "FOLLOW_S", 1.0)
+        monkeypatch.setattr(slots, "FOLLOW_S", 5.0)  # long enough for the other one, on a busy machine too
         os.kill(before[1], signal.SIGSTOP)
 
         await scene.crew.apply(attrs.evolve(scene.crew.settings, drain_timeout_s=7.0))
@@ -176,6 +190,8 @@ async def test_one_that_is_stuck_is_found_out_when_nobody_tells_it_anything(
         monkeypatch.setattr(slots, "SILENT_LOOKS", 2)
         os.kill(before[1], signal.SIGSTOP)
 
+        await scene.until(lambda: not is_alive(before[1]))
+        monkeypatch.setattr(slots, "SILENT_LOOKS", 8)
         await scene.until(lambda: len(scene.pids()) == 2 and before[1] not in scene.pids())
 
         assert await scene.talks()
@@ -185,15 +201,12 @@ async def test_one_that_is_stuck_while_it_loads_is_killed_and_the_next_one_tries
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with two_workers(tmp_path) as scene:
-        known = set(children(os.getpid()))  # the servers of other tests among them
         # Long enough for one that is not stuck, on a busy machine too.
         monkeypatch.setattr(many, "LOAD_S", 5.0)
+        monkeypatch.setattr(trio.lowlevel, "open_process", stopping(first := []))
         os.kill(scene.pids()[0], signal.SIGKILL)
-        await scene.until(lambda: set(children(os.getpid())) - known)
-        (stuck,) = set(children(os.getpid())) - known
-        os.kill(stuck, signal.SIGSTOP)
 
-        await scene.until(lambda: not is_alive(stuck))
+        await scene.until(lambda: first and not is_alive(first[0]))
         monkeypatch.setattr(many, "LOAD_S", 300.0)
         await scene.until(lambda: len(scene.pids()) == 2)
 
