@@ -338,8 +338,8 @@ def test_processes_that_hammer_it_never_exceed_a_limit(tmp_path: Path, limit: in
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")  # noqa: T201  to repeat it
     witness = tmp_path / "witness"
-    witness.write_bytes(bytes(8))
-    memory = LedgerMemory()
+    witness.write_bytes(bytes(16))
+    memory, (start, gun) = LedgerMemory(), os.pipe()
     try:
         hammers = [
             subprocess.Popen(
@@ -353,17 +353,23 @@ def test_processes_that_hammer_it_never_exceed_a_limit(tmp_path: Path, limit: in
                     str(seed),
                 ],
                 pass_fds=[memory.fd],
+                stdin=start,
                 stdout=subprocess.PIPE,
                 text=True,
             )
             for _ in range(4)
         ]
+        for hammer in hammers:
+            assert hammer.stdout is not None
+            assert hammer.stdout.readline() == "ready\n"
+        os.close(gun)
         said = [hammer.communicate(timeout=60)[0].split() for hammer in hammers]
     finally:
+        os.close(start)
         memory.close()
 
     admitted, refused, most = (list(map(int, column)) for column in zip(*said, strict=True))
     assert max(most) == limit, "it was reached, and never exceeded"
-    assert min(admitted) > 100
+    assert min(admitted) > 100, "everybody had a turn"
     assert sum(refused) > 100
-    assert int.from_bytes(witness.read_bytes()) == 0
+    assert int.from_bytes(witness.read_bytes()[:8]) == 0, "all have left"
