@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from streamgw.core.model import Address
 from streamgw.core.probe import MAX_ANSWER_BYTES, Finding, Probe, ProbeKind, Request, Result, Step
 from streamgw.process import probes
 from streamgw.process.probes import Target, run_probe
 from tests.support.certificates import CA_PEM, issue
+from tests.support.ports import Ports
 
 Handler = Callable[[trio.abc.Stream], Awaitable[None]]
 
@@ -85,10 +87,13 @@ async def test_whoever_accepts_is_well() -> None:
 
 
 async def test_whoever_does_not_listen_is_not() -> None:
-    async with serving(silence) as target:
-        pass
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
 
-    assert await ask(Probe(), target) == (Result.TCP_FAILURE, "connection refused")
+        assert await ask(Probe(), _target(bound.getsockname()[1])) == (
+            Result.TCP_FAILURE,
+            "connection refused",
+        )
 
 
 async def test_the_port_of_the_probe_goes_before_the_nodes() -> None:
@@ -160,8 +165,14 @@ async def test_another_answer_and_a_goodbye_is_a_failure_that_shows_it() -> None
         )
 
 
-async def test_another_answer_and_then_nothing_is_a_timeout() -> None:
-    async with serving(replies(b"-LOADING\r\n")) as target:
+async def test_another_answer_and_then_nothing_is_a_timeout(mock_clock: trio.testing.MockClock) -> None:
+    async def serve(stream: trio.abc.Stream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"-LOADING\r\n")
+        mock_clock.jump(0.3)
+        await stream.receive_some()
+
+    async with serving(serve) as target:
         probe = Probe(timeout_s=0.2, talk=(step(b"PING\r\n", rb"\+PONG"),))
 
         assert await ask(probe, target) == (Result.TIMEOUT, "did not answer within 0.2 s")
@@ -310,13 +321,13 @@ async def test_a_datagram_that_is_answered_is_a_success() -> None:
 
 
 async def test_a_datagram_that_is_refused_is_a_failure() -> None:
-    with udp_socket() as (_, target):
-        pass
+    with Ports() as ports:
+        target = _target(ports.take_for_udp())
 
-    assert await ask(Probe(kind="udp", talk=(step(b"PING", b"PONG"),)), target) == (
-        Result.TCP_FAILURE,
-        "connection refused",
-    )
+        assert await ask(Probe(kind="udp", talk=(step(b"PING", b"PONG"),)), target) == (
+            Result.TCP_FAILURE,
+            "connection refused",
+        )
 
 
 async def test_a_datagram_that_is_not_answered_is_a_timeout() -> None:

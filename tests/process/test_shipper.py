@@ -15,6 +15,7 @@ from streamgw.core.batch import BatchPolicy, Collector, OverHTTP, OverTCP, OverU
 from streamgw.process import shipper as module
 from streamgw.process.shipper import Shipper
 from tests.support.collectors import listening, receiving, until
+from tests.support.ports import Ports
 
 AT_ONCE = BatchPolicy(max_records=1)
 LATER = BatchPolicy(inactive_s=1000, buffer_s=1000)
@@ -29,7 +30,7 @@ async def shipping(trusted: str = "system") -> AsyncIterator[Shipper]:
         nursery.cancel_scope.cancel()
 
 
-def tcp(port: int, policy: BatchPolicy = AT_ONCE, timeout_s: float = 3.0, **settings: object) -> Collector:
+def tcp(port: int, policy: BatchPolicy = AT_ONCE, timeout_s: float = 30.0, **settings: object) -> Collector:
     return Collector(to=OverTCP(host="127.0.0.1", port=port, **settings), timeout_s=timeout_s, policy=policy)
 
 
@@ -72,12 +73,9 @@ async def test_over_udp_a_record_is_a_datagram() -> None:
 
 
 async def test_a_collector_that_is_away_is_told_of_once_and_when_it_is_back() -> None:
-    (closed,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    port = closed.socket.getsockname()[1]
-    await closed.aclose()
-    where = tcp(port)
-
-    with capture_logs() as logs:
+    with Ports() as ports, capture_logs() as logs:
+        port = ports.take()
+        where = tcp(port)
         async with shipping() as shipper:
             for count in (1, 2):
                 shipper.ship(where, b"lost")
