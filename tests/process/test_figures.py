@@ -108,7 +108,7 @@ async def test_nodes_that_are_checked_have_figures(tmp_path: Path) -> None:
     async with worker_on(tmp_path) as scene:
         assert not (await figures_of(scene)).nodes
         port = scene.upstream_ports[0]
-        upstream = {"nodes": {f"127.0.0.1:{port}": 1}, "checks": {"active": {}}}
+        upstream = {"nodes": {f"127.0.0.1:{port}": 1}, "checks": {"active": {"healthy": {"interval": 60}}}}
         (scene.routes / "echo.yaml").write_text(
             json.dumps({"stream_routes": [{"id": "e", "upstream": upstream}]})
         )

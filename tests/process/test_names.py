@@ -66,6 +66,7 @@ async def test_a_name_that_is_asked_for_again_and_again_takes_one_thread(servers
     for _ in range(2 * THREADS):
         with trio.move_on_after(0.001):
             await trio.socket.getaddrinfo("silent.example", 80)
+    await until(lambda: servers.under_way)
 
     assert servers.under_way == 1
     assert limiter.borrowed_tokens == 0

@@ -118,7 +118,8 @@ async def test_a_node_that_goes_down_is_an_event_and_a_row_and_ends_its_sessions
         feed = scene.worker.hub.subscribe(["health"], {})
         port = scene.upstream_ports[0]
         # Sessions go to one port, probes to another, where nobody listens.
-        checks = {"active": {"port": 1}, "streamgw": {"on_marked_down": "close"}}
+        active = {"port": 1, "unhealthy": {"interval": 60}}
+        checks = {"active": active, "streamgw": {"on_marked_down": "close"}}
         route = {"id": "echo", "upstream": {"nodes": {f"127.0.0.1:{port}": 1}, "checks": checks}}
         (scene.routes / "echo.yaml").write_text(json.dumps({"stream_routes": [route]}))
         with trio.fail_after(10):
