@@ -228,8 +228,9 @@ class Resources:
             merged = merge(before, call.body)
         if _id_of(merged) != key[1]:
             raise bad(f"wrong {call.title} id")
-        is_told = "update_time" in _told(call)
-        data = merged if is_told else self._stamped(merged, call, merged.get("create_time"))
+        data = self._stamped(merged, call, merged.get("create_time"))
+        if "update_time" in _told(call) and merged.get("update_time") is not None:
+            data["update_time"] = merged["update_time"]
         _refuse(call.collection, data, allow_times=True)
         return data
 

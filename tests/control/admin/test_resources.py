@@ -126,6 +126,17 @@ async def test_times_alone_can_be_patched(desk: Desk, body: dict[str, int]) -> N
     assert (answer.status_code, answer.json()["value"]) == (200, {**ROUTE, "id": "1", **TIMES, **body})
 
 
+@pytest.mark.parametrize("body", [{"update_time": None}, {"update_time": 4, "create_time": None}])
+async def test_times_that_a_patch_takes_away_are_now(desk: Desk, body: dict[str, int | None]) -> None:
+    """As APISIX's inject_timestamp: an object without them was stored."""
+    await desk.ask("PUT", "stream_routes/1", ROUTE)
+
+    answer = await desk.ask("PATCH", "stream_routes/1", body)
+
+    told = {name: time for name, time in body.items() if time is not None}
+    assert (answer.status_code, answer.json()["value"]) == (200, {**ROUTE, "id": "1", **TIMES, **told})
+
+
 async def test_variables_are_shown_as_written(tmp_path: Path, desk: Desk) -> None:
     desk.write("mine.yaml", "stream_routes: [{id: a, desc: '${{HOST:=x}}'}]")
 
