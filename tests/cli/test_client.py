@@ -32,16 +32,16 @@ def test_any_way_to_write_the_url(tmp_path: Path) -> None:
 
 def test_nobody_answers() -> None:
     with Ports() as ports:
-        free = ports.take()
-    for url in (
-        f"http://127.0.0.1:{free}",
-        f"https://127.0.0.1:{free}",
-        "http://127.0.0.1:port",
-        "http://[::1",
-    ):
-        with pytest.raises(Failure, match="no gateway answers at") as failure:
-            fetch_status(url)
-        assert failure.value.exit_code == 69
+        closed = ports.take()
+        for url in (
+            f"http://127.0.0.1:{closed}",
+            f"https://127.0.0.1:{closed}",
+            "http://127.0.0.1:port",
+            "http://[::1",
+        ):
+            with pytest.raises(Failure, match="no gateway answers at") as failure:
+                fetch_status(url)
+            assert failure.value.exit_code == 69
 
 
 @pytest.mark.parametrize(("body", "code"), [({}, 200), ([], 200), (b"<html>", 200), (STATUS, 404)])

@@ -22,6 +22,7 @@ from streamgw.core.model import Listener
 from streamgw.core.snapshot import Snapshot
 from tests.support.certificates import document, issue
 from tests.support.fake_watch import NOON, FakeLoader, FakeWatch, compilation, problem
+from tests.support.gateway import write_atomically
 
 MYSQL = ("stream_routes", "mysql")
 BROKEN = ConfigError((problem("expected an integer"), problem("unknown field", 4)))
@@ -41,10 +42,11 @@ class Scene:
         await self.settle()
 
     async def settle(self) -> None:
-        loads = -1
-        while loads != self.loader.loads or self.loader.under_way:
-            loads = self.loader.loads
-            await trio.testing.wait_all_tasks_blocked(0.02)
+        """Until the reloader waits for news, and no thread works for it any more."""
+        threads = trio.to_thread.current_default_thread_limiter()
+        await trio.testing.wait_all_tasks_blocked()
+        while threads.borrowed_tokens:
+            await trio.testing.wait_all_tasks_blocked(0.01)
 
 
 def scene(loader: FakeLoader, *, listeners: tuple[Listener, ...] = ()) -> Scene:
@@ -503,15 +505,10 @@ stream_routes:
 """
 
 
-def edit(file: Path, text: str) -> None:
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(text)
-
-
 @pytest.mark.slow
 async def test_an_edit_of_a_real_directory_reaches_the_data_plane(tmp_path: Path) -> None:
     file = tmp_path / "routes.d" / "mysql.yaml"
-    edit(file, ROUTE.format(port=3307))
+    write_atomically(file, ROUTE.format(port=3307))
     swaps, swapped = trio.open_memory_channel[Snapshot](10)
     reloader = Reloader(
         Loader(Store(file.parent), environ={}),
@@ -525,18 +522,18 @@ async def test_an_edit_of_a_real_directory_reaches_the_data_plane(tmp_path: Path
             await nursery.start(reloader.run)
             first = await swapped.receive()
 
-            edit(file, ROUTE.format(port=3308))
+            write_atomically(file, ROUTE.format(port=3308))
             began_at = trio.current_time()
             second = await swapped.receive()
             print(f"applied after {(trio.current_time() - began_at) * 1000:.0f} ms")  # noqa: T201  pytest -rP shows it
 
-            edit(file, ROUTE.format(port="no-port"))
+            write_atomically(file, ROUTE.format(port="no-port"))
             while reloader.status.state == "applied":
                 await trio.sleep(0.005)
             assert reloader.current is second
             assert "mysql.yaml" in reloader.status.problems[0].file
 
-            edit(file, ROUTE.format(port=3307))
+            write_atomically(file, ROUTE.format(port=3307))
             third = await swapped.receive()
             nursery.cancel_scope.cancel()
 
@@ -548,7 +545,7 @@ async def test_an_edit_of_a_real_directory_reaches_the_data_plane(tmp_path: Path
 async def test_a_renewed_certificate_beside_the_routes_reaches_the_data_plane(tmp_path: Path) -> None:
     """Also the one that was missing when the routes named it."""
     routes = tmp_path / "routes.d"
-    edit(routes / "a.yaml", document(ssls=[{"id": "a", "sni": "a.test", "cert": "$file://../a.pem", "key": "$file://../a.key"}]))  # fmt: skip
+    write_atomically(routes / "a.yaml", document(ssls=[{"id": "a", "sni": "a.test", "cert": "$file://../a.pem", "key": "$file://../a.key"}]))  # fmt: skip
     issue("a.test").write(tmp_path)
     swaps, swapped = trio.open_memory_channel[Snapshot](10)
     loader, further = Loader(Store(routes), environ={}), Further()

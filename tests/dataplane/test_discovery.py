@@ -148,9 +148,10 @@ async def test_the_order_says_what_is_asked_for_and_first(
 async def test_a_failure_says_what_is_missing(
     service: str, order: Sequence[RecordKind], why: str, etc: Path
 ) -> None:
+    timeout_s = 0.2 if service == "silent.example" else 30.0
     async with served() as server:
         with pytest.raises(LookupFailed) as caught:
-            await lookup_at(server, etc, order=order, timeout_s=0.2)(service)
+            await lookup_at(server, etc, order=order, timeout_s=timeout_s)(service)
 
     assert str(caught.value) == why
 
@@ -219,10 +220,10 @@ async def test_a_silent_target_holds_up_the_others_for_no_longer_than_a_lookup_m
     async with served(zone) as server:
         began_at = trio.current_time()
 
-        answer = await lookup_at(server, etc, timeout_s=0.3)(SERVICE)
+        answer = await lookup_at(server, etc, timeout_s=1.0)(SERVICE)
 
         assert len(answer.found) == 4
-        assert trio.current_time() - began_at < 2
+        assert trio.current_time() - began_at < 10
 
 
 async def test_of_too_many_records_the_best_are_used(etc: Path) -> None:

@@ -40,9 +40,9 @@ async def test_dropped_datagrams_are_told_of_once_a_second_at_most() -> None:
     with Peer() as client:
         async with udp_gateway(snapshot()) as gateway:
             (at,) = gateway.listen(udp_listener())
+            began_at = trio.current_time()
             await client.say(b"?", at)
             await gateway.until(lambda: gateway.dropped)
-            began_at = trio.current_time()
             await client.say(b"?", at)
             await client.say(b"?", at)
 

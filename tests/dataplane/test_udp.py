@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import attrs
+import pytest
 import trio
 import trio.testing
 
+from streamgw.core import udp_room
 from streamgw.core.discovery import Discovered
 from streamgw.core.errors import Reason, Rejected
 from streamgw.core.hooks import Hooks, UseUpstream
@@ -151,18 +153,20 @@ async def test_after_so_many_requests_another_node_has_its_turn() -> None:
 async def test_an_idle_session_times_out_by_its_own_rule_or_by_the_upstream_s() -> None:
     with Peer() as node, Peer() as client, Peer("127.0.0.9") as other:
         patient = upstream(node.place, timeouts=Timeouts(idle_s=0.3))
+        endless = upstream(node.place, key="upstreams/2", timeouts=Timeouts(idle_s=3600))
         current = snapshot(
-            route("own", patient, remote="127.0.0.9/32", udp=DatagramRules(idle_s=0.01)), route("2", patient)
+            route("own", endless, remote="127.0.0.9/32", udp=DatagramRules(idle_s=0.01)), route("2", patient)
         )
         async with udp_gateway(current) as gateway:
             (at,) = gateway.listen(udp_listener())
-            await exchange(client, node, at)
-            await exchange(other, node, at)
+            for each in (client, other):
+                await each.say(b"?", at)
+                await node.hear()
             await gateway.outcome(2)
 
-    first, second = gateway.outcomes
-    assert (first.route_id, first.reason, second.reason) == ("own", "idle_timeout", "idle_timeout")
-    assert second.duration_s >= 0.3
+    ended = {outcome.route_id: outcome for outcome in gateway.outcomes}
+    assert (ended["own"].reason, ended["2"].reason) == ("idle_timeout", "idle_timeout")
+    assert ended["2"].duration_s >= 0.3
 
 
 async def test_no_session_lasts_longer_than_it_may() -> None:
@@ -170,7 +174,8 @@ async def test_no_session_lasts_longer_than_it_may() -> None:
         async with udp_gateway(to(node)) as gateway:
             gateway.udp.obey(UDPLimits(), max_duration_s=0.1)
             (at,) = gateway.listen(udp_listener())
-            await exchange(client, node, at)
+            await client.say(b"?", at)
+            await node.hear()
 
             assert (await gateway.outcome()).reason == Reason.MAX_DURATION
 
@@ -295,10 +300,13 @@ async def test_a_plugin_may_refuse_a_client() -> None:
     assert (outcome.reason, outcome.detail, outcome.status) == ("rejected", "bouncer: not you", 403)
 
 
-async def test_a_client_that_plugins_refuse_makes_few_sessions_however_much_it_sends() -> None:
+async def test_a_client_that_plugins_refuse_makes_few_sessions_however_much_it_sends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(*_: object) -> None:
         raise Rejected("not you", status=403)
 
+    monkeypatch.setattr(udp_room, "PAUSE_S", 60.0)  # sending takes less, on any machine
     with Peer() as node, Peer() as client, Peer() as other:
         hooks = (Hooks(plugin="bouncer", on_accept=refuse),)
         async with udp_gateway(snapshot(route("1", upstream(node.place), hooks=hooks))) as gateway:
@@ -313,7 +321,10 @@ async def test_a_client_that_plugins_refuse_makes_few_sessions_however_much_it_s
             await gateway.until(lambda: len(gateway.outcomes) == 2)
 
 
-async def test_nor_does_one_for_whom_there_is_no_node_whatever_port_it_sends_from() -> None:
+async def test_nor_does_one_for_whom_there_is_no_node_whatever_port_it_sends_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(udp_room, "PAUSE_S", 60.0)
     with Peer() as client, Peer() as other:
         async with udp_gateway(to()) as gateway:
             (at,) = gateway.listen(udp_listener())
@@ -339,7 +350,8 @@ async def test_a_plugin_may_choose_the_upstream_and_hears_of_the_end() -> None:
         current = snapshot(route("1", None, hooks=(hooks,)), route("2", other, port=1))
         async with udp_gateway(current) as gateway:
             (at,) = gateway.listen(udp_listener())
-            await exchange(client, node, at)
+            await client.say(b"?", at)
+            await node.hear()
 
             assert (await gateway.outcome()).upstream == "upstreams/other"
     assert told == ["idle_timeout"]
