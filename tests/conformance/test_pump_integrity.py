@@ -26,7 +26,7 @@ CONNECTIONS = 10_000
 TLS_CONNECTIONS = 1000
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("concurrent", "splice_after"), [(64, 1), (256, 4)])
 async def test_ten_thousand_sessions_move_every_byte_and_end_as_their_peers_ended_them(
     concurrent: int, splice_after: int
@@ -34,7 +34,7 @@ async def test_ten_thousand_sessions_move_every_byte_and_end_as_their_peers_ende
     await run_peers(CONNECTIONS // 2, concurrent, Way(splice_after))
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "way",
     [Way(client_tls=True), Way(upstream_tls=True), Way(client_tls=True, upstream_tls=True)],
@@ -100,7 +100,7 @@ async def run_peers(
         node = Address("127.0.0.1", int(await peers.stdout.receive_some()))
 
         async def relay(client: End) -> Ending:
-            deadline = trio.current_time() + 60
+            deadline = trio.current_time() + 200
             if way.client_tls:
                 await pump.handshake(client, SERVER, server_side=True, deadline=deadline)
             upstream = pump.dial(node, preface=b"", deadline=deadline)

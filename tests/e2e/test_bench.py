@@ -13,7 +13,7 @@ from tests.support.child import find_program, run
 from tests.support.gateway import PLAIN
 from tests.support.namespace import may_make_networks
 
-pytestmark = [pytest.mark.slow, pytest.mark.servers]
+pytestmark = [pytest.mark.slow, pytest.mark.servers, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 PROXIES = ["streamgw", "nginx", "haproxy"]
@@ -55,7 +55,7 @@ def test_each_kind_of_load_gets_through_each_peer_without_an_error(tmp_path: Pat
         [sys.executable, "-m", "bench", *how_long, "--only", ",".join(PEERS), "--json", results],
         cwd=ROOT,
         env=PLAIN,
-        timeout_s=100,
+        timeout_s=500,
     )
 
     medians = json.loads(results.read_text())["medians"]
@@ -69,7 +69,7 @@ def test_each_kind_of_load_gets_through_each_peer_without_an_error(tmp_path: Pat
 
 def bench(module: str, *words: object) -> str:
     """Run a part of the benchmark; return what it printed."""
-    return run([sys.executable, "-m", module, *words], cwd=ROOT, env=PLAIN, timeout_s=100).stdout
+    return run([sys.executable, "-m", module, *words], cwd=ROOT, env=PLAIN, timeout_s=500).stdout
 
 
 def drawn(results: Path) -> dict[str, str]:
@@ -157,7 +157,7 @@ def test_growth_is_measured(tmp_path: Path) -> None:
 
 
 def test_reloads_are_measured_by_who_is_there_and_by_who_comes() -> None:
-    said = bench("bench.reload", "--rounds", "1", "--routes", "100", "--seconds", "0.5")
+    said = bench("bench.reload", "--rounds", "1", "--routes", "100", "--seconds", "2")
 
     rows = [line[:34].strip() for line in said.splitlines()]
     looks = [
@@ -177,7 +177,7 @@ def test_a_soak_says_what_is_left_when_all_have_left() -> None:
 def test_a_session_is_measured_in_peace_and_in_a_storm_of_handshakes() -> None:
     how_long = ["--rounds", "1", "--seconds", "0.2", "--clients", "4", "--peers", "streamgw"]
 
-    done = run([sys.executable, "-m", "bench.stall", *how_long], cwd=ROOT, env=PLAIN, timeout_s=100)
+    done = run([sys.executable, "-m", "bench.stall", *how_long], cwd=ROOT, env=PLAIN, timeout_s=500)
 
     titles = [line[:34].rstrip() for line in done.stdout.splitlines()]
     assert titles[-4:] == [

@@ -62,7 +62,7 @@ def test_it_prints_three_commands_that_work(scene: Scene, tmp_path: Path) -> Non
 
         assert "1995" in scene.type(curl)
         scene.type(edit)
-        wait_until(lambda: "1996" in scene.type(curl), what="the edit takes effect", timeout_s=5)
+        wait_until(lambda: "1996" in scene.type(curl), what="the edit takes effect")
 
         visitor.tell("still there?\n")
         assert visitor.wait_for_line("still there?") == "upstream 1995: still there?"

@@ -113,7 +113,7 @@ class Scene:
 
     def read(self, path: str) -> Any:
         with urllib.request.urlopen(
-            f"http://127.0.0.1:{self.gateway.control_port}{path}", timeout=5
+            f"http://127.0.0.1:{self.gateway.control_port}{path}", timeout=30
         ) as answer:
             return json.load(answer)
 
@@ -316,7 +316,7 @@ def test_a_wrong_resolv_conf_at_the_start_costs_its_names_alone(scene: Scene, po
 
 
 def test_a_client_is_kept_until_the_service_appears(scene: Scene) -> None:
-    scene.write(streamgw={"wait_for_node": "20s"})
+    scene.write(streamgw={"wait_for_node": "60s"})
     with scene.gateway.running(), Visitor(scene.port) as early:
         scene.names.records = scene.records(c=(1, 1))
         with scene.names.running():

@@ -79,7 +79,7 @@ def _ask(port: int, key: str) -> str:
     """Which node a client with this address gets, according to whoever listens on `port`."""
     family = "TCP6" if ":" in key else "TCP4"
     here = "::1" if ":" in key else "127.0.0.1"
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
         client.sendall(f"PROXY {family} {key} {here} 40000 {port}\r\n".encode())
         with client.makefile("rb") as answer:
             return answer.read().decode()

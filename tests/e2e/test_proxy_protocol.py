@@ -98,7 +98,7 @@ def scene(gateway: Gateway, in_front_port: int, programs: tuple[dict[str, int], 
 def _ask(port: int) -> str:
     """What the upstream at the end of the chain answers to a client at CLIENT."""
     curl = find_program("curl", package="curl")
-    request = [curl, "--silent", "--show-error", "--max-time", "10", "--interface", CLIENT]
+    request = [curl, "--silent", "--show-error", "--max-time", "30", "--interface", CLIENT]
     return run([*request, f"http://127.0.0.1:{port}/"]).stdout.strip()
 
 

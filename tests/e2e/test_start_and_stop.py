@@ -116,7 +116,7 @@ def test_sigterm_without_sessions_ends_at_once(scene: Scene) -> None:
     with scene.gateway.running() as child:
         child.send_signal(signal.SIGTERM)
 
-        assert child.wait(timeout_s=5) == 0
+        assert child.wait(timeout_s=_DRAIN_S / 2) == 0
 
 
 def test_sessions_past_the_drain_deadline_are_cut_and_say_so(scene: Scene) -> None:
@@ -140,7 +140,7 @@ def test_a_second_signal_ends_the_drain_at_once(scene: Scene, number: signal.Sig
 
         child.send_signal(number)
 
-        assert child.wait(timeout_s=5) == 0
+        assert child.wait(timeout_s=_DRAIN_S / 2) == 0
         assert visitor.is_over()
         assert [line["reason"] for line in scene.gateway.access_lines()] == ["drain"]
 

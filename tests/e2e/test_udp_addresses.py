@@ -91,7 +91,7 @@ def asked(net: Net, gateway: Gateway, tmp_path: Path) -> Iterator[Net]:
 )
 def test_the_answer_comes_from_the_address_that_was_asked(asked: Net, address: str, answer: str) -> None:
     """The kernel alone would answer from the interface's first address; dig, like everybody, drops such an answer."""
-    said = dig(PORT, "a.test", "+tries=1", "+timeout=5", host=address, prefix=asked.client)
+    said = dig(PORT, "a.test", "+tries=1", "+timeout=20", host=address, prefix=asked.client)
 
     assert f"SERVER: {address}#{PORT}" in said
     assert f"\t{answer}\n" in said
@@ -102,7 +102,7 @@ def test_one_client_port_may_ask_both_addresses(asked: Net, gateway: Gateway) ->
     """Who asks two addresses of ours from one port has two sessions, each with its own route."""
     source = f"{CLIENT}#5353"
     for address, answer in ((FIRST, "10.0.0.1"), (SECOND, "10.0.0.2"), (FIRST, "10.0.0.1")):
-        said = dig(PORT, "a.test", "+tries=1", "+timeout=5", "-b", source, host=address, prefix=asked.client)
+        said = dig(PORT, "a.test", "+tries=1", "+timeout=20", "-b", source, host=address, prefix=asked.client)
         assert f"\t{answer}\n" in said
 
     assert gateway.child is not None

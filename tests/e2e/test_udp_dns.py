@@ -113,7 +113,7 @@ def test_under_load_no_question_is_lost(
 
     with gateway.running():
         names = [f"{number}.test" for number in range(100)]
-        said = dnsperf(tmp_path, port, names, "-l", "3", "-c", "8", "-q", "64")
+        said = dnsperf(tmp_path, port, names, "-l", "3", "-c", "8", "-q", "64", "-t", "20")
 
     assert said["Queries lost"].startswith("0 "), said
     assert said["Response codes"] == f"NOERROR {said['Queries completed'].split()[0]} (100.00%)"

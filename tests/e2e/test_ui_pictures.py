@@ -199,7 +199,7 @@ def test_top(scene: Scene, pictures: Path) -> None:
         screen.wait_until(lambda _: "\x1b[7m" in screen.frame, what="a choice")
         frame = screen.frame
         screen.press("q")
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
 
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True)
     console.print(Text.from_ansi(frame.replace("\r", "")))

@@ -30,7 +30,7 @@ READS = (
     *("plugin_metadata", "stream_routes"),
 )
 AT_ONCE = 10
-TIMEOUT_S = 10.0
+TIMEOUT_S = 30.0
 _LABELS = {"managed-by": "adc"}
 _SET_BY_THE_SERVER = {"id", "create_time", "update_time", "key", "keys"}
 """Not compared: times, and keys, which nobody is shown."""

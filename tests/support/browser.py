@@ -12,7 +12,7 @@ from tests.support.child import find_program
 
 # Root has no sandbox; and nothing but the page may make a connection.
 _ARGUMENTS = ("--no-sandbox", "--disable-background-networking", "--disable-component-update")
-TIMEOUT_MS = 15_000
+TIMEOUT_MS = 30_000
 
 
 @contextlib.contextmanager

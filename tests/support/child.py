@@ -20,7 +20,10 @@ import pytest
 
 _T = TypeVar("_T")
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 60.0
+"""Nobody waits for so long in peace; on a busy machine a process alone may take 10 s to start."""
+END_TIMEOUT_S = 60.0
+"""As above: who refuses to start has to start first."""
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.02
 LOG_TAIL_LINES = 40
@@ -114,7 +117,7 @@ class Child:
     def send_signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
-    def wait(self, *, timeout_s: float = STOP_TIMEOUT_S) -> int:
+    def wait(self, *, timeout_s: float = END_TIMEOUT_S) -> int:
         """Wait for the end it chooses itself; return its exit code."""
         try:
             return self._process.wait(timeout_s)
@@ -195,7 +198,7 @@ def forget_ended() -> None:
 def run(
     command: Sequence[str | Path],
     *,
-    timeout_s: float = 30.0,
+    timeout_s: float = START_TIMEOUT_S,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     stdin: bytes | None = None,

@@ -31,7 +31,7 @@ def server_context(directory: Path, *names: str) -> tuple[ssl.SSLContext, str]:
 
 async def until(look: Callable[[], object]) -> None:
     """Wait for a state."""
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while not look():
             await trio.sleep(0.005)
 

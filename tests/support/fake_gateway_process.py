@@ -33,7 +33,7 @@ class FakeGateway:
     def do(self, method: str, *args: object, **words: object) -> Any:
         """Call a method of the FakeAdmin; return what it knows then."""
         body = json.dumps({"do": method, "args": args, "with": words}).encode()
-        with urllib.request.urlopen(f"{self.url}/fake", body, timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.url}/fake", body, timeout=30) as answer:
             return json.load(answer)
 
 

@@ -31,7 +31,7 @@ async def exchange(address: Address, request: bytes) -> Reply:
     async with await trio.open_tcp_stream(address.host, address.port) as stream:
         await stream.send_all(request)
         answer = b""
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             async for chunk in stream:
                 answer += chunk
     head, _, body = answer.partition(b"\r\n\r\n")

@@ -98,7 +98,7 @@ class Reader:
         else:
             self._type(step)
         if before and self._files() != files:
-            wait_until(lambda: self._status() != before, what=f"effect of {step}", timeout_s=5)
+            wait_until(lambda: self._status() != before, what=f"effect of {step}")
 
     def start(self, command: Sequence[str]) -> None:
         """Start a gateway and wait until it answers."""

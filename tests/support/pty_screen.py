@@ -74,7 +74,7 @@ class PtyScreen:
     def wait_until(self, look: Callable[[str], bool], *, what: str) -> str:
         try:
             return wait_until(
-                lambda: (text := self.text()) if look(self.text()) else None, what=what, timeout_s=20
+                lambda: (text := self.text()) if look(self.text()) else None, what=what, timeout_s=60
             )
         except AssertionError as error:
             error.add_note(self.text())

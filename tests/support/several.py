@@ -94,7 +94,7 @@ class Stage:
         return await trio.open_tcp_stream("127.0.0.1", self.port)
 
     async def until(self, look: Callable[[], bool]) -> None:
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while not look():
                 await trio.sleep(0.005)
 

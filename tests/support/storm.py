@@ -63,14 +63,14 @@ def storm_clients(directory: Path, port: int, count: int, seed: int) -> Iterator
     """Run the clients; yielded when every connection has moved data both ways."""
     command = [sys.executable, "-m", "tests.support.storm", "clients", str(port), str(count), str(seed)]
     with running(command, log=directory / "clients.log", name="clients", env=PLAIN, talk=True) as child:
-        child.wait_for_line(f"connected {count}", timeout_s=60)
+        child.wait_for_line(f"connected {count}", timeout_s=120)
         yield child
 
 
 def finish(clients: Child) -> StormReport:
     """Tell the clients to end their streams; return what they saw."""
     clients.tell("stop\n")
-    line = clients.wait_for_line("report ", timeout_s=60)
+    line = clients.wait_for_line("report ", timeout_s=120)
     return StormReport(**json.loads(line.removeprefix("report ")))
 
 

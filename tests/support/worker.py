@@ -40,7 +40,7 @@ class Scene:
         return await trio.open_tcp_stream("127.0.0.1", port or self.ports[0])
 
     async def until(self, look: Callable[[], bool]) -> None:
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while not look():
                 await trio.sleep(0.005)
 
@@ -57,7 +57,7 @@ def write_routes(routes: Path, upstream_port: int, **match: object) -> None:
 async def says(stream: trio.SocketStream, line: bytes = b"hi") -> bytes:
     await stream.send_all(line + b"\n")
     answer = b""
-    with trio.fail_after(5):
+    with trio.fail_after(30):
         while not answer.endswith(b"\n"):
             answer += await stream.receive_some()
     return answer.rstrip()

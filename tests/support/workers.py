@@ -70,6 +70,6 @@ def children(pid: int) -> list[int]:
 
 def sessions(gateway: Gateway) -> list[dict[str, Any]]:
     url = f"http://127.0.0.1:{gateway.control_port}/v1/sessions?limit=10000"
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=30) as answer:
         found: list[dict[str, Any]] = json.load(answer)["sessions"]
     return found

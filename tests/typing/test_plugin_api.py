@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.child import run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples/plugin/greylist/greylist.py"
@@ -18,7 +18,7 @@ EXAMPLE = ROOT / "examples/plugin/greylist/greylist.py"
 def errors(file: Path, cache: Path) -> list[str]:
     """What mypy says of one file under the project's own rules."""
     words = ["--strict", "--no-error-summary", "--no-color-output", "--cache-dir", cache]
-    done = run([sys.executable, "-m", "mypy", *words, file], cwd=ROOT, check=False, timeout_s=110)
+    done = run([sys.executable, "-m", "mypy", *words, file], cwd=ROOT, check=False, timeout_s=280)
     return [line.partition("error: ")[2] for line in done.stdout.splitlines() if "error: " in line]
 
 
