@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 LIMIT = 20
 ATTEMPTS = 10_000
 CALLERS = 60
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 @attrs.define
@@ -99,7 +99,7 @@ def test_ten_thousand_attempts_never_exceed_a_limit(
         visitors = [stack.enter_context(Visitor(port)) for _ in range(LIMIT)]
         assert {visitor.greeting() for visitor in visitors} == {"a"}, "nobody was forgotten inside"
         assert stack.enter_context(Visitor(port)).greeting() == ""
-        assert {row["worker"] for row in sessions(gateway)} > {0}, "they are not all of one worker"
+        assert len({row["worker"] for row in sessions(gateway)}) > 1, "they are not all of one worker"
 
 
 def test_a_killed_worker_takes_nobodys_place(gateway: Gateway, ports: Ports, tmp_path: Path) -> None:
@@ -111,8 +111,9 @@ def test_a_killed_worker_takes_nobodys_place(gateway: Gateway, ports: Ports, tmp
         victim = rows[0]["worker"]
         cut = sum(row["worker"] == victim for row in rows)
 
-        kill(pids(gateway.status())[victim])
-        wait_for_workers(gateway, 4)
+        old = pids(gateway.status())[victim]
+        kill(old)
+        wait_for_workers(gateway, 4, instead_of={victim: old})
 
         late = [stack.enter_context(Visitor(port)).greeting() for _ in range(cut + 1)]
         assert late == ["a"] * cut + [""]
@@ -121,7 +122,7 @@ def test_a_killed_worker_takes_nobodys_place(gateway: Gateway, ports: Ports, tmp
 def test_new_sessions_come_at_the_rate_of_the_gateway(
     gateway: Gateway, ports: Ports, tmp_path: Path, seed: int
 ) -> None:
-    rate, burst = 100, 10
+    rate, burst = 100, 100  # a crowd that stood still for less than a second has missed nothing
     with ExitStack() as stack:
         options = {"rate": rate, "burst": burst, "nodelay": True}
         port = limited(gateway, tmp_path, ports, stack, **{"limit-rate": options})
