@@ -124,6 +124,7 @@ def test_a_receiver_that_is_killed_gets_everything_when_it_is_back(
         with http_receiver(tmp_path, where) as receiver:
             visited = visit(port)
             receiver.child.wait_until(lambda: len(receiver.records()) == SESSIONS, what="the first ones")
+            receiver.child.wait_until(receiver.has_answered, what="the gateway knows that they came")
             receiver.child.kill()
             visited |= visit(port)
             child.wait_for_line("collector_failed")

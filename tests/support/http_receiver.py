@@ -27,10 +27,17 @@ class HTTPReceiver:
 
     child: Child
     kept: Path
+    kept_before: int = 0
+    """Requests that are in the file of receivers before this one."""
 
     def bodies(self) -> list[Any]:
         """Of every request so far, parsed."""
         return [json.loads(line) for line in self.kept.read_text().splitlines()] if self.kept.exists() else []
+
+    def has_answered(self) -> bool:
+        """Whether everybody has been answered who posted so far: who is not told of it posts again."""
+        answers = self.child.output().splitlines().count("answered")
+        return len(self.bodies()) - self.kept_before == answers
 
     def records(self) -> list[Any]:
         """What was in them."""
@@ -47,7 +54,8 @@ def http_receiver(directory: Path, port: int, *, tls: ServerTLS | None = None) -
     log.unlink(missing_ok=True)
     with running(command, log=log, name="receiver", env=PLAIN) as child:
         child.wait_for_line("listening")
-        yield HTTPReceiver(child, kept)
+        receiver = HTTPReceiver(child, kept)
+        yield attrs.evolve(receiver, kept_before=len(receiver.bodies()))
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -59,6 +67,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             file.write(body.replace(b"\n", b" ") + b"\n")
         self.send_response(204)
         self.end_headers()
+        print("answered", flush=True)  # noqa: T201  a program
 
 
 def main() -> None:
