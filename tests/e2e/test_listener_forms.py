@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from tests.support.gateway import Gateway, stream_route
-from tests.support.origin import Visitor, named_origin, whom
+from tests.support.origin import TIMEOUT_S, Visitor, named_origin, whom
 from tests.support.ports import Ports
 
 pytestmark = pytest.mark.slow
@@ -76,7 +76,7 @@ def test_an_ipv6_address_stands_in_brackets(scene: Scene) -> None:
 
 
 def test_a_range_is_a_listener_for_each_port(scene: Scene) -> None:
-    first = _three_free_ports(scene.ports)
+    first = scene.ports.take_row(3)
     scene.gateway.write_settings([f"127.0.0.1:{first}-{first + 2}"])
 
     with scene.gateway.running():
@@ -90,7 +90,7 @@ def test_a_unix_socket_serves_local_programs(scene: Scene, tmp_path: Path) -> No
     scene.gateway.write_settings([f"unix:{path}"])
 
     with scene.gateway.running(), socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(10)
+        client.settimeout(TIMEOUT_S)
         client.connect(str(path))
         assert client.recv(16) == b"alpha\n"
         client.sendall(b"hello")
@@ -114,21 +114,3 @@ def test_a_session_limit_of_one_listener_makes_the_rest_wait(scene: Scene) -> No
 
 def _names(gateway: Gateway) -> list[str]:
     return [item["name"] for item in gateway.status()["listeners"]]
-
-
-def _three_free_ports(ports: Ports) -> int:
-    """The first of three free ports in a row."""
-    for _ in range(50):
-        first = ports.take()
-        if first + 2 < 65_536 and all(_is_free(port) for port in (first + 1, first + 2)):
-            return first
-    raise AssertionError("no three free ports in a row")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

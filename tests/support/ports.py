@@ -50,6 +50,19 @@ class Ports:
                 self._held.enter_context(stack.pop_all())
                 return port
 
+    def take_row(self, count: int) -> int:
+        """The first of so many ports in a row, all held: from below those that the kernel gives, which come one by one."""
+        first_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        while True:
+            first = random.randrange(10_000, first_given - count)
+            with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+                for port in range(first, first + count):
+                    held = stack.enter_context(socket.socket())
+                    held.bind(("127.0.0.1", port))  # alone: whoever else holds it is in the way
+                    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                self._held.enter_context(stack.pop_all())
+                return first
+
     def __enter__(self) -> Self:
         return self
 

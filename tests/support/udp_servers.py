@@ -16,6 +16,7 @@ import attrs
 import pytest
 
 from tests.support.child import Child, find_program, run, running
+from tests.support.namespace import is_listening
 from tests.support.servers import LOOPBACK, Prefix, Server, ServerTLS
 
 LONG_NAME = "long.test"
@@ -153,6 +154,10 @@ action(type="omfile" file="{messages}" template="line")
     start = [*prefix, program, "-n", "-f", config, "-i", "NONE"]
     with running(start, log=directory / "rsyslog.log") as child:
         _wait_for_receiver(child, port, prefix)
+        if tcp_port:
+            child.wait_until(
+                lambda: is_listening(tcp_port, prefix=prefix), what=f"listens on port {tcp_port}"
+            )
         yield SyslogServer(LOOPBACK, port, directory, child, messages)
 
 
@@ -224,7 +229,7 @@ def radclient(port: int, password: str = RADIUS_PASSWORD, *, prefix: Prefix = ()
     """Ask whether our user may come in; return everything that radclient prints. An answer of no is an exit code too."""
     program = find_program("radclient", package="freeradius-utils")
     request = f'User-Name = "{RADIUS_USER}", User-Password = "{password}"'.encode()
-    words = ["-x", "-r", "1", "-t", "5", f"{LOOPBACK}:{port}", "auth", RADIUS_SECRET]
+    words = ["-x", "-r", "1", "-t", "20", f"{LOOPBACK}:{port}", "auth", RADIUS_SECRET]
     done = run([*prefix, program, *words], stdin=request, check=False)
     return done.stdout + done.stderr
 
