@@ -17,7 +17,7 @@ from trio_websocket import open_websocket
 
 from tests.support.admin_api import KEY, admin_settings, api_client, to
 from tests.support.child import find_program, run, wait_until
-from tests.support.gateway import Gateway
+from tests.support.gateway import Gateway, write_atomically
 from tests.support.origin import Visitor, named_origin, whom
 from tests.support.ports import Ports
 
@@ -43,7 +43,7 @@ class Scene:
 
     def metrics(self) -> str:
         url = f"http://127.0.0.1:{self.gateway.metrics_port}/apisix/prometheus/metrics"
-        answer = httpx.get(url, trust_env=False)
+        answer = httpx.get(url, trust_env=False, timeout=30)
         assert answer.status_code == 200
         return answer.text
 
@@ -134,7 +134,7 @@ class Events:
 
     async def next(self, kind: str) -> Mapping[str, Any]:
         """The next event, which has to be of this kind."""
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             event: Mapping[str, Any] = json.loads(await self._get_message())
         assert event["kind"] == kind, event
         return event
@@ -180,7 +180,7 @@ async def test_the_feed_tells_of_reloads_while_sessions_come_and_go(scene: Scene
             revisions.append(event["revision"])
         assert len(set(revisions)) == 2
 
-        broken.write_text("stream_routes: [")
+        write_atomically(broken, "stream_routes: [")
         rejected = await events.next("reload")
         assert rejected["state"] == "rejected"
         assert "broken.yaml:1" in rejected["problems"][0]

@@ -40,14 +40,14 @@ def callers(directory: Path, port: int, count: int, seed: int) -> Iterator[Child
     """Run them; yielded when each has called once."""
     command = [sys.executable, "-m", "tests.support.callers", str(port), str(count), str(seed)]
     with running(command, log=directory / "callers.log", name="callers", env=PLAIN, talk=True) as child:
-        child.wait_for_line("calling", timeout_s=60)
+        child.wait_for_line("calling", timeout_s=120)
         yield child
 
 
 def hang_up(child: Child) -> CallReport:
     """Let calls end; what became of all."""
     child.tell("stop\n")
-    line = child.wait_for_line("report ", timeout_s=60)
+    line = child.wait_for_line("report ", timeout_s=120)
     return CallReport(**json.loads(line.removeprefix("report ")))
 
 
@@ -98,9 +98,10 @@ class _Callers:
         except trio.BrokenResourceError:
             return "cut off"
         except OSError as error:
-            refused = {errno.ECONNREFUSED, errno.ECONNRESET}
             errnos = {getattr(each, "errno", 0) for each in (error, error.__cause__)}
-            return "refused" if errnos & refused else str(error)
+            if errno.ECONNRESET in errnos:
+                return "cut off"  # it was let in, and the reset came before connect(2) could say so
+            return "refused" if errno.ECONNREFUSED in errnos else str(error)
 
 
 async def _converse(stream: trio.SocketStream, payload: bytes) -> str:

@@ -18,6 +18,8 @@ from tests.support.child import Child, run, running
 from tests.support.ports import Ports
 
 STREAMGW = (sys.executable, "-m", "streamgw")
+ANSWER_S = 30.0
+"""For one answer of a server of its own."""
 READY_S = 90.0
 """Every worker is a process that takes a second of CPU to start, and the machine may be busy."""
 _WORKERS = (
@@ -112,14 +114,14 @@ class Gateway:
     def is_ready(self) -> bool:
         """Whether `/status/ready` says 200."""
         try:
-            with urllib.request.urlopen(self._url("/status/ready"), timeout=5) as answer:
+            with urllib.request.urlopen(self._url("/status/ready"), timeout=ANSWER_S) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
 
     def status(self) -> Status:
         """The body of `/streamgw/v1/status`."""
-        with urllib.request.urlopen(self._url("/streamgw/v1/status"), timeout=5) as answer:
+        with urllib.request.urlopen(self._url("/streamgw/v1/status"), timeout=ANSWER_S) as answer:
             body: Status = json.load(answer)
             return body
 
@@ -144,7 +146,7 @@ class Gateway:
     def metric(self, sample: str) -> float | None:
         """The value of one sample, `name{label="value"}`; None: there is none."""
         with urllib.request.urlopen(
-            f"http://127.0.0.1:{self.metrics_port}/apisix/prometheus/metrics", timeout=5
+            f"http://127.0.0.1:{self.metrics_port}/apisix/prometheus/metrics", timeout=ANSWER_S
         ) as answer:
             lines = answer.read().decode().splitlines()
         values = (line.removeprefix(f"{sample} ") for line in lines if line.startswith(f"{sample} "))
@@ -159,7 +161,8 @@ class Gateway:
         """The access log so far, parsed."""
         if not self.access_log.exists():
             return []
-        return [json.loads(line) for line in self.access_log.read_text().splitlines()]
+        whole, _, _ = self.access_log.read_text().rpartition("\n")  # the rest is being written
+        return [json.loads(line) for line in whole.splitlines()]
 
     def wait_for_access_line(
         self, look: Callable[[Mapping[str, Any]], bool], *, what: str
