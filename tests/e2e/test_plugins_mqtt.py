@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.servers]
 
 NAME = "localhost"
 VERSIONS = {4: "mqttv311", 5: "mqttv5"}
-CLIENTS = [f"sensor-{number}" for number in range(12)]
+CLIENTS = [f"sensor-{number}" for number in range(24)]
 
 
 @attrs.frozen
@@ -40,7 +40,16 @@ class Scene:
     def kept(self, client_id: str, *, version: int = 4, tls: bool = False) -> str:
         """What the broker that this client gets to has kept; empty: nothing."""
         program = find_program("mosquitto_sub", package="mosquitto-clients")
-        words = [program, *self._to(client_id, version, tls), "-t", f"said/{client_id}", "-C", "1", "-W", "2"]
+        words = [
+            program,
+            *self._to(client_id, version, tls),
+            "-t",
+            f"said/{client_id}",
+            "-C",
+            "1",
+            "-W",
+            "20",
+        ]
         return run(words, check=False).stdout.strip()
 
     def _to(self, client_id: str, version: int, tls: bool) -> list[str]:

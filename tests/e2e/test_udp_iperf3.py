@@ -23,9 +23,9 @@ def test_a_steady_stream_of_datagrams_gets_through(
     gateway.write_routes("iperf3.yaml", stream_route("iperf3", udp_iperf3_server.port))
 
     with gateway.running():
-        total = iperf3_udp(port, "--bitrate", "20M", "--length", "1200", "--time", "2", *direction)["sum"]
+        total = iperf3_udp(port, "--bitrate", "5M", "--length", "1200", "--time", "2", *direction)["sum"]
 
     sys.stdout.write(f"{total['packets']} datagrams, {total['lost_percent']:.3f} % lost\n")
-    assert total["packets"] > 2_500
+    assert total["packets"] > 800
     # Whoever sends faster than a receiver reads loses datagrams, at each hop: a machine with little to spare does.
     assert total["lost_percent"] < 20
