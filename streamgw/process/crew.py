@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +12,6 @@ from streamgw.config.settings import Settings
 from streamgw.control.admin.fleet import Fleet
 from streamgw.control.reloader import ReloadStatus
 from streamgw.process.central import Central
-from streamgw.process.fleet import LocalFleet
 from streamgw.process.sockets import Sockets
 from streamgw.process.worker import Worker
 
@@ -112,13 +110,20 @@ class OneWorker:
         self.sockets = sockets
         self.worker = worker = Worker(settings, routes, sockets)
         self.central: Central = worker
-        self.fleet: MakeFleet = partial(LocalFleet, worker)
         self.ended = worker.ended
 
     @property
     def settings(self) -> Settings:
         """See `Crew`."""
         return self.worker.settings
+
+    def fleet(
+        self, settings_status: Callable[[], ReloadStatus], look_at_settings: Callable[[], None]
+    ) -> Fleet:
+        """See `Crew`."""
+        from streamgw.process.fleet import LocalFleet  # noqa: PLC0415  see `Servers.start`
+
+        return LocalFleet(self.worker, settings_status, look_at_settings)
 
     @property
     def draining(self) -> bool:

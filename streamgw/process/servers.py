@@ -66,13 +66,13 @@ class Servers:
         config: Path,
         settings: Settings,
         central: Central,
-        fleet: Fleet,
+        make_fleet: Callable[[], Fleet],
         handed: Mapping[str, socket] | None = None,
     ) -> None:
         self._config = config
         self._settings = settings
         self._central = central
-        self._fleet = fleet
+        self._make_fleet = make_fleet
         self.missed: list[Problem] = []
         """Servers whose default address was taken."""
         self.sockets: dict[str, socket] = {}
@@ -90,7 +90,7 @@ class Servers:
             return
         # What speaks HTTP is two hundred modules. Clients of the data plane, who are served by now, wait for none of them.
         make = await trio.to_thread.run_sync(_import_apps)
-        apps = make(self._settings, self._central, self._fleet)
+        apps = make(self._settings, self._central, self._make_fleet())
         for door in self._doors:
             await nursery.start(
                 partial(apps.serve, door.build(apps), door.sock, tls=door.tls, stop=self._stop)
@@ -166,6 +166,7 @@ class Servers:
 
 
 def _import_apps() -> type[Apps]:
+    import streamgw.process.fleet  # noqa: F401, PLC0415  for `crew.OneWorker.fleet`, which runs in the event loop
     from streamgw.process.apps import Apps  # noqa: PLC0415  see `Servers.start`
 
     return Apps

@@ -23,7 +23,9 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 import structlog
@@ -37,7 +39,6 @@ from streamgw.core.errors import ConfigError, Problem, StoreError, StreamgwError
 from streamgw.process import systemd
 from streamgw.process.crew import Crew, OneWorker
 from streamgw.process.log import configure_logging
-from streamgw.process.many import ManyWorkers
 from streamgw.process.routes import watch
 from streamgw.process.servers import Servers
 from streamgw.process.sockets import BindError, Sockets
@@ -50,6 +51,9 @@ from streamgw.process.takeover import (
     predecessor_fd,
 )
 from streamgw.process.worker import settle
+
+if TYPE_CHECKING:
+    from streamgw.process.many import ManyWorkers
 
 EX_OK, EX_SOFTWARE, EX_IOERR, EX_CONFIG = 0, 70, 74, 78
 """Exit codes of sysexits.h."""
@@ -122,14 +126,15 @@ class Supervisor:
         self.is_successor = bool(handed.listeners)
         """It took over from a gateway, which may still have sessions."""
         self.sockets = Sockets(systemd.inherited_sockets(), slots=settings.workers, handed=handed.listeners)
-        self.crew: Crew = (OneWorker if settings.workers == 1 else ManyWorkers)(
-            settings, routes, self.sockets
-        )
+        make_crew = OneWorker if settings.workers == 1 else _import_many_workers()
+        self.crew: Crew = make_crew(settings, routes, self.sockets)
         self.settings_status = ReloadStatus(warnings=settings.warnings, applied_at=datetime.now(UTC))
-        fleet = self.crew.fleet(
-            settings_status=lambda: self.settings_status, look_at_settings=self._look_at_settings_soon
+        make_fleet = partial(
+            self.crew.fleet,
+            settings_status=lambda: self.settings_status,
+            look_at_settings=self._look_at_settings_soon,
         )
-        self.servers = Servers(config, settings, self.crew.central, fleet, handed.http)
+        self.servers = Servers(config, settings, self.crew.central, make_fleet, handed.http)
         self._nursery: trio.Nursery | None = None
         self._at_start = settings
         """What this process has for good is as it is here."""
@@ -366,6 +371,12 @@ class Supervisor:
         for problem in problems:
             self._log.error("settings_rejected", problem=str(problem))
         self.crew.publish_reload("settings", self.settings_status)
+
+
+def _import_many_workers() -> type[ManyWorkers]:
+    from streamgw.process.many import ManyWorkers  # noqa: PLC0415  most gateways have one worker
+
+    return ManyWorkers
 
 
 def _needs_restart(old: Settings, new: Settings, file: str) -> tuple[Problem, ...]:

@@ -74,7 +74,7 @@ async def doors(
     async with worker_on(tmp_path, **(settings | changes)) as scene, trio.open_nursery() as nursery:
         worker = scene.worker
         fleet = LocalFleet(worker, ReloadStatus, look_at_settings=lambda: None)
-        servers = Servers(CONFIG, worker.settings, worker, fleet)
+        servers = Servers(CONFIG, worker.settings, worker, lambda: fleet)
         await servers.start(nursery)
         yield Doors(scene, servers, addresses)
         nursery.cancel_scope.cancel()
@@ -208,7 +208,7 @@ async def test_an_address_that_was_asked_for_must_be_had(tmp_path: Path, ports: 
 async def start_and_fail(tmp_path: Path, **settings: object) -> None:
     async with worker_on(tmp_path, **{"status": None, "control": None, "metrics": None, **settings}) as scene:
         fleet = LocalFleet(scene.worker, ReloadStatus, look_at_settings=lambda: None)
-        servers = Servers(CONFIG, scene.worker.settings, scene.worker, fleet)
+        servers = Servers(CONFIG, scene.worker.settings, scene.worker, lambda: fleet)
         error: ConfigError | None = None
         async with trio.open_nursery() as nursery:
             try:
