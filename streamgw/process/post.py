@@ -10,6 +10,7 @@ import trio
 
 from streamgw import __version__
 from streamgw.core.batch import OverHTTP
+from streamgw.core.errors import StreamgwError
 
 HEAD_LIMIT_BYTES = 16 << 10
 """Of an answer, interim ones included. More is a failure."""
@@ -19,7 +20,7 @@ REST_TIMEOUT_S = 1.0
 _CHUNK_BYTES = 16 << 10
 
 
-class BadAnswer(Exception):
+class BadAnswer(StreamgwError):
     """The server did not take the batch: what it said instead."""
 
 
@@ -27,10 +28,18 @@ async def post(stream: trio.abc.Stream, to: OverHTTP, records: Sequence[bytes]) 
     """Ask once, on a connection that is for nothing else, and stays open. Follows no redirect.
 
     Raises:
-      BadAnswer: another status than 2xx, or none.
-      h11.ProtocolError: what came is no answer, or its head is too long.
+      BadAnswer: another status than 2xx, none, no HTTP, or a head that is too long; or the request would be no HTTP.
       trio.BrokenResourceError: the connection broke before the answer.
     """
+    try:
+        status = await _ask(stream, to, records)
+    except h11.ProtocolError as error:
+        raise BadAnswer(str(error)) from error
+    if not 200 <= status < 300:
+        raise BadAnswer(f"answered {status}")
+
+
+async def _ask(stream: trio.abc.Stream, to: OverHTTP, records: Sequence[bytes]) -> int:
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_LIMIT_BYTES)
     body = _body(to, records)
     request = h11.Request(method="POST", target=to.target, headers=_headers(to, len(body)))
@@ -40,9 +49,7 @@ async def post(stream: trio.abc.Stream, to: OverHTTP, records: Sequence[bytes]) 
         await stream.send_all(b"".join(connection.send(event) or b"" for event in events))
     except trio.BrokenResourceError as error:
         unsent = error  # a server that refuses by the head alone may have said so
-    status = await _status(stream, connection, unsent)
-    if not 200 <= status < 300:
-        raise BadAnswer(f"answered {status}")
+    return await _status(stream, connection, unsent)
 
 
 def _body(to: OverHTTP, records: Sequence[bytes]) -> bytes:

@@ -12,12 +12,11 @@ import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TypeAlias
 
-import h11
 import trio
 
 from streamgw.core.batch import Collector, OverHTTP, OverTCP, OverUDP, ToFile
+from streamgw.core.errors import StreamgwError
 from streamgw.process.append import Appender
-from streamgw.process.post import REST_TIMEOUT_S, BadAnswer, post, read_rest
 
 FAREWELL_S = 1.0
 """What a collector has for closing the connection after us. One that keeps it open is believed to have read everything."""
@@ -27,10 +26,9 @@ TROUBLES = (
     ValueError,
     trio.BrokenResourceError,
     trio.TooSlowError,
-    h11.ProtocolError,
-    BadAnswer,
+    StreamgwError,
 )
-"""What a collector can do to us. A name that cannot even be looked up is a ValueError."""
+"""What a collector can do to us. A name that cannot even be looked up is a ValueError, a bad answer a StreamgwError."""
 
 _Stream: TypeAlias = "trio.SocketStream | trio.SSLStream[trio.SocketStream]"
 
@@ -67,6 +65,9 @@ class Senders:
                     async with _connected(to.host, to.port, context, to.server_name) as stream:
                         await _send_lines(stream, records, deadline)
                 case OverHTTP():
+                    # Few gateways post; those that answer HTTP themselves have most of it already.
+                    from streamgw.process.post import REST_TIMEOUT_S, post, read_rest  # noqa: PLC0415  see above
+
                     async with _connected(to.host, to.port, context) as stream:
                         await post(stream, to, records)
                         deadline.deadline = trio.current_time() + 2 * REST_TIMEOUT_S

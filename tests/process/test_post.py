@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import attrs
-import h11
 import pytest
 import trio
 
@@ -155,14 +154,23 @@ async def test_no_answer_is_a_failure(answer: list[bytes | type[Exception]]) -> 
 
 
 async def test_what_is_no_http_is_a_failure() -> None:
-    with pytest.raises(h11.RemoteProtocolError):
+    with pytest.raises(BadAnswer, match="illegal status line"):
         await post(Wire([b"SSH-2.0-OpenSSH_9.2p1\r\n\r\n"]), TO, TWO)
+
+
+async def test_a_request_that_is_no_http_is_not_sent() -> None:
+    wire = Wire([])
+
+    with pytest.raises(BadAnswer, match="Illegal header value"):
+        await post(wire, attrs.evolve(TO, authorization="Basic\nX: y"), TWO)
+
+    assert not wire.sent
 
 
 async def test_a_head_has_an_end() -> None:
     endless = [b"HTTP/1.1 200 OK\r\n", *[b"X: " + b"y" * 1000 + b"\r\n"] * 40]
 
-    with pytest.raises(h11.RemoteProtocolError):
+    with pytest.raises(BadAnswer, match="Receive buffer too long"):
         await post(Wire(endless), TO, TWO)
 
 
