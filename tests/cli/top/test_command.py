@@ -84,7 +84,7 @@ def test_settings_with_neither_are_said_so(tmp_path: Path) -> None:
 def test_once_prints_a_frame_with_rates_and_what_ended_meanwhile(desk: Desk, fake: FakeGateway) -> None:
     fake.do("open", 3)
 
-    result = desk.run("top", "--once", "--admin", fake.url, "-d", "0.2")
+    result = desk.run("top", "--once", "--admin", fake.url, "-d", "2")
 
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
@@ -119,7 +119,7 @@ def test_nobody_answers(desk: Desk) -> None:
 def test_a_wrong_key_has_an_exit_code_of_its_own(desk: Desk, tmp_path: Path) -> None:
     with fake_gateway(tmp_path, key="secret") as gateway:
         wrong = desk.run("top", "--once", "--admin", gateway.url, environ={"STREAMGW_ADMIN_KEY": "wrong"})
-        right = desk.run("top", "--once", "--admin", gateway.url, "--key", "secret", "-d", "0.1")
+        right = desk.run("top", "--once", "--admin", gateway.url, "--key", "secret", "-d", "2")
 
     assert (wrong.exit_code, right.exit_code) == (DENIED, 0)
     assert "failed to check token; see --key" in wrong.stderr
@@ -157,7 +157,7 @@ def running_top(fake: FakeGateway, *options: str) -> Iterator[tuple[PtyScreen, s
 
 
 def end_of(process: subprocess.Popen[bytes], screen: PtyScreen) -> int:
-    code = process.wait(10)
+    code = process.wait(60)
     screen.wait_until(lambda _: screen.is_restored, what="the terminal is what it was")
     return code
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 import trio
 import trio.testing
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamgw.core.errors import ConnectFailed, Exhausted
@@ -150,7 +150,7 @@ bursts = st.lists(st.integers(0, 3000), min_size=1, max_size=60)
 
 
 @given(bursts, bursts)
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15)
 def test_bursts_keep_their_boundaries_and_their_order(up: list[int], down: list[int]) -> None:
     async def scene() -> None:
         with Peer() as node, Peer() as client:
