@@ -16,6 +16,7 @@ from streamgw.core.model import Listener
 from streamgw.process.demo import serve_upstreams
 from streamgw.process.sockets import Sockets
 from streamgw.process.worker import Worker
+from tests.support.gateway import write_atomically
 
 ANY = Listener("tcp", "127.0.0.1", 0)
 
@@ -51,7 +52,7 @@ def write_routes(routes: Path, upstream_port: int, **match: object) -> None:
         **match,
         "upstream": {"nodes": {f"127.0.0.1:{upstream_port}": 1}},
     }
-    (routes / "echo.yaml").write_text(yaml.safe_dump({"stream_routes": [route]}))
+    write_atomically(routes / "echo.yaml", yaml.safe_dump({"stream_routes": [route]}))
 
 
 async def says(stream: trio.SocketStream, line: bytes = b"hi") -> bytes:
