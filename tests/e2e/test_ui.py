@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.support.browser import TIMEOUT_MS, chromium, tab
+from tests.support.child import wait_until
 from tests.support.fake_gateway_process import FakeGateway, fake_gateway
 from tests.support.ports import Ports
 
@@ -76,9 +77,12 @@ def test_a_rate_is_what_flowed_between_two_looks(page: Page, fake: FakeGateway) 
     rate = page.locator("tbody tr td:nth-child(9)")
     expect(rate).to_have_text("–")
 
-    fake.do("move", id_, 1 << 20, 9 << 20)
+    def is_shown() -> bool:
+        fake.do("move", id_, 1 << 16, 9 << 16)
+        return re.search(r"\d [KMG]iB/s", rate.inner_text()) is not None
 
-    expect(rate).to_have_text(re.compile(r"\d MiB/s"))
+    # It flows until somebody has seen it: the next look would say that nothing does.
+    wait_until(is_shown, what="a rate")
 
 
 def test_a_close_shows_its_reason_and_whose_fault_it_was(page: Page, fake: FakeGateway) -> None:
