@@ -91,10 +91,11 @@ def test_ten_thousand_attempts_never_exceed_a_limit(
 
         trio.run(crowd.run)
 
-        assert crowd.most == LIMIT, "it was reached, and never exceeded"
+        # Not always reached here: of those whom the gateway counts some are on their way in or out.
+        assert crowd.most <= LIMIT
         assert crowd.became.total() == ATTEMPTS
         assert crowd.became["in"] > ATTEMPTS / 10
-        assert crowd.became["refused"] > 100
+        assert crowd.became["refused"] > 100, "it was full"
         gateway.wait_for_status(lambda status: status["sessions"]["active"] == 0, what="everybody has left")
         visitors = [stack.enter_context(Visitor(port)) for _ in range(LIMIT)]
         assert {visitor.greeting() for visitor in visitors} == {"a"}, "nobody was forgotten inside"
