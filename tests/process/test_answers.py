@@ -46,7 +46,7 @@ async def test_events_that_find_no_room_are_lost_and_counted(
                 await says(client)
             await stage.until(lambda: any(each.theirs.dropped for each in stage.colleagues))
 
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             event = await feed.receive()
 
         assert (event.kind, event.data["count"]) == ("lost", 1)
@@ -62,7 +62,7 @@ async def test_a_burst_of_events_travels_together(tmp_path: Path) -> None:
         for number in range(250):
             worker.hub.publish("session_closed", {"id": number})
 
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             heard = [await feed.receive() for _ in range(250)]
 
         assert [each.data["id"] for each in heard] == list(range(250))

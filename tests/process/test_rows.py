@@ -44,7 +44,7 @@ async def test_the_feed_tells_of_a_session_from_its_route_to_its_end(tmp_path: P
         feed = scene.worker.hub.subscribe(["session_opened", "session_closed"], {"route": "echo"})
         async with await scene.connect() as client:
             await says(client)
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             opened, closed = await feed.receive(), await feed.receive()
 
     assert [opened.kind, closed.kind] == ["session_opened", "session_closed"]

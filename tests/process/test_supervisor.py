@@ -81,7 +81,7 @@ def successors(pid: int) -> Iterator[int]:
 
 
 def ask(port: int, line: bytes = b"hi\n") -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
         sock.sendall(line)
         return sock.makefile("rb").readline()
 
@@ -93,7 +93,7 @@ def start_and_fail(gateway: Gateway) -> subprocess.CompletedProcess[str]:
         env={**os.environ, **PLAIN},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=90,
         check=False,
     )
 
@@ -223,7 +223,7 @@ def test_term_drains_and_a_second_one_ends_at_once(gateway: Gateway, ports: Port
     port = ports.take()
     gateway.write_settings([port])
     gateway.write_routes("echo.yaml", stream_route("echo", echo))
-    with gateway.running() as child, socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with gateway.running() as child, socket.create_connection(("127.0.0.1", port), timeout=30) as client:
         client.sendall(b"hi\n")
         reader = client.makefile("rb")
         assert reader.readline().startswith(b"upstream")
@@ -339,7 +339,7 @@ def admin_status(port: int, key: str) -> int:
         f"http://127.0.0.1:{port}/apisix/admin/stream_routes", headers={"X-API-KEY": key}
     )
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=30) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as refused:
         refused.close()
@@ -434,7 +434,7 @@ def test_admin_keys_of_any_shape_are_a_problem_with_a_place_and_nobodys_end(
             f"{line}:34 deployment.admin.admin_key[0].key: is empty, and cannot be filled in"
         ),
     }
-    with gateway.running() as child, socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with gateway.running() as child, socket.create_connection(("127.0.0.1", port), timeout=30) as client:
         reader = client.makefile("rb")
         for rejected, (keys, said) in enumerate(wrong.items(), 1):
             write_atomically(gateway.config, f"{good}deployment: {{admin: {{admin_key: {keys}}}}}\n")
@@ -473,7 +473,7 @@ def test_a_reload_asked_for_over_http_looks_at_both(gateway: Gateway, ports: Por
     with gateway.running() as child:
         gateway.write_settings([second], streamgw={"reload": {"relook_s": 3600}})
         request = urllib.request.Request(f"http://127.0.0.1:{gateway.control_port}/v1/reload", method="POST")
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=30) as answer:
             assert answer.status == 202
 
         child.wait_until(lambda: reachable(second), what="the new listener")
