@@ -5,7 +5,6 @@ A command's module is imported when that command is asked for, so that `--help` 
 
 from __future__ import annotations
 
-import gc
 from importlib import import_module
 from typing import Final
 
@@ -81,14 +80,3 @@ def commands() -> None:
 
     Every command takes the settings from -c and the routes from -r, relative to the working directory.
     """
-
-
-def main() -> None:
-    """The entry point: `streamgw`, and `python -m streamgw`.
-
-    Without the garbage collector: it would look 140 times among the modules that a command imports, which stay, for a sixth
-    of what they take. Most commands are over soon. Those that are not switch it on: the gateway when it has loaded
-    (`process.worker.settle`), and `top`.
-    """
-    gc.disable()
-    commands(prog_name="streamgw", complete_var="_STREAMGW_COMPLETE")

@@ -64,7 +64,7 @@ def top(  # noqa: PLR0913, PLR0917  # one parameter per option
     column, r turns the order round, / filters, arrows choose a session, k kills it, p pauses, q ends.
     """
     del routes  # every command takes it; what runs is the gateway's to say
-    gc.enable()  # see `cli.commands.main`: this runs for long
+    gc.enable()  # see `cli.main`: this runs for long
     asked = _admin(config, admin, key)
     frames = 1 if once else count
     terminal = own_terminal() if frames is None else None
