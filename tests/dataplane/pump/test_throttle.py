@@ -195,7 +195,7 @@ async def test_who_shares_a_bucket_is_served_as_much_as_the_others() -> None:
 
 async def test_who_waits_for_his_gate_is_not_idle() -> None:
     gate = Gate([Bucket(1000, 1)])
-    async with open_bridge(limits=Limits(idle_s=0.3, up=gate)) as bridge:
+    async with open_bridge(limits=Limits(idle_s=1.0, up=gate)) as bridge:
         client, upstream = await bridge.connect()
         session = await bridge.only_session()
         with client, upstream:
@@ -254,7 +254,7 @@ async def test_a_bug_while_it_is_somebodys_turn_ends_that_session_and_no_other(
         bridge.limits = Limits(up=Gate([Bucket(100_000)]))
         others = await bridge.connect()
         with client, upstream, others[0], others[1]:
-            await client.send(bytes(5000))
+            await client.send(bytes(20_000))
             await until(lambda: session.end.queued)
             monkeypatch.setattr(throttle.GatedMover, "_take_some", broken)
             assert (await session.wait_ended()).reason is Reason.BUG
