@@ -194,6 +194,7 @@ def test_nodes_come_and_go_and_sessions_of_those_that_stay_go_on(scene: Scene) -
     scene.write(type="least_conn")
     with scene.gateway.running():
         with scene.names.running():
+            scene.wait_for_nodes("a", "b")
             visitors = [Visitor(scene.port) for _ in range(10)]
             assert Counter(visitor.greeting() for visitor in visitors) == {"a": 5, "b": 5}
             assert all(visitor.echo("one") == "one" for visitor in visitors)
@@ -261,6 +262,7 @@ def test_a_name_server_that_goes_away_takes_no_node_with_it(scene: Scene) -> Non
     scene.write(checks={"active": {"type": "tcp", "healthy": {"interval": 1}}})
     with scene.gateway.running():
         with scene.names.running():
+            scene.wait_for_nodes("a", "b")
             assert scene.served_by(4) == {"a": 2, "b": 2}
             (checker,) = scene.read("/v1/healthcheck")
             assert {node["hostname"] for node in checker["nodes"]} == {"a.db.test", "b.db.test"}
@@ -340,6 +342,7 @@ def test_traffic_keeps_its_place_on_the_ring_when_a_node_goes(scene: Scene) -> N
     clients = [f"127.0.1.{number}" for number in range(1, 31)]
     with scene.gateway.running():
         with scene.names.running():
+            scene.wait_for_nodes("a", "b", "c")
             before = {client: whom_from(client, scene.port) for client in clients}
         scene.names.records = scene.records(a=(1, 1), b=(1, 1))
         with scene.names.running():

@@ -24,7 +24,7 @@ START_TIMEOUT_S = 60.0
 """Nobody waits for so long in peace; on a busy machine a process alone may take 10 s to start."""
 END_TIMEOUT_S = 60.0
 """As above: who refuses to start has to start first."""
-STOP_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 30.0
 POLL_S = 0.02
 LOG_TAIL_LINES = 40
 
