@@ -179,6 +179,8 @@ class Supervisor:
         self, nursery: trio.Nursery, beside: Extra | None, predecessor: Predecessor | None
     ) -> None:
         """Have everything that has loaded serve. Takes moments, and is not broken off: a predecessor relies on it."""
+        if self.is_successor:
+            settle()  # it takes moments, and clients have somebody else until then
         if predecessor is not None:
             await predecessor.loaded()
         await self.crew.listen()

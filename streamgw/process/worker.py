@@ -307,7 +307,7 @@ class Worker:
 
 
 def settle() -> None:
-    """Have the garbage collector leave alone what is loaded by now. Once, before the first client.
+    """Have the garbage collector leave alone what is loaded by now. Once that is everything.
 
     What is loaded stays. A full collection that had to look at it took 10 to 26 ms, at any odd moment. And sessions come and go
     by reference counting alone: looking for their cycles after every 700 allocations (CPython's default) finds nothing.
