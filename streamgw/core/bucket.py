@@ -53,8 +53,8 @@ class Bucket:
 
     @property
     def turn_s(self) -> float:
-        """How long it takes, in seconds, until somebody who waits has his next turn."""
-        return (1 + self.waiting) * self.share / self._rate
+        """How long it takes, in seconds, until somebody who waits in a line has his next turn. 0: there is no line."""
+        return (1 + self.waiting) * self.share / self._rate if self.waiting else 0.0
 
     def share_for(self, turn_s: float) -> int:
         """How many bytes somebody is woken for who has another bucket too, where his turn comes once in so many seconds.
