@@ -60,7 +60,7 @@ def test_an_edit_moves_new_connections_and_leaves_the_old_ones(scene: Scene) -> 
 
 
 def test_an_edit_takes_effect_within_200_ms(scene: Scene) -> None:
-    """Some edit does: the machine may be busy at any other one of them."""
+    """A quarter of them at least: the machine may be busy at any other one."""
     elapsed_s = []
 
     with scene.gateway.running():
@@ -72,7 +72,7 @@ def test_an_edit_takes_effect_within_200_ms(scene: Scene) -> None:
                 assert time.perf_counter() - written_at < START_TIMEOUT_S
             elapsed_s.append(time.perf_counter() - written_at)
 
-    assert min(elapsed_s) < _TAKES_EFFECT_WITHIN_S, elapsed_s
+    assert sorted(elapsed_s)[_EDITS_TIMED // 4] < _TAKES_EFFECT_WITHIN_S, elapsed_s
 
 
 def test_a_deleted_file_takes_its_route_along_but_not_its_sessions(scene: Scene) -> None:
