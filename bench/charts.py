@@ -1,4 +1,4 @@
-"""`python -m bench.charts bench/results/DATE`: all pictures of docs/performance.md, from what `make bench` wrote there.
+"""`python -m bench.charts bench/results/DATE`: pictures and table of docs/performance.md, from what `make bench` wrote there.
 
 What each picture says to those who do not see it is written onto the page too, so that the two never differ. Results that
 are not there leave their pictures as they are.
@@ -20,6 +20,7 @@ from bench.picture import COLOURS, Bar, Frame, Group, Span, draw_bars, draw_span
 
 PAGE: Final = Path(__file__).parents[1] / "docs/performance.md"
 LESS: Final = "less is better"
+ONE_WORKER: Final = "one-worker.json"
 BULK: Final = {
     "bulk-down-1": "1 connection, down",
     "bulk-down-8": "8 connections, down",
@@ -59,6 +60,30 @@ SESSIONS: Final = {
     "udp-session-32": "UDP session",
 }
 
+TABLE: Final = {
+    "bulk-down-1": "bulk down, 1 connection",
+    "bulk-down-8": "bulk down, 8 connections",
+    "bulk-up-1": "bulk up, 1 connection",
+    "bulk-up-8": "bulk up, 8 connections",
+    "ping-1": "ping-pong 64 bytes, 1 connection",
+    "ping-32": "ping-pong, 32 connections",
+    "ping-256": "ping-pong, 256 connections",
+    "connect-32": "new connections, 32 at a time",
+    "tls-full-32": "full TLS 1.3 handshakes, P-256, 32 at a time",
+    "tls-resumed-32": "resumed TLS 1.3 handshakes",
+    "tls12-resumed-32": "resumed TLS 1.2 handshakes",
+    "tls-bulk-down-1": "bulk down through TLS, 1 connection",
+    "tls-bulk-down-8": "bulk down through TLS, 8 connections",
+    "tls-bulk-up-1": "bulk up through TLS, 1 connection",
+    "tls-bulk-up-8": "bulk up through TLS, 8 connections",
+    "udp-ping-32": "UDP question and answer, 32 clients",
+    "udp-session-32": "a UDP session for each question, 32 at a time",
+    "udp-up-1": "1,200-byte datagrams up, 64 under way",
+    "udp-down-1": "the same down",
+}
+"""What each scenario is called in the table, in its order."""
+HEAD: Final = "| | streamgw | beside nginx | beside HAProxy | CPU: streamgw / nginx / HAProxy |"
+
 # What json.loads returns: the shapes stand in the modules that wrote it.
 Document = Mapping[str, Any]
 
@@ -94,6 +119,8 @@ def main(results: Path, page: Path) -> None:
     images = page.parent / "images"
     images.mkdir(exist_ok=True)
     text = page.read_text()
+    if (results / ONE_WORKER).exists():
+        text = with_table(text, table_of(json.loads((results / ONE_WORKER).read_text())))
     for picture in pictures:
         (images / picture.file).write_text(picture.svg)
         text = with_words(text, picture)
@@ -105,6 +132,35 @@ def with_words(text: str, picture: Picture) -> str:
     """A page with what the picture says, wherever it stands."""
     target = f"(images/{picture.file})"
     return re.sub(r"!\[[^\]]*\]" + re.escape(target), lambda _: f"![{picture.says}]{target}", text)
+
+
+def with_table(text: str, table: str) -> str:
+    """A page with this table in the place of the one with the same head."""
+    return re.sub(re.escape(HEAD) + r"\n(?:\|.*\n)+", lambda _: table, text)
+
+
+def table_of(document: Document) -> str:
+    """Rates, how many times the rivals' they are, and CPU per unit: everything that was measured with one worker."""
+    rows = [HEAD, "| --- | --- | --- | --- | --- |"]
+    for scenario, words in TABLE.items():
+        if scenario not in document["medians"]:
+            continue
+        medians, ratios = document["medians"][scenario], document["ratios"][scenario]
+        is_bulk = "bulk" in scenario
+        rate = (
+            f"{medians['streamgw']['rate']:.2f} GiB/s" if is_bulk else f"{medians['streamgw']['rate']:,.0f}/s"
+        )
+        large = f" ({ratios['nginx-64k']:.2f})" if "nginx-64k" in ratios else ""
+        haproxy = f"{ratios['haproxy']:.2f}" if "haproxy" in ratios else "–"
+        costs = [
+            _figure(medians[peer]["proxy_us"] / (1000.0 if is_bulk else 1.0)) if peer in medians else "–"
+            for peer in ("streamgw", "nginx", "haproxy")
+        ]
+        unit = "ms per GiB" if is_bulk else "µs"
+        rows.append(
+            f"| {words} | {rate} | {ratios['nginx']:.2f}{large} | {haproxy} | {' / '.join(costs)} {unit} |"
+        )
+    return "\n".join(rows) + "\n"
 
 
 def _draw_one_worker(document: Document) -> Iterator[Picture]:
@@ -249,7 +305,7 @@ def _ms(value: float) -> str:
 
 
 DRAWN_FROM: Final[Mapping[str, Callable[[Document], Iterator[Picture]]]] = {
-    "one-worker.json": _draw_one_worker,
+    ONE_WORKER: _draw_one_worker,
     "memory.json": _draw_memory,
     "pace.json": _draw_pace,
     "growth.json": _draw_growth,

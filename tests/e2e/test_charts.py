@@ -40,7 +40,7 @@ def page(tmp_path: Path) -> Path:
     return Path(shutil.copy(PAGE, tmp_path))
 
 
-def test_the_committed_pictures_are_those_of_the_committed_results(page: Path) -> None:
+def test_the_committed_pictures_and_the_table_are_those_of_the_committed_results(page: Path) -> None:
     done = draw(shown_results(), page)
 
     assert done.exit_code == 0, done.output
