@@ -206,7 +206,7 @@ def test_half_an_edit_is_neither_applied_nor_lost(scene: Scene) -> None:
 
 def test_an_editor_who_works_beside_the_api_loses_nothing(scene: Scene) -> None:
     """Other files come, change and go while the API writes its own."""
-    is_over, pause_s, number, seen, saved = threading.Event(), SAVE_EVERY_S, 0, 0, 0
+    is_over, pause_s, number, met, saved = threading.Event(), SAVE_EVERY_S, 0, 0, 0
 
     def edit() -> None:
         nonlocal saved
@@ -219,15 +219,18 @@ def test_an_editor_who_works_beside_the_api_loses_nothing(scene: Scene) -> None:
         editing = pool.submit(edit)
         try:
             # Until they have met often enough, however fast either is here.
-            while not editing.done() and (number < 60 or min(seen, saved) <= 10):
+            while not editing.done() and (number < 60 or met <= 10):
+                assert number < 1000, f"they hardly met: {met} times in {number} writes and {saved} saves"
                 number += 1
+                saved_before = saved
                 answer = scene.api.put("/stream_routes/x", json=to(1, desc=f"write {number}"))
                 assert answer.status_code in {200, 201, *TOO_FAST}, answer.text
-                pause_s *= 2 if answer.status_code in TOO_FAST else 1
+                is_too_fast = answer.status_code in TOO_FAST
+                pause_s = min(1.0, 2 * pause_s) if is_too_fast else max(SAVE_EVERY_S, pause_s / 2)
                 shown = scene.route()
                 if answer.is_success and shown.is_success:
                     assert shown.json()["value"]["desc"] == f"write {number}"
-                    seen += 1
+                    met += saved > saved_before
         finally:
             is_over.set()
         editing.result()

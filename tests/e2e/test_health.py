@@ -24,7 +24,7 @@ from tests.support.origin import Visitor, named_origin
 from tests.support.ports import Ports
 from tests.support.servers import ROOT_PASSWORD, Server, mariadb, redis
 
-pytestmark = [pytest.mark.slow, pytest.mark.servers, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.servers]
 
 ACTIVE: Mapping[str, object] = {"streamgw": {"probe": "redis"}}
 """With the default interval of one second: two probes that fail find a node down."""
@@ -150,17 +150,17 @@ def test_a_redis_that_is_killed_under_load_is_avoided_and_comes_back_slowly(scen
         found_after_s = time.monotonic() - killed_at
         assert load.wait_for(200, time.monotonic()).keys() == {"0"}
         # Two probes, a second apart; a tenth of jitter, and a machine that may be very busy.
-        assert found_after_s < 15
+        assert found_after_s < 10
 
         with scene.redis(1):
             scene.wait_for_health("healthy", "healthy")
             up_at = time.monotonic()
             wait_until(lambda: time.monotonic() > up_at + 10.5 or None, what="the end of slow start")
-            first_second, slow_start = load.since(up_at, up_at + 1), load.since(up_at, up_at + 10)
+            slow_start = load.since(up_at, up_at + 10)
             afterwards = load.wait_for(200, time.monotonic())
 
-    assert first_second["1"] < 0.25 * first_second.total()
-    assert slow_start["1"] > 0, "slowly, but it does"
+    # A share that grows from nothing to a half: 1 - ln 2 of them all, and more if its return was seen late.
+    assert 0.1 < slow_start["1"] / slow_start.total() < 0.45, "slowly, but it does"
     assert 0.4 < afterwards["1"] / afterwards.total() < 0.6
     assert "" not in slow_start + afterwards
 

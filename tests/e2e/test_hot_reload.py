@@ -72,7 +72,8 @@ def test_an_edit_takes_effect_within_200_ms(scene: Scene) -> None:
                 assert time.perf_counter() - written_at < START_TIMEOUT_S
             elapsed_s.append(time.perf_counter() - written_at)
 
-    assert sorted(elapsed_s)[_EDITS_TIMED // 4] < _TAKES_EFFECT_WITHIN_S, elapsed_s
+    for of_one_kind in (elapsed_s[::2], elapsed_s[1::2]):  # as if every second one were missed
+        assert sorted(of_one_kind)[len(of_one_kind) // 4] < _TAKES_EFFECT_WITHIN_S, elapsed_s
 
 
 def test_a_deleted_file_takes_its_route_along_but_not_its_sessions(scene: Scene) -> None:

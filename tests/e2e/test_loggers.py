@@ -289,7 +289,7 @@ def test_a_gateway_that_stops_does_not_wait_for_a_receiver_that_stands_still(
 ) -> None:
     where = ports.take()
     uri = f"http://127.0.0.1:{where}/in"
-    gateway.write_routes("a.yaml", logged(origin, "http-logger", uri=uri, timeout=60, **PATIENT))
+    gateway.write_routes("a.yaml", logged(origin, "http-logger", uri=uri, timeout=600, **PATIENT))
 
     with http_receiver(tmp_path, where) as receiver, gateway.running() as child:
         receiver.child.send_signal(signal.SIGSTOP)

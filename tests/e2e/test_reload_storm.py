@@ -14,7 +14,7 @@ from tests.support.origin import Visitor
 from tests.support.ports import Ports
 from tests.support.storm import finish, storm_clients, storm_origin
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 _CONNECTIONS = 1_000
 _EDITS = 100

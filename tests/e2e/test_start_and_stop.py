@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.slow
 _EX_CONFIG = 78
 _FEW_DESCRIPTORS = 64
 _DRAIN_S = 60
+_AT_ONCE_S = 5
 
 
 @attrs.frozen
@@ -107,16 +109,22 @@ def test_sigterm_lets_sessions_finish_and_accepts_no_more(scene: Scene) -> None:
             whom(scene.port)
         assert visitor.echo("still there?") == "still there?"
         visitor.close()
-        assert child.wait() == 0
+        assert child.wait(timeout_s=_DRAIN_S / 2) == 0
         (line,) = [line for line in scene.gateway.access_lines() if line["bytes_up"]]
         assert line["reason"] == "closed"
 
 
 def test_sigterm_without_sessions_ends_at_once(scene: Scene) -> None:
-    with scene.gateway.running() as child:
-        child.send_signal(signal.SIGTERM)
+    """The quickest of a few ends: the machine may be busy at any other one."""
+    took_s: list[float] = []
+    while not took_s or (min(took_s) >= _AT_ONCE_S and len(took_s) < 4):
+        with scene.gateway.running() as child:
+            began_at = time.monotonic()
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(timeout_s=_DRAIN_S / 2) == 0
+            took_s.append(time.monotonic() - began_at)
 
-        assert child.wait(timeout_s=_DRAIN_S / 2) == 0
+    assert min(took_s) < _AT_ONCE_S, took_s
 
 
 def test_sessions_past_the_drain_deadline_are_cut_and_say_so(scene: Scene) -> None:

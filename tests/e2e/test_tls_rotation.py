@@ -17,7 +17,7 @@ from tests.support.origin import named_origin
 from tests.support.ports import Ports
 from tests.support.tls_clients import TIMEOUT_S, ssl_object, trusting
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 INLINE, REFERRED = "inline.test.com", "referred.test.com"
 ROTATIONS = 20
@@ -145,7 +145,11 @@ async def test_no_handshake_fails_and_the_new_certificate_is_served_at_once(
     delays_s = sorted(_delay_s(rotation, crowd.handshakes, rotations) for rotation in rotations[2:])
     told = f"{len(crowd.handshakes)} handshakes; new after {', '.join(f'{delay_s * 1000:.0f}' for delay_s in delays_s)} ms"
     print(told)  # noqa: T201  what was measured
-    assert delays_s[len(delays_s) // 4] < NEW_WITHIN_S, told
+    for name in (INLINE, REFERRED):
+        of_name = sorted(
+            _delay_s(each, crowd.handshakes, rotations) for each in rotations[2:] if each.name == name
+        )
+        assert of_name[len(of_name) // 4] < NEW_WITHIN_S, f"{name}: {told}"
     assert delays_s[-1] < PATIENCE_S, told
 
 

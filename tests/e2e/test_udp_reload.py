@@ -14,7 +14,7 @@ from tests.support.datagrams import TIMEOUT_S, datagram_origin
 from tests.support.gateway import Gateway
 from tests.support.ports import Ports
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 SESSIONS = 10_000
 RELOADS = 100

@@ -20,7 +20,7 @@ from tests.support.ports import Ports
 from tests.support.storm import finish, storm_clients, storm_origin
 from tests.support.workers import SLOW_S, children, is_alive, kill, wait_for_death, with_workers
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 PATIENCE_S = 100.0
 """Two gateways start at the same time, on a machine that is busy."""

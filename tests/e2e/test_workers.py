@@ -29,7 +29,7 @@ from tests.support.workers import (
     with_workers,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.support.origin import Visitor, named_origin, whom
 from tests.support.ports import Ports
 from tests.support.workers import kill, pids, sessions, wait_for_workers, with_workers
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 WRITES = 100
 NAMES = ("a", "b")

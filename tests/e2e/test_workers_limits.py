@@ -17,7 +17,7 @@ from tests.support.origin import Visitor, named_origin
 from tests.support.ports import Ports
 from tests.support.workers import kill, pids, sessions, wait_for_workers, with_workers
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 LIMIT = 20
 ATTEMPTS = 10_000
@@ -92,7 +92,7 @@ def test_ten_thousand_attempts_never_exceed_a_limit(
         trio.run(crowd.run)
 
         # Not always reached here: of those whom the gateway counts some are on their way in or out.
-        assert crowd.most <= LIMIT
+        assert LIMIT / 2 < crowd.most <= LIMIT
         assert crowd.became.total() == ATTEMPTS
         assert crowd.became["in"] > ATTEMPTS / 10
         assert crowd.became["refused"] > 100, "it was full"

@@ -95,11 +95,13 @@ async def serving(tmp_path: Path) -> AsyncIterator[tuple[Supervisor, Sockets, tr
     """A worker that has been started, and listens where these sockets do."""
     sockets = Sockets()
     sockets.replace([ANY])
-    async with supervised(tmp_path) as (supervisor, has_ended):
-        await supervisor.start()
-        await supervisor.follow(sockets, listeners=(ANY,))
-        yield supervisor, sockets, has_ended
-    sockets.close_all()
+    try:
+        async with supervised(tmp_path) as (supervisor, has_ended):
+            await supervisor.start()
+            await supervisor.follow(sockets, listeners=(ANY,))
+            yield supervisor, sockets, has_ended
+    finally:
+        sockets.close_all()
 
 
 async def open_client(sockets: Sockets) -> trio.SocketStream:

@@ -30,7 +30,7 @@ from streamgw.process.sockets import BindError, Sockets
 from tests.support.worker import ANY, says, write_routes
 from tests.support.workers import is_alive
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.slow
 
 
 @attrs.define

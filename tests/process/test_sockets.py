@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -310,9 +310,19 @@ def three() -> Iterator[Sockets]:
     made.close_all()
 
 
-def socks_of(sockets: Sockets) -> list[socket.socket | None]:
+def socks_of(sockets: Sockets) -> list[socket.socket]:
     (listener,) = sockets.listeners()
-    return [sockets.bound(slot).get(listener) for slot in range(3)]
+    return [sockets.bound(slot)[listener] for slot in range(3)]
+
+
+def counted(socks: list[socket.socket], count: Callable[[socket.socket], int], total: int) -> list[int]:
+    """What has come to each, once all has: the last may still be on its way."""
+    counts = [0] * len(socks)
+    while sum(counts) < total:
+        readable, _, _ = select.select(socks, [], [], 10)
+        assert readable, f"only {counts} of {total}"
+        counts = [before + count(sock) for before, sock in zip(counts, socks, strict=True)]
+    return counts
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::"])
@@ -331,10 +341,7 @@ def test_the_kernel_spreads_clients_over_the_slots(three: Sockets) -> None:
 
     clients = [socket.create_connection((listener.host, listener.port)) for _ in range(60)]
 
-    counts = [0, 0, 0]
-    while sum(counts) < 60:  # the last ones may still be on their way
-        counts = [count + accepted(sock) for count, sock in zip(counts, socks_of(three), strict=True)]
-    assert all(counts)
+    assert all(counted(socks_of(three), accepted, 60))
     for client in clients:
         client.close()
 
@@ -357,10 +364,7 @@ def test_the_kernel_keeps_a_udp_client_in_its_slot(three: Sockets) -> None:
         for number in range(20):
             client.send(b"%d" % number)
 
-        counts = [0, 0, 0]
-        while sum(counts) < 20:  # as above
-            counts = [count + received(sock) for count, sock in zip(counts, socks_of(three), strict=True)]
-        assert sorted(counts) == [0, 0, 20]
+        assert sorted(counted(socks_of(three), received, 20)) == [0, 0, 20]
 
 
 def received(sock: socket.socket) -> int:

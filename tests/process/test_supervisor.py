@@ -488,7 +488,8 @@ def test_a_slow_reader_of_metrics_does_not_keep_it_from_ending(gateway: Gateway,
 
         child.send_signal(signal.SIGINT)
 
-        assert child.wait() == 0
+        # Not as long as a client may stand still (`Bounds.stall_timeout_s`).
+        assert child.wait(timeout_s=20) == 0
 
 
 # In this process

@@ -1,6 +1,7 @@
 """A process that enters and leaves as fast as it can: `ledger_hammer.py FD SEAT LIMIT WITNESS SEED`.
 
-Says that it is ready, and begins when its standard input ends, so that several are at it together. Says how often it was let in, how often it was refused, and the most that it ever saw inside.
+Says that it is ready, and begins when its standard input ends, so that several are at it together. When it has been let in
+often enough it says how often it was refused, and the most that it ever saw inside.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def main(fd: int, seat: int, limit: int, path: str, seed: int) -> None:
             pass
         counted(witness, -1)
         ledger.leave("hammer", "x")
-    print(admitted, refused, most)  # noqa: T201  that is what it is for
+    print(refused, most)  # noqa: T201  that is what it is for
 
 
 if __name__ == "__main__":

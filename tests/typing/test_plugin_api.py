@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.child import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples/plugin/greylist/greylist.py"
