@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -56,13 +56,19 @@ def main(  # noqa: PLR0913  one parameter for each option
     medians = {name: {peer: median(rows) for peer, rows in found.items()} for name, found in samples.items()}
     found_ratios = {name: ratios(rows) for name, rows in medians.items()}
     about = describe(running, congestion) | {"workers": workers, "rounds": rounds, "seconds": seconds}
-    baseline = json.loads(BASELINE.read_text())["ratios"] if BASELINE.exists() else {}
+    baseline = _baseline(workers)
     print("\n".join(f"{name}: {value}" for name, value in about.items()))
     print(table(scenarios, samples, baseline))
     if output is not None:
         write_json(output, {"about": about, "ratios": found_ratios, "medians": medians, "samples": samples})
     if save_baseline:
         write_json(BASELINE, {"about": about, "ratios": found_ratios})
+
+
+def _baseline(workers: int) -> Mapping[str, Mapping[str, float]]:
+    """The ratios of an earlier run with as many workers, if there was one."""
+    saved = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
+    return saved["ratios"] if saved and saved["about"]["workers"] == workers else {}
 
 
 def _chosen(only: str) -> list[Scenario]:

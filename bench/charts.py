@@ -21,6 +21,8 @@ from bench.picture import COLOURS, Bar, Frame, Group, Span, draw_bars, draw_span
 PAGE: Final = Path(__file__).parents[1] / "docs/performance.md"
 LESS: Final = "less is better"
 ONE_WORKER: Final = "one-worker.json"
+AGAIN: Final = "one-worker-again.json"
+"""The same measured once more, if it was: what the ratios are worth."""
 BULK: Final = {
     "bulk-down-1": "1 connection, down",
     "bulk-down-8": "8 connections, down",
@@ -82,7 +84,7 @@ TABLE: Final = {
     "udp-down-1": "the same down",
 }
 """What each scenario is called in the table, in its order."""
-HEAD: Final = "| | streamgw | beside nginx | beside HAProxy | CPU: streamgw / nginx / HAProxy |"
+HEAD: Final = "| | streamgw | beside nginx | beside HAProxy | both again | CPU: streamgw / nginx / HAProxy |"
 
 # What json.loads returns: the shapes stand in the modules that wrote it.
 Document = Mapping[str, Any]
@@ -120,7 +122,8 @@ def main(results: Path, page: Path) -> None:
     images.mkdir(exist_ok=True)
     text = page.read_text()
     if (results / ONE_WORKER).exists():
-        text = with_table(text, table_of(json.loads((results / ONE_WORKER).read_text())))
+        again = json.loads((results / AGAIN).read_text()) if (results / AGAIN).exists() else {"ratios": {}}
+        text = with_table(text, table_of(json.loads((results / ONE_WORKER).read_text()), again))
     for picture in pictures:
         (images / picture.file).write_text(picture.svg)
         text = with_words(text, picture)
@@ -139,28 +142,35 @@ def with_table(text: str, table: str) -> str:
     return re.sub(re.escape(HEAD) + r"\n(?:\|.*\n)+", lambda _: table, text)
 
 
-def table_of(document: Document) -> str:
+def table_of(document: Document, again: Document) -> str:
     """Rates, how many times the rivals' they are, and CPU per unit: everything that was measured with one worker."""
-    rows = [HEAD, "| --- | --- | --- | --- | --- |"]
+    rows = [HEAD, "| --- | --- | --- | --- | --- | --- |"]
     for scenario, words in TABLE.items():
         if scenario not in document["medians"]:
             continue
-        medians, ratios = document["medians"][scenario], document["ratios"][scenario]
+        medians = document["medians"][scenario]
+        nginx, haproxy = _beside(document, scenario)
         is_bulk = "bulk" in scenario
         rate = (
             f"{medians['streamgw']['rate']:.2f} GiB/s" if is_bulk else f"{medians['streamgw']['rate']:,.0f}/s"
         )
-        large = f" ({ratios['nginx-64k']:.2f})" if "nginx-64k" in ratios else ""
-        haproxy = f"{ratios['haproxy']:.2f}" if "haproxy" in ratios else "–"
         costs = [
             _figure(medians[peer]["proxy_us"] / (1000.0 if is_bulk else 1.0)) if peer in medians else "–"
             for peer in ("streamgw", "nginx", "haproxy")
         ]
         unit = "ms per GiB" if is_bulk else "µs"
-        rows.append(
-            f"| {words} | {rate} | {ratios['nginx']:.2f}{large} | {haproxy} | {' / '.join(costs)} {unit} |"
-        )
+        repeated = ", ".join(_beside(again, scenario))
+        rows.append(f"| {words} | {rate} | {nginx} | {haproxy} | {repeated} | {' / '.join(costs)} {unit} |")
     return "\n".join(rows) + "\n"
+
+
+def _beside(document: Document, scenario: str) -> tuple[str, str]:
+    """How many times nginx's rate ours was, in brackets with its larger buffers, and HAProxy's."""
+    ratios = document["ratios"].get(scenario, {})
+    nginx, large, haproxy = (
+        f"{ratios[peer]:.2f}" if peer in ratios else "–" for peer in ("nginx", "nginx-64k", "haproxy")
+    )
+    return (f"{nginx} ({large})" if "nginx-64k" in ratios else nginx), haproxy
 
 
 def _draw_one_worker(document: Document) -> Iterator[Picture]:
