@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import select
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -217,11 +217,19 @@ def udp(port: int = 0, host: str = "127.0.0.1", **settings: object) -> Listener:
     return Listener("udp", host, port, **settings)
 
 
+def is_readable(socks: Iterable[socket.socket]) -> bool:
+    """Whether any is, within 10 s. Not by select(2), which ends at descriptor 1,024: other tests may hold many."""
+    poll = select.poll()
+    for sock in socks:
+        poll.register(sock, select.POLLIN)
+    return bool(poll.poll(10_000))
+
+
 def sent_to(port: int, host: str, sock: socket.socket) -> tuple[bytes, int]:
     """What one datagram looks like to the listener: its payload, and how much it tells beside it."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.sendto(b"hello", (host, port))
-    assert select.select([sock], [], [], 10)[0], "it arrives"
+    assert is_readable([sock]), "it arrives"
     payload, ancillary, _, _ = sock.recvmsg(100, 200)
     return payload, len(ancillary)
 
@@ -319,8 +327,7 @@ def counted(socks: list[socket.socket], count: Callable[[socket.socket], int], t
     """What has come to each, once all has: the last may still be on its way."""
     counts = [0] * len(socks)
     while sum(counts) < total:
-        readable, _, _ = select.select(socks, [], [], 10)
-        assert readable, f"only {counts} of {total}"
+        assert is_readable(socks), f"only {counts} of {total}"
         counts = [before + count(sock) for before, sock in zip(counts, socks, strict=True)]
     return counts
 
