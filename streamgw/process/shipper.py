@@ -46,6 +46,7 @@ class Shipper:
         self._senders = Senders(trusted)
         self._queues: dict[Collector, _Queue] = {}
         self._nursery: trio.Nursery | None = None
+        self._ending = trio.Event()
         self._log = structlog.get_logger()
         self.dropped: Counter[str] = Counter()
         """Records that never arrived, by collector."""
@@ -72,15 +73,30 @@ class Shipper:
         """Hold the tasks. Ends only by cancellation.
 
         Cancellation:
-          What is queued is still sent, within PATIENCE_S, each batch once. The rest is dropped and counted.
+          What is queued is still sent, within PATIENCE_S, up to the first batch that fails; one that is on its way is not
+          begun again, for its collector may have it. The rest is dropped and counted.
         """
         trio.socket.set_custom_hostname_resolver(Names())
-        async with trio.open_nursery() as self._nursery:
-            for queue in self._queues.values():
-                self._nursery.start_soon(self._serve, queue)
+        async with trio.open_nursery() as nursery:
+            patience = await nursery.start(self._hold)
             task_status.started()
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                patience.deadline = trio.current_time() + PATIENCE_S
+                self._ending.set()
+                for queue in self._queues.values():
+                    queue.woken.set()
         raise AssertionError("only cancellation ends this")
+
+    async def _hold(self, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+        """Hold the tasks until all has been sent at the end, or the deadline of the scope that is told."""
+        with trio.CancelScope(shield=True) as patience:
+            async with trio.open_nursery() as self._nursery:
+                for queue in self._queues.values():
+                    self._nursery.start_soon(self._serve, queue)
+                task_status.started(patience)
+                await self._ending.wait()
 
     def _open(self, collector: Collector) -> _Queue:
         queue = self._queues[collector] = _Queue(collector, Batches(collector.policy))
@@ -91,20 +107,17 @@ class Shipper:
     async def _serve(self, queue: _Queue) -> None:
         try:
             await self._deliver_when_due(queue)
-        except trio.Cancelled:
-            with trio.move_on_after(PATIENCE_S, shield=True):
-                while queue.batches and await self._deliver(queue):
-                    pass
+            while queue.batches and await self._deliver(queue):  # the gateway ends
+                pass
+        finally:
+            del self._queues[queue.collector]
             if left := len(queue.batches):
                 self._lose(queue, left)
                 self._log.warning("records_dropped", collector=str(queue.collector), pending=left)
-            raise
-        finally:
-            del self._queues[queue.collector]
 
     async def _deliver_when_due(self, queue: _Queue) -> None:
-        """Until nothing has come for LINGER_S."""
-        while True:
+        """Until nothing has come for LINGER_S, or the gateway ends."""
+        while not self._ending.is_set():
             queue.woken = trio.Event()
             with trio.move_on_at(queue.batches.due_at if queue.batches else trio.current_time() + LINGER_S):
                 await queue.woken.wait()

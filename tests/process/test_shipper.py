@@ -143,6 +143,34 @@ async def test_at_the_end_what_is_left_is_sent() -> None:
     assert not shipper.dropped
 
 
+async def test_at_the_end_what_is_on_its_way_is_not_sent_again() -> None:
+    """The collector has read it, and has yet to close: beginning again would have it twice."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    connections: list[bytes] = []
+    is_read = trio.Event()
+    may_close = trio.Event()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        connections.append(await stream.receive_some())
+        is_read.set()
+        await may_close.wait()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        async with trio.open_nursery() as gateway:
+            shipper = Shipper(lambda: "system")
+            await gateway.start(shipper.run)
+            shipper.ship(tcp(listener.socket.getsockname()[1]), b"once")
+            await is_read.wait()
+            gateway.cancel_scope.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            may_close.set()
+        nursery.cancel_scope.cancel()
+
+    assert connections == [b"once\n"]
+    assert not shipper.dropped
+
+
 async def test_at_the_end_a_collector_that_says_nothing_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
