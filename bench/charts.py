@@ -61,7 +61,6 @@ SESSIONS: Final = {
     "tls12-resumed-32": "resumed TLS 1.2",
     "udp-session-32": "UDP session",
 }
-
 TABLE: Final = {
     "bulk-down-1": "bulk down, 1 connection",
     "bulk-down-8": "bulk down, 8 connections",
@@ -110,10 +109,15 @@ class Picture:
 )
 def main(results: Path, page: Path) -> None:
     """Draw what the bench found."""
+    documents: dict[str, Document] = {
+        name: json.loads((results / name).read_text())
+        for name in (*DRAWN_FROM, AGAIN)
+        if (results / name).exists()
+    }
     pictures = list[Picture]()
     for name, draw in DRAWN_FROM.items():
-        if (results / name).exists():
-            pictures += draw(json.loads((results / name).read_text()))
+        if name in documents:
+            pictures += draw(documents[name])
         else:
             click.echo(f"{results / name} is not there: its pictures stay as they are", err=True)
     if not pictures:
@@ -121,9 +125,8 @@ def main(results: Path, page: Path) -> None:
     images = page.parent / "images"
     images.mkdir(exist_ok=True)
     text = page.read_text()
-    if (results / ONE_WORKER).exists():
-        again = json.loads((results / AGAIN).read_text()) if (results / AGAIN).exists() else {"ratios": {}}
-        text = with_table(text, table_of(json.loads((results / ONE_WORKER).read_text()), again))
+    if ONE_WORKER in documents:
+        text = with_table(text, table_of(documents[ONE_WORKER], documents.get(AGAIN, {"ratios": {}})))
     for picture in pictures:
         (images / picture.file).write_text(picture.svg)
         text = with_words(text, picture)

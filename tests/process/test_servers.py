@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,6 @@ from tests.support.worker import Scene, says, worker_on
 
 KEY = AdminKey("admin", "a" * 32)
 CONFIG = Path("conf/config.yaml")
-
-
-@pytest.fixture
-def ports() -> Iterator[Ports]:
-    with Ports() as ports:
-        yield ports
 
 
 @attrs.frozen

@@ -23,12 +23,6 @@ def sockets() -> Iterator[Sockets]:
     made.close_all()
 
 
-@pytest.fixture
-def ports() -> Iterator[Ports]:
-    with Ports() as ports:
-        yield ports
-
-
 def tcp(port: int = 0, host: str = "127.0.0.1", **settings: object) -> Listener:
     return Listener("tcp", host, port, **settings)
 
@@ -218,7 +212,7 @@ def udp(port: int = 0, host: str = "127.0.0.1", **settings: object) -> Listener:
 
 
 def is_readable(socks: Iterable[socket.socket]) -> bool:
-    """Whether any is, within 10 s. Not by select(2), which ends at descriptor 1,024: other tests may hold many."""
+    """Whether any is, within 10 s. Not by select(2), which ends at descriptor 1,024: the ports of e2e tests are held to the end."""
     poll = select.poll()
     for sock in socks:
         poll.register(sock, select.POLLIN)

@@ -33,12 +33,6 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def ports() -> Iterator[Ports]:
-    with Ports() as ports:
-        yield ports
-
-
-@pytest.fixture
 def echo() -> Iterator[int]:
     """The port of an upstream that answers lines."""
     program = (

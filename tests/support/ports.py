@@ -37,29 +37,25 @@ class Ports:
         A held UDP socket would be in the way of a server without SO_REUSEADDR. So the number is taken from below those
         that the kernel gives to sockets without one; what is held over TCP keeps other tests off it.
         """
-        first_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-        while True:
-            port = random.randrange(10_000, first_given)
-            with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-                family = socket.AF_INET6 if ":" in host else socket.AF_INET
-                held = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
-                held.bind((host, port))  # alone: whoever else holds it is in the way
-                held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                with socket.socket(family, socket.SOCK_DGRAM) as probe:
-                    probe.bind((host, port))
-                self._held.enter_context(stack.pop_all())
-                return port
+        return self._take_row(1, host, is_for_udp=True)
 
     def take_row(self, count: int) -> int:
         """The first of so many ports in a row, all held: from below those that the kernel gives, which come one by one."""
+        return self._take_row(count, "127.0.0.1")
+
+    def _take_row(self, count: int, host: str, *, is_for_udp: bool = False) -> int:
         first_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         while True:
             first = random.randrange(10_000, first_given - count)
             with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
                 for port in range(first, first + count):
-                    held = stack.enter_context(socket.socket())
-                    held.bind(("127.0.0.1", port))  # alone: whoever else holds it is in the way
+                    held = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                    held.bind((host, port))  # alone: whoever else holds it is in the way
                     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    if is_for_udp:
+                        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                            probe.bind((host, port))
                 self._held.enter_context(stack.pop_all())
                 return first
 
