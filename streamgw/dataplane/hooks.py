@@ -85,14 +85,17 @@ class Backgrounds:
 
     async def _keep_running(self, hooks: Hooks, scope: trio.CancelScope) -> None:
         assert hooks.background is not None, "only those are asked for"
-        with scope:
-            while True:
-                try:
-                    with _speaking_for(hooks):
-                        await hooks.background()
-                except Exception as error:  # noqa: BLE001  a plugin's bug must not end the data plane
-                    self._on_bug(error)
-                await trio.sleep(RESTART_S)
+        try:
+            with scope:
+                while True:
+                    try:
+                        with _speaking_for(hooks):
+                            await hooks.background()
+                    except Exception as error:  # noqa: BLE001  a plugin's bug must not end the data plane
+                        self._on_bug(error)
+                    await trio.sleep(RESTART_S)
+        except* Exception as errors:  # noqa: BLE001  it broke while it was cancelled: nobody wants it any more
+            self._on_bug(errors)
 
 
 class HookRun:
@@ -104,7 +107,8 @@ class HookRun:
       Any other exception is a bug of the plugin, which a note on it names.
 
     Cancellation:
-      A hook under way is cancelled, and counts as one that never began.
+      A hook under way is cancelled, and counts as one that never began. What it raises beside Cancelled (it has a
+      nursery) is for `tell_bugs`.
     """
 
     __slots__ = ("_backgrounds", "_entered", "_hooks", "_out", "_wait", "_ways", "upstream_key")
@@ -237,6 +241,21 @@ class _Way:
         return Gate(self._buckets, ends_after=self._ends_after, why=self._why)
 
 
+def tell_bugs(group: BaseExceptionGroup, on_bug: Callable[[Exception], None]) -> BaseException:
+    """Tell what a hook raised in a nursery while it was cancelled.
+
+    Returns:
+      What goes on: Cancelled alone, as whoever cancelled the session must not meet the bug of a plugin. Everything, and
+      nothing is told, if nobody cancelled it: that is for the boundary of the session.
+    """
+    bugs, rest = group.split(Exception)
+    if rest is None:
+        return group
+    if bugs is not None:
+        on_bug(bugs)
+    return rest
+
+
 def shows_datagram(datagram: bytes) -> Looks:
     """What a UDP session gives to `HookRun.preread`: its first datagram, which is all there is to see."""
 
@@ -260,6 +279,6 @@ def _speaking_for(hooks: Hooks) -> Iterator[None]:
         yield
     except Rejected as error:
         raise Rejected(f"{hooks.plugin}: {error}", status=error.status, reset=error.reset) from None
-    except Exception as error:
+    except (Exception, BaseExceptionGroup) as error:  # the parts of a group keep its notes
         error.add_note(f"in plugin {hooks.plugin}")
         raise

@@ -49,7 +49,7 @@ from streamgw.core.snapshot import Snapshot
 from streamgw.core.wire.proxy_protocol import SIGNATURE_V1, SIGNATURE_V2, build_v1, build_v2
 from streamgw.core.wire.tls import UNRECOGNIZED_NAME, ClientHello, may_become_client_hello
 from streamgw.dataplane.dialer import Dialer, Introduction, Trail
-from streamgw.dataplane.hooks import Backgrounds, HookRun
+from streamgw.dataplane.hooks import Backgrounds, HookRun, tell_bugs
 from streamgw.dataplane.preread import Bounds, look
 from streamgw.dataplane.pump import End, Ending, Limits, Meter, Pump
 
@@ -286,12 +286,15 @@ class Sessions:
             session.hooks = HookRun(
                 route.hooks, self.backgrounds, wait=lambda seconds: self._wait(session, seconds)
             )
-        if before_handshake:
-            session.facts = await session.hooks.accept(session.facts)
-        else:
-            session.facts = await session.hooks.preread(
-                session.facts, lambda wanted, facts: self._show(session, wanted, facts)
-            )
+        try:
+            if before_handshake:
+                session.facts = await session.hooks.accept(session.facts)
+            else:
+                session.facts = await session.hooks.preread(
+                    session.facts, lambda wanted, facts: self._show(session, wanted, facts)
+                )
+        except BaseExceptionGroup as group:
+            raise tell_bugs(group, lambda error: self.on_bug(session, error)) from None
 
     async def _show(self, session: Session, wanted: Look, facts: Facts) -> Facts:
         """What a plugin sees in the client's first bytes, which it owes: TLS has been taken off, if it is terminated here."""

@@ -34,7 +34,7 @@ from streamgw.core.errors import (
 from streamgw.core.model import Address, Facts, Listener, Node, Outcome, Upstream
 from streamgw.core.snapshot import Snapshot
 from streamgw.core.udp_sessions import Drop, Entry, Table, UDPLimits
-from streamgw.dataplane.hooks import Backgrounds, HookRun, shows_datagram
+from streamgw.dataplane.hooks import Backgrounds, HookRun, shows_datagram, tell_bugs
 from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.pump import Ending
 from streamgw.dataplane.pump.datagram import Datagrams, Origin
@@ -301,8 +301,11 @@ class UDPSessions:
         session.hooks = hooks = HookRun(session.route.hooks, self.backgrounds)
         assert session.queue, "what began the session waits"
         first = session.queue[0]
-        session.facts = await hooks.accept(session.facts)
-        session.facts = await hooks.preread(session.facts, shows_datagram(first))
+        try:
+            session.facts = await hooks.accept(session.facts)
+            session.facts = await hooks.preread(session.facts, shows_datagram(first))
+        except BaseExceptionGroup as group:
+            raise tell_bugs(group, lambda error: self.on_bug(session, error)) from None
         session.up, session.down = hooks.gates()
         if hooks.upstream_key:
             session.upstream = session.snapshot.upstreams[hooks.upstream_key]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import traceback
+
 import attrs
 import pytest
 import trio
@@ -10,7 +12,15 @@ from streamgw.core.errors import ParseError, Rejected
 from streamgw.core.hooks import Cut, Decision, Decisions, Delay, Hook, Hooks, Look, Shape, UseUpstream
 from streamgw.core.model import Facts, Outcome
 from streamgw.core.wire import NeedMore
-from streamgw.dataplane.hooks import HOOK_TIMEOUT_S, RESTART_S, Backgrounds, HookRun, shows_datagram
+from streamgw.dataplane.hooks import (
+    HOOK_TIMEOUT_S,
+    RESTART_S,
+    Backgrounds,
+    HookRun,
+    shows_datagram,
+    tell_bugs,
+)
+from tests.support.plugins import break_when_cancelled
 from tests.support.scenes import facts, outcome
 
 NOBODY = Backgrounds(lambda error: pytest.fail(str(error)))
@@ -310,6 +320,67 @@ async def test_a_task_that_breaks_is_told_and_begins_again(
 
     assert len(bugs) == 3
     assert bugs[0].__notes__ == ["in plugin odd"]
+
+
+@pytest.mark.parametrize("how", ["its route is gone", "the gateway ends"])
+async def test_a_task_that_breaks_while_it_is_cancelled_is_told_and_ends_nothing_else(how: str) -> None:
+    """Users noticed that a reload without the plugin ended the gateway."""
+    bugs: list[Exception] = []
+    task, backgrounds = Task(), Backgrounds(bugs.append)
+    other = Hooks(background=task)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(backgrounds.run)
+        backgrounds.sync([Hooks(plugin="odd", background=break_when_cancelled), other])
+        await trio.testing.wait_all_tasks_blocked()
+
+        if how == "its route is gone":
+            backgrounds.sync([other])
+            await trio.testing.wait_all_tasks_blocked()
+            assert (task.running, len(bugs)) == (1, 1)
+        nursery.cancel_scope.cancel()
+
+    (bug,) = bugs
+    assert isinstance(bug, ExceptionGroup)
+    assert "in plugin odd" in "".join(traceback.format_exception(bug))
+    assert bug.subgroup(OSError) is not None
+
+
+@pytest.mark.parametrize("phase", ["on_accept", "on_preread"])
+async def test_a_hook_that_breaks_while_it_is_cancelled_leaves_cancelled_behind(phase: str) -> None:
+    bugs: list[Exception] = []
+
+    async def play() -> None:
+        try:
+            await Diary().play(Hooks(plugin="odd", **{phase: break_when_cancelled}))
+        except BaseExceptionGroup as group:
+            raise tell_bugs(group, bugs.append) from None
+
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(play)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+
+    assert scope.cancelled_caught
+    (bug,) = bugs
+    assert isinstance(bug, ExceptionGroup)
+    assert "in plugin odd" in "".join(traceback.format_exception(bug))
+
+
+def test_what_nobody_cancelled_is_for_the_boundary() -> None:
+    group = ExceptionGroup("a hook's nursery", [OSError()])
+
+    assert tell_bugs(group, pytest.fail) is group
+
+
+def test_what_ends_the_process_has_no_bug_to_tell() -> None:
+    group = BaseExceptionGroup("a hook's nursery", [KeyboardInterrupt()])
+
+    told = tell_bugs(group, pytest.fail)
+
+    assert isinstance(told, BaseExceptionGroup)
+    assert [type(error) for error in told.exceptions] == [KeyboardInterrupt]
 
 
 async def test_leaving_hooks_that_still_stand_in_a_route_stops_nothing(nursery: trio.Nursery) -> None:

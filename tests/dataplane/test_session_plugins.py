@@ -16,6 +16,7 @@ from streamgw.dataplane.session import Policy
 from tests.dataplane.test_session import CLIENT, HERE, MYSQL, PEER, TRUSTING, Scene
 from tests.support.fake_pump import Dialled, FakeEnd, FakePump
 from tests.support.hello import hello
+from tests.support.plugins import break_when_cancelled
 from tests.support.scenes import certificate, listener, route, snapshot, upstream
 
 OTHER = upstream("10.0.0.2:3306", key="upstreams/2")
@@ -120,6 +121,22 @@ async def test_a_plugin_that_breaks_costs_one_session(autojump_clock: trio.testi
     session = play.sessions.accept(listener(), FakeEnd(), CLIENT, HERE)
     await play.sessions.run(session)
     assert play.outcomes[-1].reason == "closed"
+
+
+@pytest.mark.parametrize("phase", ["on_accept", "on_preread"])
+async def test_a_plugin_that_breaks_while_it_is_cancelled_does_not_spoil_the_drain(phase: str) -> None:
+    """Users noticed that a gateway at its drain deadline ended as one that crashed."""
+    play, client = scene(Hooks(plugin="odd", **{phase: break_when_cancelled})), FakeEnd()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(play.play, client)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+    assert [outcome.reason for outcome in play.outcomes] == ["drain"]
+    assert client.closed == "reset"
+    assert not play.sessions.live
+    assert [type(bug) for bug in play.bugs] == [ExceptionGroup]
 
 
 async def test_a_plugin_that_breaks_at_the_close_changes_no_outcome(

@@ -16,6 +16,7 @@ from streamgw.core.hooks import Hooks, UseUpstream
 from streamgw.core.model import Address, DatagramRules, Node, Timeouts
 from streamgw.core.udp_sessions import Drop, UDPLimits
 from tests.support.bridge import open_descriptors
+from tests.support.plugins import break_when_cancelled
 from tests.support.scenes import FakeNames, route, snapshot, upstream
 from tests.support.udp_scenes import (
     Peer,
@@ -382,6 +383,27 @@ async def test_a_bug_in_a_plugin_costs_its_session_and_no_other() -> None:
             assert (outcome.reason, outcome.fault) == ("bug", "gateway")
             assert [type(bug) for bug in gateway.bugs] == [ZeroDivisionError]
             await exchange(client, node, at)
+
+
+@pytest.mark.parametrize(("how", "reason"), [("drain", "drain"), ("kill", "killed")])
+async def test_a_plugin_that_breaks_while_it_is_cancelled_costs_its_session_and_no_other(
+    how: str, reason: str
+) -> None:
+    """Users noticed that a gateway at its drain deadline ended as one that crashed."""
+    with Peer() as client:
+        hooks = Hooks(plugin="odd", on_accept=break_when_cancelled)
+        async with udp_gateway(snapshot(route("1", upstream("127.0.0.1:9"), hooks=(hooks,)))) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await client.say(b"?", at)
+            await gateway.until(lambda: gateway.udp.live)
+            await trio.testing.wait_all_tasks_blocked()
+
+            if how == "kill":
+                assert gateway.udp.kill(next(iter(gateway.udp.live)))
+                await gateway.outcome()
+
+        assert [outcome.reason for outcome in gateway.outcomes] == [reason]
+        assert [type(bug) for bug in gateway.bugs] == [ExceptionGroup]
 
 
 async def test_a_session_that_waits_for_its_node_can_be_ended() -> None:

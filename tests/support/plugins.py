@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import attrs
 import pytest
+import trio
 
 from streamgw.config.apisix import refusal
 from streamgw.config.plugins import PluginSet
@@ -29,6 +30,21 @@ class Shelf:
 
     def ship(self, collector: Collector, record: bytes) -> None:
         self.shipped.append((collector, record))
+
+
+async def break_when_cancelled(*_: object) -> NoReturn:
+    """What a plugin may wait for: a task of its own has something to put away at the end, and cannot."""
+
+    async def put_away() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise OSError("no space left")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(put_away)
+        await trio.sleep_forever()
+    raise AssertionError("only cancellation ends this")
 
 
 def context(
