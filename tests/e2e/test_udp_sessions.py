@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from tests.support.datagrams import LARGEST, DatagramClient, datagram_origin
+from tests.support.datagrams import LARGEST, DatagramClient, datagram_flood, datagram_origin
 from tests.support.gateway import Gateway, stream_route
 from tests.support.ports import Ports
 
@@ -265,6 +265,29 @@ def test_a_client_that_may_be_forged_gets_no_more_than_it_sent(scene: Scene) -> 
         assert status["listeners"][0]["dropped"] == {"amplification": 1}
         with pytest.raises(BlockingIOError):
             client.answer()
+
+
+def test_a_flood_from_one_client_does_not_starve_the_others(
+    scene: Scene, ports: Ports, tmp_path: Path
+) -> None:
+    """What does not fit into the receive buffer is lost whoever sent it; who asks again, as resolvers do, is served."""
+    questions = 50
+    nobody = ports.take_for_udp()
+    scene.gateway.write_routes(
+        "route.yaml", stream_route("flood", nobody, remote_addr="127.0.0.7"), stream_route("1", scene.alpha)
+    )
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sink:
+        sink.bind(("127.0.0.1", nobody))
+        with scene.gateway.running() as child:
+            with datagram_flood(tmp_path, scene.port, source="127.0.0.7"), scene.client() as client:
+                for number in range(questions):
+                    assert client.ask_again(f"question {number}", every_s=0.25) == f"alpha question {number}"
+            child.send_signal(signal.SIGTERM)
+            assert child.wait() == 0
+
+    sent = {line["route"]: line["datagrams_up"] for line in scene.gateway.access_lines()}
+    assert questions <= sent["1"] < sent["flood"]
 
 
 def test_a_listener_that_is_removed_leaves_its_sessions_alone(scene: Scene, ports: Ports) -> None:

@@ -1,4 +1,4 @@
-"""Both outer ends of UDP sessions: an upstream with a name, and a client. `python -m tests.support.datagrams PORT NAME`."""
+"""The outer ends of UDP sessions: an upstream with a name, a client, and one that sends as fast as it can."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.support.child import Child, running
 from tests.support.gateway import PLAIN
 
 TIMEOUT_S = 20.0
+_THIS = (sys.executable, "-m", "tests.support.datagrams")
 LARGEST = 65_507
 """The most bytes that a datagram can carry over IPv4."""
 
@@ -22,9 +23,18 @@ def datagram_origin(
     directory: Path, port: int, name: str, *, host: str = "127.0.0.1", prefix: tuple[str, ...] = ()
 ) -> Iterator[Child]:
     """Run one as a child that answers each datagram with its name, a space and what came; ready when yielded."""
-    command = [*prefix, sys.executable, "-m", "tests.support.datagrams", host, str(port), name]
+    command = [*prefix, *_THIS, "serve", host, str(port), name]
     with running(command, log=directory / f"{name}.log", name=f"origin {name}", env=PLAIN) as child:
         child.wait_for_line("listening")
+        yield child
+
+
+@contextlib.contextmanager
+def datagram_flood(directory: Path, port: int, *, source: str) -> Iterator[Child]:
+    """Run a child that sends small datagrams from one address and port, without a pause, and reads no answer."""
+    command = [*_THIS, "flood", str(port), source]
+    with running(command, log=directory / "flood.log", name="flood", env=PLAIN) as child:
+        child.wait_for_line("flooding")
         yield child
 
 
@@ -53,6 +63,17 @@ class DatagramClient:
         self.send(text)
         return self.answer()
 
+    def ask_again(self, text: str, *, every_s: float) -> str:
+        """As resolvers do where a datagram may be lost: send again until the answer is there. It has to say `text`."""
+        self.sock.settimeout(every_s)
+        for _ in range(round(TIMEOUT_S / every_s)):
+            self.send(text)
+            with contextlib.suppress(TimeoutError):
+                while not (answer := self.answer()).endswith(text):
+                    pass  # to a question before this one, which was asked twice
+                return answer
+        raise TimeoutError(text)
+
     def send(self, text: str) -> None:
         self.sock.send(text.encode())
 
@@ -72,5 +93,17 @@ def _serve(host: str, port: int, name: str) -> NoReturn:
                 sock.sendto(f"{name} ".encode() + payload, client)
 
 
+def _flood(port: int, source: str) -> NoReturn:
+    with DatagramClient(port, source=source) as client:
+        sys.stdout.write("flooding\n")
+        sys.stdout.flush()
+        while True:
+            client.sock.send(bytes(64))
+
+
 if __name__ == "__main__":
-    _serve(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    match sys.argv[1:]:
+        case ["serve", host, port, name]:
+            _serve(host, int(port), name)
+        case ["flood", port, source]:
+            _flood(int(port), source)
