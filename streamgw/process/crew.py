@@ -81,7 +81,7 @@ class Crew(Protocol):
         """Follow a changed conf/config.yaml, all or nothing.
 
         Raises:
-          BindError: an address cannot be had; everything is as it was.
+          BindError: an address cannot be had; everything is as it was, but for what that says is lost.
         """
 
     def drain(self, deadline: float) -> None:

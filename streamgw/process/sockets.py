@@ -41,12 +41,18 @@ LetGo = Callable[[Collection[Listener]], None]
 
 
 class BindError(StreamgwError):
-    """A listener's address cannot be had. Nothing was changed."""
+    """A listener's address cannot be had. Nothing was changed, but for listeners that are lost.
 
-    def __init__(self, listener: Listener, error: OSError) -> None:
-        reason = os.strerror(error.errno).lower() if error.errno else str(error)
-        super().__init__(f"cannot listen on {listener.name}: {reason}")
+    Args:
+      lost: why those that were closed for it could not be opened again.
+    """
+
+    def __init__(self, listener: Listener, error: OSError, lost: Sequence[BindError] = ()) -> None:
         self.listener = listener
+        self.error = error
+        self.reason: str = os.strerror(error.errno).lower() if error.errno else str(error)
+        also = [f"; nor any more on {each.listener.name}: {each.reason}" for each in lost]
+        super().__init__(f"cannot listen on {listener.name}: {self.reason}{''.join(also)}")
 
 
 @attrs.frozen
@@ -94,6 +100,8 @@ class Sockets:
         self._handed = {name: tuple(socks) for name, socks in (handed or {}).items()}
         self.are_handed_on = False
         """Another gateway has them too: files of Unix sockets stay."""
+        self.lost: dict[str, Listener] = {}
+        """Closed for a listener that could not be had then either, and not to be had again. By name."""
 
     def bound(self, slot: int = 0) -> Mapping[Listener, socket.socket]:
         """What the worker in this slot accepts from."""
@@ -140,7 +148,8 @@ class Sockets:
           `finish`, which closes the sockets that are gone. Call it after the data plane stopped accepting from them.
 
         Raises:
-          BindError: an address cannot be had; `bound` is what it was before (a socket let go has been opened again).
+          BindError: an address cannot be had; `bound` is what it was before (a socket let go has been opened again), without
+            those that are `lost`.
         """
         names = {listener.name for listener in listeners}
         gone = {name: bound for name, bound in self._bound.items() if name not in names}
@@ -150,11 +159,13 @@ class Sockets:
             for listener in listeners:
                 if listener.name not in self._bound:
                     opened[listener.name] = self._open_past(listener, gone, early, let_go)
-        except BindError:
+        except BindError as error:
             for bound in opened.values():
                 self._close(bound)
-            for name, bound in early.items():
-                self._bound[name] = self._open(bound.listener)
+            self.lost.update({name: bound.listener for name, bound in early.items()})
+            lost = [each for each in self._open_lost() if each.listener.name != error.listener.name]
+            if lost:
+                raise BindError(error.listener, error.error, lost) from error
             raise
         kept = {
             listener.name: self._bound[listener.name].follow(listener)
@@ -162,6 +173,7 @@ class Sockets:
             if listener.name in self._bound
         }
         self._bound = kept | opened
+        self.lost.clear()
 
         def finish() -> None:
             for name, bound in gone.items():
@@ -195,19 +207,31 @@ class Sockets:
         """Open a listener; if one that is on its way out stands in its way, let that one go first."""
         try:
             return self._open(listener)
-        except BindError:
+        except BindError as error:
             in_the_way = {
                 name: bound
                 for name, bound in gone.items()
                 if name not in early and _overlaps(bound.listener, listener)
             }
-            if not in_the_way:
+            if not in_the_way or error.error.errno != errno.EADDRINUSE:
                 raise
         let_go([bound.listener for bound in in_the_way.values()])
         for bound in in_the_way.values():
             _close_each(bound.socks)
         early.update(in_the_way)
         return self._open(listener)
+
+    def _open_lost(self) -> list[BindError]:
+        """Open again what was closed for nothing, now or earlier. Returns why the others cannot be had."""
+        errors: list[BindError] = []
+        for name, listener in tuple(self.lost.items()):
+            try:
+                self._bound[name] = self._open(listener)
+                del self.lost[name]
+            except BindError as error:
+                self._bound.pop(name, None)  # a closed socket is nothing to accept from
+                errors.append(error)
+        return errors
 
     def _open(self, listener: Listener) -> Bound:
         socks: tuple[socket.socket, ...] = ()

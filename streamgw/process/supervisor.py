@@ -318,7 +318,8 @@ class Supervisor:
     async def _look_at_settings(self) -> None:
         try:
             settings = await trio.to_thread.run_sync(_read, self.config)
-            if settings == self.crew.settings or self.crew.draining:
+            runs = settings == self.crew.settings and not self.sockets.lost
+            if runs or self.crew.draining:
                 self._settle()
                 return
             restart = _needs_restart(self._at_start, settings, str(self.config)) + self._of_workers(settings)

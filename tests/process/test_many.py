@@ -155,6 +155,22 @@ async def test_they_serve_follow_and_drain_as_one(tmp_path: Path) -> None:
         assert crew.live_sessions == 0
 
 
+async def test_a_listener_that_a_rejected_edit_cost_costs_no_worker(tmp_path: Path) -> None:
+    async with two_workers(tmp_path, listeners=(ANY, attrs.evolve(ANY, host="127.0.0.2"))) as scene:
+        crew, before = scene.crew, scene.pids()
+        lost, kept = scene.sockets.listeners()
+        wide = Listener("tcp", "0.0.0.0", lost.port)
+        with scene.sockets.bound()[lost].dup(), pytest.raises(BindError, match="nor any more on"):
+            await crew.apply(attrs.evolve(crew.settings, listeners=(crew.settings.listeners[1], wide)))
+
+        assert scene.sockets.listeners() == (kept,)
+        assert await scene.talks()
+        await crew.apply(crew.settings)
+        assert len(scene.sockets.listeners()) == 2
+        assert await scene.talks()
+        assert scene.pids() == before
+
+
 async def test_one_that_is_killed_is_replaced_on_the_same_sockets(tmp_path: Path) -> None:
     async with two_workers(tmp_path) as scene:
         before, ports = scene.pids(), [each.port for each in scene.sockets.listeners()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import select
 import socket
@@ -122,6 +123,56 @@ def test_an_old_socket_that_was_let_go_comes_back_when_the_new_one_fails(
 
     assert list(sockets.bound()) == [narrow]
     assert answers(narrow.port)
+
+
+def test_an_address_that_no_closing_makes_free_lets_nothing_go(sockets: Sockets, ports: Ports) -> None:
+    """Clients that waited were reset, for an edit that was rejected; and a port that only root may bind was lost."""
+    ours = tcp(ports.take())
+    sockets.replace([ours])
+    before, let_go = sockets.bound(), list[Listener]()
+
+    with pytest.raises(BindError, match="cannot assign requested address"):
+        sockets.replace([tcp(ours.port, "192.0.2.1")], let_go=let_go.extend)
+
+    assert let_go == []
+    assert sockets.bound() == before
+
+
+def test_an_old_socket_that_was_let_go_and_is_not_to_be_had_again_is_lost(
+    sockets: Sockets, ports: Ports
+) -> None:
+    """It was still there, closed: whoever was told to accept from it died of that, and all sessions with it."""
+    narrow, other = tcp(ports.take()), tcp(ports.take("127.0.0.2"), "127.0.0.2")
+    sockets.replace([narrow, other])
+
+    with sockets.bound()[narrow].dup():  # of a worker that does not let go
+        for _ in range(2):
+            with pytest.raises(
+                BindError,
+                match=rf"cannot listen on tcp 0\.0\.0\.0:{narrow.port}: address already in use; "
+                rf"nor any more on tcp 127\.0\.0\.1:{narrow.port}: address already in use",
+            ):
+                sockets.replace([other, tcp(narrow.port, "0.0.0.0")])
+            assert list(sockets.bound()) == [other]
+            assert list(sockets.lost.values()) == [narrow]
+        with pytest.raises(BindError, match=f"on tcp 127.0.0.1:{narrow.port}: address already in use$"):
+            sockets.replace([narrow, other])
+
+
+def test_what_was_lost_is_back_with_the_next_change_accepted_or_not(sockets: Sockets, ports: Ports) -> None:
+    one, another = tcp(ports.take()), tcp(ports.take())
+    for change in ([one, another], [tcp(0, "192.0.2.1")]):
+        sockets.replace([one, another])()
+        with sockets.bound()[one].dup(), pytest.raises(BindError):
+            sockets.replace([another, tcp(one.port, "0.0.0.0")])
+        assert not answers(one.port)
+
+        with contextlib.suppress(BindError):
+            sockets.replace(change)
+
+        assert set(sockets.bound()) == {one, another}
+        assert answers(one.port)
+        assert sockets.lost == {}
 
 
 def test_a_bare_port_serves_both_families(sockets: Sockets) -> None:

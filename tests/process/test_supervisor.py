@@ -575,6 +575,35 @@ async def test_a_bug_in_reading_settings_costs_no_session(
     assert said == ["READY=1"]
 
 
+async def test_a_listener_that_a_rejected_edit_cost_is_back_when_the_edit_is_taken_back(
+    tmp_path: Path, ports: Ports, said: list[str]
+) -> None:
+    """The gateway died of it: it was told to accept from a socket that was closed."""
+    port = ports.take()
+    gateway = write_gateway(tmp_path, port)
+    good = gateway.config.read_text()
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            (upstream,) = await nursery.start(partial(serve_upstreams, (0,)))
+            write_routes(tmp_path / "routes.d", upstream.socket.getsockname()[1])
+            async with running(gateway), await trio.open_tcp_stream("127.0.0.1", port) as client:
+                assert (await says(client)).startswith(b"upstream")
+
+                (sock,) = gateway.sockets.bound().values()
+                with sock.dup():  # somebody still has it
+                    write_atomically(gateway.config, good.replace("127.0.0.1", "0.0.0.0"))
+                    await until_it_is("rejected", gateway)
+                assert not reachable(port)
+                assert (await says(client)).startswith(b"upstream")
+
+                write_atomically(gateway.config, good)
+                await until_it_is("applied", gateway)
+                async with await trio.open_tcp_stream("127.0.0.1", port) as another:
+                    assert (await says(another)).startswith(b"upstream")
+            nursery.cancel_scope.cancel()
+    assert said == ["READY=1"]
+
+
 async def test_a_start_that_is_no_longer_wanted_ends_while_it_loads(
     tmp_path: Path, ports: Ports, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
