@@ -290,6 +290,8 @@ class Fittings:
         if use.meta.disable:
             return Fitting(plugin, use, "", options, key, (), (), speaks_tls=False)
         self._warn_of_meta(document, path, use)
+        if plugin.name in self._plugins.idle:
+            self._warn(document, path, f"does nothing: {self._plugins.idle[plugin.name]}")
         for warning in getattr(options, "warnings", tuple)():
             self.warnings.append((document, warning.under(path)))
         owner = "/".join((*document.key, *map(str, path)))

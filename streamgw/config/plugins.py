@@ -35,6 +35,8 @@ class PluginSet:
     services: PluginServices = attrs.field(factory=PluginServices)
     warnings: tuple[Problem, ...] = ()
     """About the plugins themselves: an installed one that cannot be loaded, a name in `stream_plugins` that none has."""
+    idle: Mapping[str, str] = attrs.field(factory=dict)
+    """Why a plugin does nothing under these settings, by its name: a warning wherever it is used."""
 
     def find(self, name: str) -> AnyPlugin:
         """The plugin of this name.

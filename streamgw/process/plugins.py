@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 
 from streamgw.config.plugins import PluginSet
 from streamgw.config.settings import Settings
@@ -35,7 +36,16 @@ def plugin_set(
         enabled=None if enabled is None else frozenset(enabled),
         services=services or _NO_SERVICES,
         warnings=tuple(Problem("the plugins", 0, 0, "", trouble) for trouble in troubles),
+        idle=_NOTHING_IDLE if settings.metrics is not None else _NOT_EXPORTED,
     )
 
 
 _NO_SERVICES = PluginServices()
+_NOTHING_IDLE: Mapping[str, str] = {}
+_NOT_EXPORTED = {
+    "prometheus": (
+        "L4 prometheus metric should be exposed via export server, "
+        "and plugin_attr.prometheus.enable_export_server is false"
+    )
+}
+"""In APISIX's words, with which it refuses to start."""

@@ -526,6 +526,16 @@ def test_metadata_that_nobody_reads_is_named() -> None:
     ]
 
 
+def test_a_plugin_that_does_nothing_under_these_settings_is_a_warning_wherever_it_is_used() -> None:
+    scene = route_with(
+        "late: {}, middle: {_meta: {disable: true}}", "services:", "- {id: s, plugins: {late: {}}}"
+    )
+    scene.plugins = attrs.evolve(scene.plugins, idle={"late": "nobody asks it", "middle": "nor this"})
+
+    assert warnings(scene) == ["late: does nothing: nobody asks it"] * 2
+    assert names(scene.route()) == ["late"]
+
+
 # ── What a reload does not look at again ─────────────────────────────────────────────────────────
 
 

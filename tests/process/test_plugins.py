@@ -33,6 +33,15 @@ def test_what_could_not_be_loaded_is_a_warning() -> None:
     assert [warning.message for warning in found.warnings] == ["plugin acme cannot be loaded"]
 
 
+def test_counting_for_metrics_that_nobody_can_ask_for_is_a_warning() -> None:
+    assert not plugin_set(Settings()).idle
+    assert (
+        plugin_set(Settings(metrics=None))
+        .idle["prometheus"]
+        .startswith("L4 prometheus metric should be exposed via export server")
+    )
+
+
 def test_plugins_get_what_the_process_gives() -> None:
     services = PluginServices(hostname="gw")
 
