@@ -65,7 +65,8 @@ async def look(
                 return None
             if trio.current_time() < bounds.deadline:
                 raise PrereadTimeout(f"the client closed after {len(buffer)} bytes of {what}")
-            raise PrereadTimeout(f"no whole {what.removeprefix('a ')} within {bounds.timeout_s:g} s")
+            noun = what.removeprefix("a ").removeprefix("an ")
+            raise PrereadTimeout(f"no whole {noun} within {bounds.timeout_s:g} s")
         at_least = found.at_least
         if at_least > bounds.limit_bytes:
             raise PrereadTooLong(f"{what} of {at_least} bytes; the limit is {bounds.limit_bytes}")

@@ -17,10 +17,12 @@ def line(buffer: bytes) -> bytes | NeedMore:
     return buffer.partition(b"\n")[0] if b"\n" in buffer else NeedMore(len(buffer) + 1)
 
 
-async def look_at(end: FakeEnd, *, owed: bool = True, limit_bytes: int = 100) -> bytes | None:
+async def look_at(
+    end: FakeEnd, *, owed: bool = True, limit_bytes: int = 100, what: str = "a line"
+) -> bytes | None:
     bounds = Bounds(deadline=trio.current_time() + 3, limit_bytes=limit_bytes, timeout_s=3)
     return await look(
-        FakePump(), end, line, bounds, what="a line", is_owed=lambda buffer: owed or buffer.startswith(b"he")
+        FakePump(), end, line, bounds, what=what, is_owed=lambda buffer: owed or buffer.startswith(b"he")
     )
 
 
@@ -39,6 +41,18 @@ async def test_what_is_owed_and_does_not_come_is_an_error(
 ) -> None:
     with pytest.raises(PrereadTimeout, match=says):
         await look_at(FakeEnd(received=b"he", eof=eof))
+
+
+@pytest.mark.parametrize(
+    ("what", "noun"), [("a hello", "hello"), ("an MQTT CONNECT", "MQTT CONNECT"), ("bytes", "bytes")]
+)
+async def test_a_message_says_what_is_missing_without_its_article(
+    autojump_clock: trio.testing.MockClock, what: str, noun: str
+) -> None:
+    with pytest.raises(PrereadTimeout) as error:
+        await look_at(FakeEnd(), what=what)
+
+    assert str(error.value) == f"no whole {noun} within 3 s"
 
 
 async def test_what_is_not_owed_may_stay_away(autojump_clock: trio.testing.MockClock) -> None:
