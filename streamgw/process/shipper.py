@@ -77,10 +77,12 @@ class Shipper:
           begun again, for its collector may have it. The rest is dropped and counted.
         """
         trio.socket.set_custom_hostname_resolver(Names())
+        patience = trio.CancelScope(shield=True)
         async with trio.open_nursery() as nursery:
-            patience = await nursery.start(self._hold)
-            task_status.started()
+            # Not `start`: cancelled meanwhile, it would wait for the end of a task that waits for `_ending`.
+            nursery.start_soon(self._hold, patience)
             try:
+                task_status.started()
                 await trio.sleep_forever()
             finally:
                 patience.deadline = trio.current_time() + PATIENCE_S
@@ -89,13 +91,12 @@ class Shipper:
                     queue.woken.set()
         raise AssertionError("only cancellation ends this")
 
-    async def _hold(self, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
-        """Hold the tasks until all has been sent at the end, or the deadline of the scope that is told."""
-        with trio.CancelScope(shield=True) as patience:
+    async def _hold(self, patience: trio.CancelScope) -> None:
+        """Hold the tasks until all has been sent at the end, or the deadline of `patience`."""
+        with patience:
             async with trio.open_nursery() as self._nursery:
                 for queue in self._queues.values():
                     self._nursery.start_soon(self._serve, queue)
-                task_status.started(patience)
                 await self._ending.wait()
 
     def _open(self, collector: Collector) -> _Queue:

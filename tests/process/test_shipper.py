@@ -171,6 +171,18 @@ async def test_at_the_end_what_is_on_its_way_is_not_sent_again() -> None:
     assert not shipper.dropped
 
 
+async def test_one_that_is_ended_before_its_first_step_ends() -> None:
+    """Users noticed: a gateway that was told to end while it started hung until SIGKILL."""
+    shipper = Shipper(lambda: "system")
+    shipper.ship(udp(9), b"early")
+
+    async with trio.open_nursery() as nursery:
+        nursery.cancel_scope.cancel()
+        await nursery.start(shipper.run)
+
+    assert len(shipper) == 0
+
+
 async def test_at_the_end_a_collector_that_says_nothing_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

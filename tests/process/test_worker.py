@@ -157,6 +157,28 @@ async def test_a_broken_configuration_at_the_start_is_an_error(tmp_path: Path) -
             await nursery.start(worker.run)
 
 
+@pytest.mark.parametrize("turns", range(16))
+async def test_a_start_ends_whenever_it_is_cancelled(tmp_path: Path, turns: int) -> None:
+    """As by SIGTERM. Users noticed: a gateway that was told to end while it started hung until SIGKILL."""
+    (tmp_path / "routes.d").mkdir()
+    settings = Settings(listeners=(), access_log=AccessLogSettings(path=str(tmp_path / "access.log")))
+    worker = Worker(settings, tmp_path / "routes.d", Sockets())
+    loading = trio.CancelScope()
+
+    async def cancel() -> None:
+        for _ in range(turns):
+            await trio.lowlevel.checkpoint()
+        loading.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cancel)
+        with loading:
+            await nursery.start(worker.run)
+        nursery.cancel_scope.cancel()
+
+    assert worker.ended.is_set()
+
+
 def test_a_gateway_that_has_loaded_collects_garbage() -> None:
     """The command line has the collector pause until then."""
     script = (
