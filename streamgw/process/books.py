@@ -22,6 +22,8 @@ class Books:
         self._shares: dict[Member, Share] = {}
         self._statuses: dict[Member, WorkerStatus] = {}
         """Of those that are open."""
+        self._final: set[Member] = set()
+        """Of those: who has said its last."""
         self._past_share: Share | None = None
         self._past_status: WorkerStatus | None = None
 
@@ -33,14 +35,28 @@ class Books:
         """It is gone. Its counts stay; sessions that it had have ended with it."""
         share = figures.left_behind(self._shares.pop(member))
         said = status.left_behind(self._statuses.pop(member), LOST)
+        self._final.discard(member)
         past, before = self._past_share, self._past_status
         self._past_share = share if past is None else figures.left_behind(figures.add_up([past, share]))
         self._past_status = said if before is None else status.add_up([before, said])
 
-    def note(self, member: Member, *, share: Share | None = None, said: WorkerStatus | None = None) -> None:
-        """What it has counted by now. None: nothing new. One that is closed has said everything."""
-        if member not in self._shares:
+    def note(
+        self,
+        member: Member,
+        *,
+        share: Share | None = None,
+        said: WorkerStatus | None = None,
+        is_final: bool = False,
+    ) -> None:
+        """What it has counted by now. None: nothing new.
+
+        One that is closed, or has been noted with `is_final`, has said everything: what comes then was said before, and overtaken
+        while whoever asked waited for others.
+        """
+        if member not in self._shares or member in self._final:
             return
+        if is_final:
+            self._final.add(member)
         if share is not None:
             self._shares[member] = share
         if said is not None:

@@ -163,6 +163,7 @@ class Office:
                     member,
                     share=share_of(cast("Mapping[str, object]", share)),
                     said=status_of(cast("Mapping[str, object]", said)),
+                    is_final=True,
                 )
             case _:
                 raise AssertionError(f"nobody asks {what}")

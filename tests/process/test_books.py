@@ -99,6 +99,21 @@ def test_who_is_gone_says_nothing_more() -> None:
     assert books.status().ended == 0
 
 
+def test_what_was_said_before_the_farewell_and_comes_after_it_is_old() -> None:
+    """A scrape notes what it was told when all have answered. Sessions that had ended well were counted as lost for ever."""
+    books, one = Books(), member(0)
+    books.open(one)
+    books.note(one, share=share(ended=3, size=5), said=said(ended=3), is_final=True)
+
+    books.note(one, share=share(ended=2, active=1, size=1), said=said(ended=2, active=1))
+    books.close(one)
+
+    assert [(each.reason, each.sessions, each.bytes_up) for each in books.share().ended] == [
+        ("closed", 3, 15)
+    ]
+    assert books.status().by_reason == {"closed": 3}
+
+
 def test_an_endless_row_of_workers_with_ever_new_nodes_does_not_grow_for_ever() -> None:
     books = Books()
     for number in range(3):

@@ -269,6 +269,23 @@ async def test_a_worker_that_ends_leaves_behind_what_it_has_counted_last(tmp_pat
         assert (await stage.fleet.status())["sessions"]["by_reason"] == {"closed": len(clients)}
 
 
+async def test_an_answer_that_a_farewell_has_overtaken_changes_nothing(tmp_path: Path) -> None:
+    async with stage_on(tmp_path, 2) as stage:
+        assert stage.office is not None
+        leaver = stage.colleagues[0]
+        async with clients_of(stage, 2) as clients:
+            overtaken = await leaver.member.share()
+        await stage.until(lambda: not stage.live)
+
+        await farewell(leaver)
+        stage.office.books.note(leaver.member, share=overtaken)
+        await stage.fire(leaver)
+
+        figures = await stage.fleet.figures()
+        assert {each.reason for each in figures.ended} == {"closed"}
+        assert ended(figures) == len(clients)
+
+
 async def test_a_gateway_is_whole_again_when_its_slot_is_filled(tmp_path: Path) -> None:
     async with stage_on(tmp_path, 2) as stage:
         await stage.fire(stage.colleagues[0])
