@@ -23,6 +23,7 @@ from streamgw.core.snapshot import Snapshot
 from tests.support.certificates import document, issue
 from tests.support.fake_watch import NOON, FakeLoader, FakeWatch, compilation, problem
 from tests.support.gateway import write_atomically
+from tests.support.passing_time import settled
 
 MYSQL = ("stream_routes", "mysql")
 BROKEN = ConfigError((problem("expected an integer"), problem("unknown field", 4)))
@@ -39,14 +40,7 @@ class Scene:
     async def look(self) -> None:
         """Let the watcher speak, and wait until the look it caused is over."""
         self.watch.say()
-        await self.settle()
-
-    async def settle(self) -> None:
-        """Until the reloader waits for news, and no thread works for it any more."""
-        threads = trio.to_thread.current_default_thread_limiter()
-        await trio.testing.wait_all_tasks_blocked()
-        while threads.borrowed_tokens:
-            await trio.testing.wait_all_tasks_blocked(0.01)
+        await settled()
 
 
 def scene(loader: FakeLoader, *, listeners: tuple[Listener, ...] = ()) -> Scene:
@@ -148,7 +142,7 @@ async def test_a_poke_needs_no_watcher() -> None:
     async with running(FakeLoader(compilation("r1"))) as stage:
         stage.loader.content = compilation("r2")
         stage.reloader.poke()
-        await stage.settle()
+        await settled()
 
     assert stage.swaps == ["r1", "r2"]
 
@@ -157,7 +151,7 @@ async def test_what_was_written_is_run_without_a_look() -> None:
     async with running(FakeLoader(compilation("r1"))) as stage:
         stage.loader.content = compilation("r2")
         stage.reloader.poke_written()
-        await stage.settle()
+        await settled()
 
         assert (stage.loader.loads, stage.loader.written) == (2, 1)
 
@@ -170,7 +164,7 @@ async def test_whoever_asks_for_a_look_gets_one_whatever_was_written(written_fir
         pokes = [stage.reloader.poke_written, stage.reloader.poke]
         for poke in pokes if written_first else reversed(pokes):
             poke()
-        await stage.settle()
+        await settled()
 
         assert (stage.loader.loads, stage.loader.written) == (2, 0)
 
@@ -187,7 +181,7 @@ async def test_what_changes_during_a_load_is_seen_by_another_load_after_it() -> 
         for _ in range(5):
             stage.reloader.poke()
         stage.loader.may_finish.set()
-        await stage.settle()
+        await settled()
 
         assert stage.loader.loads == 3
         assert stage.loader.most_at_once == 1
@@ -383,7 +377,7 @@ async def test_each_load_sees_the_listeners_of_its_moment() -> None:
         await nursery.start(reloader.run)
         listeners.append(listener)
         reloader.poke()
-        await Scene(loader, watch, [], reloader).settle()
+        await settled()
         nursery.cancel_scope.cancel()
 
     assert (loader.seen[0], loader.seen[-1]) == ((), (listener,))
@@ -465,7 +459,8 @@ async def test_a_load_leaves_the_interpreter_as_it_found_it() -> None:
 
 @pytest.fixture
 def thawed() -> Iterator[None]:
-    """What a test freezes is thawed after it."""
+    """What a test freezes is thawed after it, and what earlier ones left frozen before: it may die meanwhile."""
+    gc.unfreeze()
     yield
     gc.unfreeze()
 
@@ -490,7 +485,7 @@ async def test_during_a_big_load_and_after_it_the_garbage_collector_stalls_nobod
     assert collections == []
 
 
-async def test_a_small_load_freezes_nothing() -> None:
+async def test_a_small_load_freezes_nothing(thawed: None) -> None:
     before = gc.get_freeze_count()
 
     async with running(FakeLoader(compilation("r1"))):

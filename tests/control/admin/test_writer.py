@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from streamgw.control.admin.changes import Made
 from streamgw.control.admin.replies import RequestError, bad
 from streamgw.control.admin.writer import APPLY_S, TURN_S, Applied, Writer
 from tests.support.fake_fleet import FakeFleet
+from tests.support.passing_time import pass_time
 
 R = ("stream_routes", "r")
-
-
-@pytest.fixture
-def clock(autojump_clock: trio.testing.MockClock) -> trio.testing.MockClock:
-    # Threads are real: the clock jumps only after they have had the time to end.
-    autojump_clock.autojump_threshold = 0.05
-    return autojump_clock
 
 
 def made(digest: str | None = "1") -> Made:
@@ -33,9 +28,10 @@ async def test_a_change_is_made_and_the_workers_are_told() -> None:
     assert fleet.pokes == 1
 
 
-async def test_who_lags_is_named(clock: trio.testing.MockClock) -> None:
+async def test_who_lags_is_named(nursery: trio.Nursery, mock_clock: MockClock) -> None:
     fleet = FakeFleet(lambda: {R: "1"})
     fleet.lags = True
+    nursery.start_soon(pass_time, mock_clock, 60)
     began_at = trio.current_time()
 
     applied = await Writer(fleet).make(made)
@@ -44,8 +40,9 @@ async def test_who_lags_is_named(clock: trio.testing.MockClock) -> None:
     assert trio.current_time() - began_at == pytest.approx(APPLY_S, abs=1)
 
 
-async def test_many_objects_have_one_deadline(clock: trio.testing.MockClock) -> None:
+async def test_many_objects_have_one_deadline(nursery: trio.Nursery, mock_clock: MockClock) -> None:
     fleet = FakeFleet(dict)
+    nursery.start_soon(pass_time, mock_clock, 60)
     began_at = trio.current_time()
 
     applied = await Writer(fleet).make(
@@ -91,9 +88,7 @@ async def test_writers_take_turns(nursery: trio.Nursery) -> None:
     assert (most, sorted(order)) == (1, list(range(10)))
 
 
-async def test_nobody_waits_for_ever_for_the_others(
-    nursery: trio.Nursery, clock: trio.testing.MockClock
-) -> None:
+async def test_nobody_waits_for_ever_for_the_others(nursery: trio.Nursery, mock_clock: MockClock) -> None:
     """Each change that no worker runs takes its five seconds."""
     fleet = FakeFleet(dict)
     writer = Writer(fleet)
@@ -107,6 +102,7 @@ async def test_nobody_waits_for_ever_for_the_others(
         else:
             answers.append("202")
 
+    nursery.start_soon(pass_time, mock_clock, 60)
     async with trio.open_nursery() as writers:
         for _ in range(5):
             writers.start_soon(write)
