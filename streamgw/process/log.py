@@ -8,7 +8,6 @@ import os
 import select
 import stat
 import sys
-import threading
 from typing import NoReturn
 
 import attrs
@@ -91,15 +90,16 @@ class AccessLog:
         self._bytes = 0
         self._reopen = False
         self._wake = trio.Event()
+        self._ending = trio.Event()
+        self._has_ended = False
+        """Nobody looks at `_lines` any more."""
         self._fd = -1
-        self._abandoned = False
-        """A thread may still be writing to `_fd`: the gateway ends, and the file is stuck."""
-        self._one_at_a_time = threading.Lock()
         self.dropped = 0
+        """Lines that were not written, or of which that is not known."""
 
     def write(self, line: str) -> None:
         """Queue one line (without its newline). Never blocks; drops it when LIMIT_BYTES are waiting."""
-        if self._bytes > LIMIT_BYTES:
+        if self._bytes > LIMIT_BYTES or self._has_ended:
             self.dropped += 1
             return
         if not self._lines:
@@ -125,20 +125,37 @@ class AccessLog:
           OSError: the file cannot be opened at the start.
 
         Cancellation:
-          What is queued by then is still written (within PATIENCE_S), then the file is closed.
+          What is being written and what is queued by then is still written, within PATIENCE_S. The rest is dropped and
+          counted; a thread that is stuck is left alone with the file.
         """
         self._fd = self._open()
-        task_status.started()
-        try:
-            while True:
+        patience = trio.CancelScope(shield=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write_when_due, patience)
+            try:
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                patience.deadline = trio.current_time() + PATIENCE_S
+                self._ending.set()
+                self._wake.set()
+        raise AssertionError("only cancellation ends this")
+
+    async def _write_when_due(self, patience: trio.CancelScope) -> None:
+        """Until the end, and then what is left, or until the deadline of `patience`."""
+        with patience:
+            while not self._ending.is_set():
                 await self._wake.wait()
-                await trio.sleep(FLUSH_INTERVAL_S)
+                with trio.move_on_after(FLUSH_INTERVAL_S):
+                    await self._ending.wait()
                 self._wake = trio.Event()
                 await self._flush()
-        finally:
-            with trio.move_on_after(PATIENCE_S, shield=True):
-                await self._flush()
+            await self._flush()  # what came during the last one
             self._close()
+        self._has_ended = True
+        if patience.cancelled_caught:
+            self.dropped += len(self._lines)
+            structlog.get_logger().error("access_log_stuck", path=self._path, dropped=self.dropped)
 
     async def _flush(self) -> None:
         if self._reopen:
@@ -150,30 +167,29 @@ class AccessLog:
             else:
                 self._close()
                 self._fd = fd
-        if self._lines:
-            text, self._lines = "\n".join(self._lines) + "\n", []
-            try:
-                await trio.to_thread.run_sync(
-                    self._write_all, self._fd, text.encode(errors="replace"), abandon_on_cancel=True
-                )
-            except trio.Cancelled:
-                self._abandoned = True
-                raise
-            except OSError as error:
-                structlog.get_logger().error("access_log_write_failed", path=self._path, error=str(error))
-            self._bytes = sum(map(len, self._lines))
+        if not self._lines:
+            return
+        lines, self._lines = self._lines, []
+        data = "\n".join((*lines, "")).encode(errors="replace")
+        try:
+            await trio.to_thread.run_sync(self._write_all, self._fd, data, abandon_on_cancel=True)
+        except trio.Cancelled:
+            self.dropped += len(lines)
+            raise
+        except OSError as error:
+            structlog.get_logger().error("access_log_write_failed", path=self._path, error=str(error))
+        self._bytes = sum(map(len, self._lines))
 
     def _close(self) -> None:
-        """Not after a thread was left alone with it: that would go on in whatever gets this descriptor next."""
-        if self._fd != sys.stdout.fileno() and not self._abandoned:
+        """Not while a thread writes: that would go on in whatever gets this descriptor next."""
+        if self._fd != sys.stdout.fileno():
             os.close(self._fd)
 
     def _write_all(self, fd: int, data: bytes) -> None:
-        """In a thread. One that was abandoned finishes before the next begins: lines stay in order."""
-        with self._one_at_a_time:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view[: self._step(fd, data, len(data) - len(view))]) :]
+        """In a thread."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view[: self._step(fd, data, len(data) - len(view))]) :]
 
     def _step(self, fd: int, data: bytes, start: int) -> int:
         """How much to write at once. A pipe or a terminal keeps writes of so many bytes apart, and no longer ones (pipe(7)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -11,8 +10,10 @@ from pathlib import Path
 import pytest
 import structlog
 import trio
+from structlog.testing import capture_logs
 
 from streamgw.config.settings import LogSettings
+from streamgw.process import log as module
 from streamgw.process.log import LIMIT_BYTES, AccessLog, configure_logging
 
 
@@ -74,6 +75,59 @@ async def test_reopening_while_it_ends_leaves_no_descriptor(tmp_path: Path) -> N
     assert (tmp_path / "access.log").read_text() == "a line\n"
 
 
+async def test_at_the_end_what_is_being_written_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Users noticed: after a stop lines were missing, and the last one was half a line."""
+    monkeypatch.setattr(module, "PATIENCE_S", 60.0)  # however busy the machine is
+    path = tmp_path / "access.log"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log, received = AccessLog(str(path)), bytearray()
+
+    async def read_on() -> None:
+        while True:
+            await trio.lowlevel.wait_readable(reader)
+            received.extend(os.read(reader, 65536))
+
+    async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as gateway:
+            await gateway.start(log.run)
+            log.write("x" * 200_000)  # more than a pipe holds
+            await trio.lowlevel.wait_readable(reader)
+            gateway.cancel_scope.cancel()
+            nursery.start_soon(read_on)
+        nursery.cancel_scope.cancel()
+    while chunk := os.read(reader, 65536):  # until nobody has it open to write
+        received += chunk
+    os.close(reader)
+
+    assert received == b"x" * 200_000 + b"\n"
+    assert log.dropped == 0
+
+
+async def test_at_the_end_a_file_that_is_stuck_costs_lines_that_are_counted(
+    tmp_path: Path, autojump_clock: trio.abc.Clock
+) -> None:
+    path = tmp_path / "access.log"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log = AccessLog(str(path))
+    with capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(log.run)
+            log.write("x" * 200_000)
+            log.write("y")
+            await trio.lowlevel.wait_readable(reader)
+            log.write("waits")
+            nursery.cancel_scope.cancel()
+        log.write("late")
+
+    assert log.dropped == 4
+    assert [(told["event"], told["dropped"]) for told in logs] == [("access_log_stuck", 3)]
+    await _read_until(reader, b"\ny\n")
+
+
 async def test_a_write_that_is_stuck_keeps_its_descriptor(
     tmp_path: Path, autojump_clock: trio.abc.Clock
 ) -> None:
@@ -87,12 +141,17 @@ async def test_a_write_that_is_stuck_keeps_its_descriptor(
         log.write("x" * 200_000)  # more than a pipe holds
         nursery.cancel_scope.cancel()
 
+    assert await _read_until(reader, b"\n") == b"x" * 200_000 + b"\n"
+
+
+async def _read_until(reader: int, end: bytes) -> bytes:
+    """And close it."""
     received = b""
-    while not received.endswith(b"\n"):
-        with contextlib.suppress(BlockingIOError):
-            received += os.read(reader, 65536)
+    while not received.endswith(end):
+        await trio.lowlevel.wait_readable(reader)
+        received += os.read(reader, 65536)
     os.close(reader)
-    assert received == b"x" * 200_000 + b"\n"
+    return received
 
 
 async def test_standard_output_is_the_default(capfd: pytest.CaptureFixture[str]) -> None:
