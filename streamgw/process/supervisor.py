@@ -140,6 +140,7 @@ class Supervisor:
         """What this process has for good is as it is here."""
         self._loading = trio.CancelScope()
         """Nobody is served before that is over: whoever wants an end need not wait for it."""
+        self._is_ready = trio.Event()
         self._reloading = trio.Lock()
         self._upgrades = 0
         """Attempts."""
@@ -210,6 +211,7 @@ class Supervisor:
             admin=str(settings.admin.listen) if settings.admin else "off",
         )
         systemd.notify("READY=1")
+        self._is_ready.set()
 
     async def _watch_signals(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -245,6 +247,8 @@ class Supervisor:
         if self._nursery is None or self._upgrading is not None or self.crew.draining:
             self._log.warning("upgrade_not_begun", hint="one is under way, or the gateway ends")
             return
+        if not self._is_ready.is_set():
+            self._log.info("upgrade_postponed", hint="until the gateway is ready")
         self._upgrading = trio.CancelScope()
         self._nursery.start_soon(self._upgrade, self._upgrading)
 
@@ -254,15 +258,19 @@ class Supervisor:
         Raises:
           UpgradeFailed: half-way: nobody accepts clients any more.
         """
-        self._upgrades += 1
-        self._log.info("upgrading", attempt=self._upgrades)
-        # Nothing changes meanwhile: what is handed over is what the new gateway has to serve.
         with scope:
+            await (
+                self._is_ready.wait()
+            )  # a predecessor, and the service manager, have to hear of this one first
+            self._upgrades += 1
+            self._log.info("upgrading", attempt=self._upgrades)
             await self._try_to_upgrade()
         self._upgrading = None
 
     async def _try_to_upgrade(self) -> None:
-        async with self._reloading:
+        async with (
+            self._reloading
+        ):  # nothing changes meanwhile: what is handed over is what the new gateway has to serve
             handed = Handed(self.sockets.all(), self.servers.sockets)
             successor = Successor(handed, step_back=self._step_back, on_ready=_hand_over_to)
             try:

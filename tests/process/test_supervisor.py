@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import trio
 import yaml
+from structlog.testing import capture_logs
 
 from streamgw.config.settings import Settings, load_settings
 from streamgw.process import supervisor, systemd, takeover
@@ -636,3 +637,46 @@ async def test_a_start_that_is_no_longer_wanted_once_it_accepts_is_a_drain(
 
     assert said == ["STOPPING=1"]
     assert not reachable(port)
+
+
+class Loading(OneWorker):
+    """Somebody wants an upgrade before anything is loaded."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        signal.raise_signal(signal.SIGUSR2)
+        await super().run(task_status=task_status)
+
+
+class Loaded(OneWorker):
+    """The same of a gateway that already answers, and has not told the one before it to go."""
+
+    async def listen(self) -> None:
+        await super().listen()
+        signal.raise_signal(signal.SIGUSR2)
+
+
+@pytest.mark.parametrize("worker", [Loading, Loaded])
+async def test_an_upgrade_that_is_wanted_during_the_start_begins_when_that_is_over(
+    tmp_path: Path,
+    ports: Ports,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    worker: type[OneWorker],
+) -> None:
+    """Else the gateway before it is never told to go: two of them accept, or the service manager follows the wrong one."""
+
+    class Nobody(takeover.Successor):
+        async def run(self) -> None:
+            await trio.lowlevel.checkpoint()
+            said.append("upgrade")
+            signal.raise_signal(signal.SIGTERM)
+            raise takeover.UpgradeFailed("nobody comes")
+
+    monkeypatch.setattr(supervisor, "Successor", Nobody)
+
+    with capture_logs() as logs:
+        await run_with(worker, tmp_path, ports.take(), monkeypatch)
+
+    assert said == ["READY=1", "upgrade", "STOPPING=1"]
+    events = [each["event"] for each in logs]
+    assert events.index("upgrade_postponed") < events.index("ready") < events.index("upgrading")
