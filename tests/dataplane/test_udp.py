@@ -15,7 +15,7 @@ from streamgw.core.errors import Reason, Rejected
 from streamgw.core.hooks import Hooks, UseUpstream
 from streamgw.core.model import Address, DatagramRules, Node, Timeouts
 from streamgw.core.udp_sessions import Drop, UDPLimits
-from tests.support.bridge import open_descriptors
+from tests.support.descriptors import open_descriptors
 from tests.support.plugins import break_when_cancelled
 from tests.support.scenes import FakeNames, route, snapshot, upstream
 from tests.support.udp_scenes import (

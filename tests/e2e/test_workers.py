@@ -13,6 +13,7 @@ import pytest
 from tests.support.callers import callers, hang_up
 from tests.support.child import run, wait_until
 from tests.support.datagrams import DatagramClient, datagram_origin
+from tests.support.descriptors import open_descriptors
 from tests.support.gateway import PLAIN, STREAMGW, Gateway, stream_route
 from tests.support.origin import Visitor, named_origin
 from tests.support.ports import Ports
@@ -332,7 +333,7 @@ def test_logs_are_reopened_by_all_workers_and_moved_live(gateway: Gateway, ports
         child.send_signal(signal.SIGUSR1)
         workers = pids(gateway.status()).values()
         wait_until(
-            lambda: not any(str(rotated) in open_files(pid) for pid in workers),
+            lambda: not any(what == str(rotated) for pid in workers for _, what in open_descriptors(pid)),
             what="nobody has the old file",
         )
         call(port, 20)
@@ -383,10 +384,6 @@ def test_nothing_is_left_of_workers_that_came_and_went(gateway: Gateway, ports: 
         assert len(children(child.pid)) == 2
         assert all(map(is_alive, children(child.pid)))
         call(port, 4)
-
-
-def open_files(pid: int) -> set[str]:
-    return {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
 
 
 def open_fds(pid: int) -> int:

@@ -7,7 +7,6 @@ import resource
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import attrs
 import pytest
@@ -16,6 +15,7 @@ import trio
 from streamgw.core.errors import ConfigError, Problem, StreamgwError
 from streamgw.process import channel as module
 from streamgw.process.channel import Channel, ChannelClosed, Refused
+from tests.support.descriptors import open_descriptors, opened_since
 
 
 @attrs.define
@@ -46,10 +46,6 @@ async def two() -> AsyncIterator[tuple[Side, Side]]:
         await nursery.start(theirs.channel.run)
         yield ours, theirs
         nursery.cancel_scope.cancel()
-
-
-def open_fds() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def test_a_question_brings_its_answer_both_ways() -> None:
@@ -238,7 +234,7 @@ async def test_questions_beyond_the_limit_wait_for_their_turn(monkeypatch: pytes
 async def test_a_question_taken_back_is_never_sent() -> None:
     """The other side does not read, the socket is full: what waits behind it can still be taken back."""
     ours, theirs = (Side(sock) for sock in socket.socketpair())
-    before = open_fds()
+    before = open_descriptors()
     async with trio.open_nursery() as nursery:
         await nursery.start(ours.channel.run)
         for number in range(3):
@@ -246,7 +242,7 @@ async def test_a_question_taken_back_is_never_sent() -> None:
         await trio.testing.wait_all_tasks_blocked()
         with trio.move_on_after(0.01):
             await ours.channel.ask("small", fds=[0])
-        assert open_fds() == before
+        assert not opened_since(before)
 
         theirs.answers |= {"large": lambda number, text: number, "small": lambda **_: theirs.news.append(())}
         await nursery.start(theirs.channel.run)
@@ -314,7 +310,7 @@ async def test_a_descriptor_may_be_closed_before_the_turn_of_its_question(
 ) -> None:
     monkeypatch.setattr(module, "MAX_QUESTIONS", 1)
     async with two() as (ours, theirs):
-        before = open_fds()
+        before = open_descriptors()
         goes_on = trio.Event()
         theirs.answers |= {
             "wait": goes_on.wait,
@@ -338,19 +334,19 @@ async def test_a_descriptor_may_be_closed_before_the_turn_of_its_question(
             goes_on.set()
 
         assert answers == [2]
-        assert open_fds() == before
+        assert not opened_since(before)
 
 
 async def test_a_descriptor_that_is_none_is_refused() -> None:
     async with two() as (ours, _):
-        before = open_fds()
+        before = open_descriptors()
         with pytest.raises(Refused, match="Bad file descriptor"):
             await ours.channel.ask("take", fds=[0, 9_999])
 
         ours.channel.tell("take", {}, fds=[0, 9_999])
 
         assert ours.channel.dropped == 1
-        assert open_fds() == before
+        assert not opened_since(before)
 
 
 async def test_who_is_cancelled_is_not_told_of_descriptors_that_are_closed_by_then() -> None:
@@ -372,7 +368,7 @@ async def test_descriptors_get_lost_where_there_is_no_room_and_nothing_else_does
         await nursery.start(ours.channel.run)
         nursery.start_soon(_fail_for_want_of_descriptors, ours.channel)
         await trio.testing.wait_all_tasks_blocked()
-        before = open_fds()
+        before = open_descriptors()
         resource.setrlimit(resource.RLIMIT_NOFILE, (_first_free() + 1, hard))
         try:
             await nursery.start(theirs.channel.run)
@@ -381,7 +377,7 @@ async def test_descriptors_get_lost_where_there_is_no_room_and_nothing_else_does
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
         assert await ours.channel.ask("count", fds=[0, 1]) == 2
-        assert open_fds() == before
+        assert not opened_since(before)
         nursery.cancel_scope.cancel()
 
 
@@ -397,11 +393,11 @@ def _first_free() -> int:
 
 
 async def test_descriptors_that_nobody_took_are_closed() -> None:
-    before = open_fds()
+    before = open_descriptors()
     ours, theirs = (Side(sock) for sock in socket.socketpair())
     ours.channel.tell("first", {}, fds=[0, 1])
     ours.channel.tell("second", {}, fds=[2])
     ours.channel.close()
     theirs.channel.close()
 
-    assert open_fds() == before
+    assert not opened_since(before)

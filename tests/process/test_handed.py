@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from streamgw.core.model import Listener
 from streamgw.process.handed import HandedSockets
 from streamgw.process.sockets import BindError, Sockets
+from tests.support.descriptors import open_descriptors, opened_since
 
 
 @pytest.fixture
@@ -29,10 +29,6 @@ def handed() -> Iterator[HandedSockets]:
 
 
 A, B = Listener("tcp", "127.0.0.1", 0), Listener("udp", "127.0.0.2", 0)
-
-
-def open_fds() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def hand_down(ours: Sockets, handed: HandedSockets) -> None:
@@ -66,35 +62,35 @@ def test_what_was_not_handed_down_changes_nothing(ours: Sockets, handed: HandedS
 
 
 def test_what_is_gone_closes_when_the_data_plane_let_go(ours: Sockets, handed: HandedSockets) -> None:
-    fds = open_fds()
+    before = open_descriptors()
     ours.replace([A, B])
     hand_down(ours, handed)
     handed.replace([A, B])()
-    assert open_fds() == fds + 4
+    assert opened_since(before).total() == 4
 
     finish = handed.replace([A])
-    assert open_fds() == fds + 4
+    assert opened_since(before).total() == 4
     finish()
 
-    assert open_fds() == fds + 3
+    assert opened_since(before).total() == 3
     handed.close_all()
-    assert open_fds() == fds + 2
+    assert opened_since(before).total() == 2
 
 
 def test_a_socket_bound_anew_takes_the_place_of_the_old_one(ours: Sockets, handed: HandedSockets) -> None:
     ours.replace([A])
     hand_down(ours, handed)
     handed.replace([A])()
-    (before,) = handed.bound().values()
-    fds = open_fds()
+    (old,) = handed.bound().values()
+    before = open_descriptors()
 
     hand_down(ours, handed)
     hand_down(ours, handed)
     handed.replace([A])()
 
-    (after,) = handed.bound().values()
-    assert after is not before
-    assert open_fds() == fds
+    (new,) = handed.bound().values()
+    assert new is not old
+    assert not opened_since(before)
 
 
 def test_what_is_let_go_closes_at_once(ours: Sockets, handed: HandedSockets) -> None:
@@ -109,9 +105,9 @@ def test_what_is_let_go_closes_at_once(ours: Sockets, handed: HandedSockets) -> 
 
 def test_what_was_never_used_is_closed_too(ours: Sockets, handed: HandedSockets) -> None:
     ours.replace([A])
-    fds = open_fds()
+    before = open_descriptors()
     hand_down(ours, handed)
 
     handed.close_all()
 
-    assert open_fds() == fds
+    assert not opened_since(before)

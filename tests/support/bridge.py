@@ -15,7 +15,6 @@ import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import attrs
@@ -28,6 +27,7 @@ from streamgw.dataplane.pump import End, Ending, Limits, Meter, OnFirstByte, TLS
 from streamgw.dataplane.pump.bpf import Unavailable
 from streamgw.dataplane.pump.loop import SocketPump
 from streamgw.dataplane.pump.sockmap_trial import open_maps
+from tests.support.descriptors import open_descriptors
 from tests.support.tls_talker import CLIENT, NAME, SERVER, TLSTalker
 
 SHAKES_QUICKLY = True
@@ -383,12 +383,3 @@ def reset(sock: Talker | socket.socket) -> None:
     """Close by RST."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
-
-
-def open_descriptors() -> frozenset[tuple[int, str]]:
-    """Every descriptor of this process, with what it is."""
-    found = set()
-    for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found.add((int(entry.name), str(entry.readlink())))
-    return frozenset(found)

@@ -10,7 +10,8 @@ import pytest
 
 from streamgw.dataplane.pump import bpf
 from streamgw.dataplane.pump.bpf import Maps, Unavailable
-from tests.support.bridge import Way, open_descriptors, skip_unless_possible
+from tests.support.bridge import Way, skip_unless_possible
+from tests.support.descriptors import open_descriptors, opened_since
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def test_the_maps_are_made_and_given_back() -> None:
     assert list(maps.bell.rung()) == []
     maps.close()
 
-    assert open_descriptors() == before
+    assert not opened_since(before)
 
 
 @pytest.mark.usefixtures("kernel")
@@ -83,7 +84,7 @@ def test_whatever_step_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPat
     ):
         Maps()
 
-    assert open_descriptors() == before
+    assert not opened_since(before)
 
 
 @pytest.mark.usefixtures("kernel")
@@ -105,7 +106,7 @@ def test_what_cannot_be_mapped_leaves_nothing_behind(
         Maps()
 
     monkeypatch.undo()
-    assert open_descriptors() == before
+    assert not opened_since(before)
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES])

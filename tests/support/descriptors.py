@@ -1,0 +1,21 @@
+"""What a process has open. The tests' own may close something of an earlier test meanwhile, in a thread: look at what is new."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from pathlib import Path
+
+
+def open_descriptors(process: int | str = "self") -> frozenset[tuple[int, str]]:
+    """Every descriptor of a process, with what it is."""
+    found = set()
+    for entry in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it was closed just now
+            found.add((int(entry.name), str(entry.readlink())))
+    return frozenset(found)
+
+
+def opened_since(before: frozenset[tuple[int, str]]) -> Counter[str]:
+    """What this process has open more often than then. A socket that was exchanged for a copy of it is none of that."""
+    return Counter(what for _, what in open_descriptors()) - Counter(what for _, what in before)
