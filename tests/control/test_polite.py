@@ -11,7 +11,8 @@ from streamgw.control.polite import FREEZE_FROM, SWITCH_INTERVAL_S, polite_to_th
 
 @pytest.fixture(autouse=True)
 def thawed() -> Iterator[None]:
-    """What a test freezes is thawed after it."""
+    """What a test freezes is thawed after it, and what earlier ones left frozen before: it may die meanwhile."""
+    gc.unfreeze()
     yield
     gc.unfreeze()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -17,18 +17,21 @@ import trio
 
 from streamgw.config.settings import AccessLogSettings, ReloadSettings, Settings
 from streamgw.core.errors import ConfigError
+from streamgw.process import child
 from streamgw.process.channel import Channel, Refused
 from streamgw.process.child import Child
 from streamgw.process.demo import serve_upstreams
 from streamgw.process.ledger import LedgerMemory
 from streamgw.process.slots import packed
 from streamgw.process.sockets import Sockets
+from tests.support.descriptors import open_descriptors, opened_since
 from tests.support.worker import ANY, says, write_routes
 
 
 @pytest.fixture(autouse=True)
-def _own_logging() -> None:
-    """A worker configures structlog for its process, which here is everybody's."""
+def _own_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A worker configures structlog and the garbage collector for its process, which here is everybody's."""
+    monkeypatch.setattr(child, "settle", lambda: None)
     yield
     structlog.reset_defaults()
 
@@ -109,10 +112,6 @@ async def open_client(sockets: Sockets) -> trio.SocketStream:
     return await trio.open_tcp_stream("127.0.0.1", listener.port)
 
 
-def open_fds() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 async def test_it_loads_then_listens_then_drains(tmp_path: Path) -> None:
     async with serving(tmp_path) as (supervisor, sockets, has_ended):
         async with await open_client(sockets) as client:
@@ -151,13 +150,13 @@ async def test_once_it_drains_it_takes_nothing_more_and_says_that_all_is_done(tm
         async with await open_client(sockets) as client:
             await says(client)
             await supervisor.channel.ask("drain", {"within_s": 60.0, "is_succeeded": False})
-            fds = open_fds()
+            before = open_descriptors()
 
             await supervisor.follow(Sockets(), listeners=(ANY,))
             await supervisor.follow(sockets, listeners=(ANY,))
             await supervisor.channel.ask("make_way", {"names": [ANY.name], "settings": packed(Settings())})
 
-            assert open_fds() == fds
+            assert not [each for each in opened_since(before) if each.startswith("socket:")]
             assert (await says(client)).startswith(b"upstream")
         await has_ended.wait()
 
