@@ -18,13 +18,14 @@ import attrs
 from streamgw.config.rules import Count, Duration, integer
 from streamgw.config.strict import Fault, Stated, Wrong, nearest, shown
 from streamgw.config.wording import Schema, shortened
+from streamgw.core import access_log
 from streamgw.core.model import NO_PACING, BalancerType, Node, Pacing
 from streamgw.core.ring import MAX_TOTAL_WEIGHT
 from streamgw.core.variables import NAMES, UnknownVariable, compile_template
 
 TYPES: tuple[BalancerType, ...] = ("roundrobin", "chash", "least_conn", "ewma")
 HASH_VARIABLES = ("remote_addr", "remote_port", "server_addr", "mqtt_client_id")
-"""Those of APISIX's pattern that exist at layer 4. All variables can stand in a combination."""
+"""Those of APISIX's pattern that exist at layer 4. In a combination there may be every variable of the client: `NAMES`."""
 MAX_WAITING = 100_000
 
 
@@ -180,13 +181,16 @@ def _check_combination(key: str) -> Iterator[Fault]:
     try:
         names = compile_template(key).names
     except UnknownVariable as error:
-        message = (
-            f"variable ${error.name} does not exist at layer 4{nearest(error.name, tuple(sorted(NAMES)))}"
-        )
-        yield Fault(("key",), message)
+        yield Fault(("key",), f"variable ${error.name} {_why_not(error.name)}")
     else:
         if not names:
             yield Fault(("key",), f"expected variables like $remote_addr$server_port, got {shown(key)}")
+
+
+def _why_not(name: str) -> str:
+    if access_log.lookup(name) is not None:
+        return "is not known when a node is chosen"
+    return f"does not exist at layer 4{nearest(name, tuple(sorted(NAMES)))}"
 
 
 def _check_weights(nodes: tuple[Node, ...]) -> Iterator[Fault]:

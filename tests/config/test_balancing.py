@@ -117,6 +117,11 @@ def test_what_a_stream_has_not_cannot_be_hashed_on(hash_on: str) -> None:
     [
         ("$remote_adr", "variable $remote_adr does not exist at layer 4, did you mean 'remote_addr'?"),
         ("$remote_addr$uri", "variable $uri does not exist at layer 4"),
+        # Routes may share an upstream, and with it the choice.
+        ("$route_id-$remote_addr", "variable $route_id is not known when a node is chosen"),
+        ("$hostname", "variable $hostname is not known when a node is chosen"),
+        ("$ssl_protocol", "variable $ssl_protocol is not known when a node is chosen"),
+        ("$status", "variable $status is not known when a node is chosen"),
         ("remote_addr", "expected variables like $remote_addr$server_port, got 'remote_addr'"),
     ],
 )

@@ -158,7 +158,7 @@ def edited(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
 
 BY_COMPARISON = re.compile(
     "mismatched number of certs and keys|a gap between them|range like 9100-9200|unknown plugin|"
-    "does not exist at layer 4|expected variables like|the weights may add up to|[Cc]ondition|[Ee]xpression"
+    "does not exist at layer 4|when a node is chosen|expected variables like|the weights may add up to|[Cc]ondition|[Ee]xpression"
 )
 """What no schema can say, or need not."""
 
