@@ -106,7 +106,11 @@ class Successor:
                 nursery.start_soon(self._lead, channel)
                 await self._is_ready.wait()
                 nursery.cancel_scope.cancel()
-        except ExceptionGroup:
+        except BaseExceptionGroup as group:
+            if cancelled := group.split(Exception)[
+                1
+            ]:  # at the moment when it died: whoever did that wants no reason
+                raise cancelled from None
             with trio.move_on_after(ANSWER_S):
                 await child.wait()
             why = "; ".join(self._why) or f"it ended with exit code {child.returncode}"

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from streamgw.process import takeover
+from streamgw.process.channel import Channel
 from streamgw.process.takeover import (
     VARIABLE,
     Handed,
@@ -146,6 +148,29 @@ async def test_one_that_is_no_longer_wanted_is_ended(tmp_path: Path) -> None:
     assert old.ready == []
     old.close()
     assert open_fds() <= before + 1
+
+
+async def test_one_that_dies_when_it_is_no_longer_wanted_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway was stopped, and its successor with it: instead of draining, it cut all sessions."""
+    scope, speak = trio.CancelScope(), takeover._speak
+
+    async def speak_until_nobody_wants_it(channel: Channel) -> None:
+        try:
+            await speak(channel)
+        finally:
+            scope.cancel()
+
+    monkeypatch.setattr(takeover, "_speak", speak_until_nobody_wants_it)
+    old = Old(tmp_path, "dumb")
+
+    with trio.fail_after(60), scope:
+        await old.successor.run()
+
+    assert scope.cancelled_caught
+    assert not old.has_stepped_back
+    old.close()
 
 
 async def test_whoever_takes_over_from_nobody_asks_nobody() -> None:
