@@ -146,6 +146,7 @@ class Supervisor:
         """Attempts."""
         self._upgrading: trio.CancelScope | None = None
         """While a new gateway may yet take over."""
+        self._is_told_to_end = False
         self._log = structlog.get_logger()
 
     async def run(self, beside: Extra | None = None, predecessor: Predecessor | None = None) -> None:
@@ -226,13 +227,19 @@ class Supervisor:
                         self.crew.reopen_logs()
                     case signal.SIGUSR2:
                         self._upgrade_soon()
-                    case _ if self.crew.draining:
+                    case _ if self._is_told_to_end:
                         self._log.warning("ending_now", live_sessions=self.crew.live_sessions)
                         self.crew.drain(trio.current_time())
                     case _:
                         self._drain(signal.Signals(number).name)
 
     def _drain(self, why: str) -> None:
+        self._is_told_to_end = True
+        if (
+            self.crew.draining
+        ):  # for a successor, whom the same signal may have reached: what has begun goes on
+            self._log.info("draining", signal=why, live_sessions=self.crew.live_sessions)
+            return
         timeout_s = self.crew.settings.drain_timeout_s
         self._log.info("draining", signal=why, live_sessions=self.crew.live_sessions, deadline_s=timeout_s)
         systemd.notify("STOPPING=1")

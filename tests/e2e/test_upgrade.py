@@ -220,6 +220,27 @@ def test_a_signal_to_end_ends_both(gateway: Gateway, ports: Ports, origin: int) 
         wait_until(lambda: not any(map(is_alive, everybody)), what="nobody is left", timeout_s=SLOW_S)
 
 
+def test_the_first_signal_to_end_lets_an_old_gateway_drain_on(
+    gateway: Gateway, ports: Ports, origin: int, mourned: list[int]
+) -> None:
+    """A service manager tells all processes of the gateway: sessions of the old one were cut while those of the new one were not."""
+    port = ports.take()
+    gateway.write_settings([port], **with_workers(1))
+    gateway.write_routes("a.yaml", stream_route("a", origin))
+    with gateway.running() as child, Visitor(port) as visitor:
+        visitor.greeting()
+        upgrade(gateway, child, mourned)
+
+        child.send_signal(signal.SIGTERM)
+        child.wait_for_line("SIGTERM")
+        assert visitor.echo("still there") == "still there"
+
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(timeout_s=SLOW_S) == 0
+
+    assert [line["reason"] for line in gateway.access_lines()] == ["drain"]
+
+
 def test_killing_the_new_process_in_the_middle_changes_nothing(
     gateway: Gateway, ports: Ports, origin: int
 ) -> None:
