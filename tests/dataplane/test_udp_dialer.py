@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
 import pytest
 import trio
 import trio.testing
@@ -9,13 +12,26 @@ import trio.testing
 from streamgw.core import udp_room
 from streamgw.core.model import Address
 from streamgw.core.udp_sessions import Drop
+from streamgw.dataplane import udp_dialer
 from streamgw.dataplane.pump import datagram
 from tests.support.bridge import no_descriptor_left
+from tests.support.ports import Ports
 from tests.support.scenes import facts, route, snapshot, upstream
-from tests.support.udp_scenes import Peer, closed_port, exchange, to, udp_gateway, udp_listener
+from tests.support.udp_scenes import Peer, exchange, to, udp_gateway, udp_listener
+
+ClosedPort: TypeAlias = Callable[[], str]
 
 
-async def test_a_node_that_refuses_ends_the_session_and_the_next_datagram_goes_elsewhere() -> None:
+@pytest.fixture
+def closed_port() -> Iterator[ClosedPort]:
+    """Names nodes that refuse, each time another one."""
+    with Ports() as ports:
+        yield lambda: f"127.0.0.1:{ports.take_for_udp()}"
+
+
+async def test_a_node_that_refuses_ends_the_session_and_the_next_datagram_goes_elsewhere(
+    closed_port: ClosedPort,
+) -> None:
     dead = closed_port()
     with Peer() as node, Peer() as client:
         async with udp_gateway(to(dead + "=1000", node)) as gateway:
@@ -33,7 +49,7 @@ async def test_a_node_that_refuses_ends_the_session_and_the_next_datagram_goes_e
 
 
 async def test_a_client_that_sends_on_and_on_to_nodes_that_refuse_makes_few_sessions(
-    monkeypatch: pytest.MonkeyPatch,
+    closed_port: ClosedPort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(udp_room, "PAUSE_S", 60.0)  # sending takes less, on any machine
     with Peer() as client:
@@ -48,7 +64,7 @@ async def test_a_client_that_sends_on_and_on_to_nodes_that_refuse_makes_few_sess
 
 
 async def test_two_sessions_that_are_refused_together_say_nothing_of_other_nodes(
-    monkeypatch: pytest.MonkeyPatch,
+    closed_port: ClosedPort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datagram, "_ONE", datagram._MANY)  # both are read before the first refusal is known
     with Peer() as node, Peer() as one, Peer() as other:
@@ -66,7 +82,7 @@ async def test_two_sessions_that_are_refused_together_say_nothing_of_other_nodes
             assert gateway.drops() == {}
 
 
-async def test_the_only_node_is_tried_again_although_it_refused() -> None:
+async def test_the_only_node_is_tried_again_although_it_refused(closed_port: ClosedPort) -> None:
     place = closed_port()
     with Peer() as client:
         async with udp_gateway(to(place)) as gateway:
@@ -78,7 +94,7 @@ async def test_the_only_node_is_tried_again_although_it_refused() -> None:
                 await exchange(client, node, at)
 
 
-async def test_what_is_queued_behind_a_refusal_is_lost_and_counted() -> None:
+async def test_what_is_queued_behind_a_refusal_is_lost_and_counted(closed_port: ClosedPort) -> None:
     with Peer() as client:
         async with udp_gateway(to(closed_port())) as gateway:
             (at,) = gateway.listen(udp_listener())
@@ -169,17 +185,23 @@ async def test_how_long_the_first_answer_takes_is_known_where_the_quickest_is_wa
             assert (latency_s > 0, latency_s >= at_least_s) == (kind == "ewma", True)
 
 
-async def test_without_descriptors_nobody_begins_and_that_is_said_once() -> None:
+async def test_without_descriptors_nobody_begins_and_that_is_said_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with Peer() as node, Peer() as client, Peer() as other:
         async with udp_gateway(to(node)) as gateway:
             (at,) = gateway.listen(udp_listener())
             await trio.testing.wait_all_tasks_blocked()
             with no_descriptor_left():
-                await client.say(b"?", at)
-                outcome = await gateway.outcome()
-                await client.say(b"?", at)
-                await gateway.until(lambda: gateway.drops().get(Drop.EXHAUSTED))
-                await gateway.until(lambda: trio.current_time() > gateway.udp.dialer.rests_until)
+                with monkeypatch.context() as patient:
+                    patient.setattr(
+                        udp_dialer, "REST_S", 60.0
+                    )  # it is not over before the next datagram comes
+                    await client.say(b"?", at)
+                    outcome = await gateway.outcome()
+                    await client.say(b"?", at)
+                    await gateway.until(lambda: gateway.drops().get(Drop.EXHAUSTED))
+                gateway.udp.dialer.rests_until = trio.current_time()
                 await client.say(b"?", at)
                 await gateway.outcome(2)
             assert (outcome.reason, outcome.fault) == ("exhausted", "gateway")
