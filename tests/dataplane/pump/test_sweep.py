@@ -16,7 +16,7 @@ from streamgw.dataplane.pump.end import Relay, Socket
 from streamgw.dataplane.pump.linger import Lingering
 from streamgw.dataplane.pump.peek import Peeks
 from streamgw.dataplane.pump.sweep import DELIVERY_S, SLICE, Sweep, slices
-from tests.support.bridge import open_bridge, until
+from tests.support.bridge import open_bridge
 from tests.support.scripted_socket import Finished, ScriptedSocket
 
 
@@ -130,12 +130,16 @@ def test_big_tables_are_looked_at_in_slices() -> None:
 
 async def test_every_relay_of_a_big_table_is_looked_at() -> None:
     count = SLICE + 10
-    # Not at once: a session that is cut before its client's connect has returned is another story.
-    async with open_bridge(limits=Limits(ends_at=trio.current_time() + 3.0)) as bridge:
+    async with open_bridge() as bridge:
         sockets = []
         for _ in range(count):
             sockets += await bridge.connect()
-        await until(lambda: len(bridge.sessions) == count)
+        relays = [session.end.relay for session in bridge.sessions]
+        assert len(relays) == count
+
+        for relay in relays:
+            relay.limits = Limits(ends_at=trio.current_time())
+
         for session in bridge.sessions:
             assert (await session.wait_ended()).reason is Reason.MAX_DURATION
         for sock in sockets:
