@@ -58,7 +58,12 @@ class Shipper:
     def ship(self, collector: Collector, record: bytes) -> None:
         """See `Shipping.ship`."""
         now = trio.current_time()
-        queue = self._queues.get(collector) or self._open(collector)
+        queue = self._queues.get(collector)
+        if queue is None:
+            if self._ending.is_set():  # its task would find nobody to hold it
+                self._lose_late(collector)
+                return
+            queue = self._open(collector)
         was_empty = not queue.batches
         if queue.batches.add(record, now):
             if was_empty or queue.batches.due_at <= now:
@@ -74,7 +79,8 @@ class Shipper:
 
         Cancellation:
           What is queued is still sent, within PATIENCE_S, up to the first batch that fails; one that is on its way is not
-          begun again, for its collector may have it. The rest is dropped and counted.
+          begun again, for its collector may have it. The rest is dropped and counted, and so is what comes for a collector
+          that has no queue by then.
         """
         trio.socket.set_custom_hostname_resolver(Names())
         patience = trio.CancelScope(shield=True)
@@ -143,6 +149,12 @@ class Shipper:
             name = str(queue.collector)
             self._log.info("collector_back", collector=name, dropped=self.dropped[name])
         return True
+
+    def _lose_late(self, collector: Collector) -> None:
+        name = str(collector)
+        if not self.dropped[name]:
+            self._log.warning("records_dropped", collector=name, pending=0)
+        self.dropped[name] += 1
 
     def _lose(self, queue: _Queue, records: int) -> None:
         if records:

@@ -171,6 +171,20 @@ async def test_at_the_end_what_is_on_its_way_is_not_sent_again() -> None:
     assert not shipper.dropped
 
 
+async def test_what_comes_after_the_end_is_counted_and_told() -> None:
+    """Users noticed: a bug of the plugin was reported, and further records were lost without a word."""
+    async with shipping() as shipper:
+        pass
+
+    with capture_logs() as logs:
+        for _ in range(3):
+            shipper.ship(udp(9), b"late")
+
+    assert shipper.dropped == {"udp://127.0.0.1:9": 3}
+    assert [(log["event"], log["pending"]) for log in logs] == [("records_dropped", 0)]
+    assert len(shipper) == 0
+
+
 async def test_one_that_is_ended_before_its_first_step_ends() -> None:
     """Users noticed: a gateway that was told to end while it started hung until SIGKILL."""
     shipper = Shipper(lambda: "system")
