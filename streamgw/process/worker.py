@@ -2,7 +2,7 @@
 
 ```
 Worker.run
-├─ access log                     outermost: it outlives the last session
+├─ access log, shipper            end last: whatever ends before them has its lines and records written
 ├─ tasks of plugins               as long as a route or a session has them
 └─ nursery
    ├─ pump                        one task, one epoll
@@ -13,16 +13,19 @@ Worker.run
    └─ listeners                   its deadline is the drain deadline
       └─ one task per listener, one child task per session
 ```
+
+It ends from the bottom to the top, drained or cancelled: what is above hears of the end when all below it has ended.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -215,23 +218,23 @@ class Worker:
           OSError: the access log cannot be opened.
 
         Cancellation:
-          Sessions are cut (reason `drain`) and reset; their log lines are still written.
+          Sessions are cut (reason `drain`) and reset; their log lines are still written, and their records sent, each within
+          the patience of who does it.
         """
         self.started_at = trio.current_time()
         try:
-            async with trio.open_nursery() as outer:
-                await outer.start(self.access_log.run)
-                await outer.start(self.shipper.run)
-                await outer.start(self.backgrounds.run)
-                async with trio.open_nursery() as inner:
-                    await inner.start(self.pump.run)
-                    await inner.start(self.resolver.run)
-                    await inner.start(self.reloader.run)
-                    await inner.start(self.prober.run)
-                    await inner.start(self.udp.sweep)
-                    await inner.start(self._serve, inner.cancel_scope)
-                    task_status.started()
-                outer.cancel_scope.cancel()
+            async with (
+                _outlasting(self.access_log.run, self.shipper.run),
+                _outlasting(self.backgrounds.run),
+                trio.open_nursery() as nursery,
+            ):
+                await nursery.start(self.pump.run)
+                await nursery.start(self.resolver.run)
+                await nursery.start(self.reloader.run)
+                await nursery.start(self.prober.run)
+                await nursery.start(self.udp.sweep)
+                await nursery.start(self._serve, nursery.cancel_scope)
+                task_status.started()
         finally:
             self.ended.set()
 
@@ -304,6 +307,32 @@ class Worker:
     def publish_reload(self, what: str, status: ReloadStatus) -> None:
         """Tell the live feed what became of a configuration (`routes` or `settings`)."""
         self.reports.reload(what, status, len(self.reloader.current.router.routes))
+
+
+@contextlib.asynccontextmanager
+async def _outlasting(*services: Callable[..., Awaitable[NoReturn]]) -> AsyncGenerator[None]:
+    """Run these while the block runs. They hear of a cancellation, whoever's it is, when the block has ended.
+
+    Each has a bound for its own end.
+    """
+    scope = trio.CancelScope(shield=True)
+    are_started = trio.Event()
+
+    async def run_them() -> None:
+        with scope:
+            async with trio.open_nursery() as nursery:
+                for service in services:
+                    await nursery.start(service)
+                are_started.set()
+
+    async with trio.open_nursery() as nursery:
+        # Not `start`: cancelled meanwhile, it would wait for the end of a task that hears of it from nobody.
+        nursery.start_soon(run_them)
+        try:
+            await are_started.wait()
+            yield
+        finally:
+            scope.cancel()
 
 
 def settle() -> None:

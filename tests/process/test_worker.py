@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import subprocess
@@ -11,9 +12,12 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+import trio.testing
 
 from streamgw.config.settings import AccessLogSettings, LimitSettings, Settings
+from streamgw.core.batch import Collector, ToFile
 from streamgw.core.errors import ConfigError
+from streamgw.core.hooks import Hooks
 from streamgw.core.model import Listener
 from streamgw.process.sockets import BindError, Sockets
 from streamgw.process.worker import Worker
@@ -144,6 +148,48 @@ async def test_a_drain_waits_for_sessions_and_writes_their_lines(tmp_path: Path)
             await scene.worker.ended.wait()
 
     assert json.loads(scene.access_log.read_text())["reason"] == "closed"
+
+
+@pytest.mark.parametrize("_", range(4))
+async def test_whoever_cancels_it_the_sessions_it_cuts_leave_their_lines(tmp_path: Path, _: int) -> None:
+    """Users noticed: after an upgrade that failed late, the sessions that it had cut were not in the access log. Trio throws a
+    coin for who hears first of a cancellation.
+    """
+    async with worker_on(tmp_path) as scene, contextlib.AsyncExitStack() as clients:
+        for _ in range(5):
+            await says(await clients.enter_async_context(await scene.connect()))
+
+        scene.cancel()
+        with trio.fail_after(30):
+            await scene.worker.ended.wait()
+
+    lines = [json.loads(line) for line in scene.access_log.read_text().splitlines()]
+    assert [line["reason"] for line in lines] == ["drain"] * 5
+
+
+@pytest.mark.parametrize("is_drained", [True, False], ids=["drained", "cancelled"])
+async def test_what_a_plugins_task_ships_with_its_last_breath_arrives(
+    tmp_path: Path, is_drained: bool
+) -> None:
+    where = Collector(to=ToFile(path=str(tmp_path / "records")))
+    async with worker_on(tmp_path) as scene:
+
+        async def background() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.testing.wait_all_tasks_blocked(0.05)
+                scene.worker.shipper.ship(where, b"the rest")
+
+        scene.worker.backgrounds.sync([Hooks(plugin="keeper", background=background)])
+        await trio.testing.wait_all_tasks_blocked()
+
+        if not is_drained:
+            scene.cancel()
+
+    assert (tmp_path / "records").read_bytes() == b"the rest\n"
+    assert not scene.worker.shipper.dropped
 
 
 async def test_a_broken_configuration_at_the_start_is_an_error(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ class Scene:
     routes: Path
     upstream_ports: tuple[int, int]
     access_log: Path
+    cancel: Callable[[], None]
+    """End `Worker.run` as whoever runs it would."""
 
     @property
     def ports(self) -> list[int]:
@@ -81,11 +83,18 @@ async def worker_on(tmp_path: Path, **settings: object) -> AsyncIterator[Scene]:
             listeners = await nursery.start(partial(serve_upstreams, (0, 0)))
             ports = tuple(listener.socket.getsockname()[1] for listener in listeners)
             write_routes(routes, ports[0])
-            await nursery.start(worker.run)
+            running = await nursery.start(_run, worker)
             worker.listen()
-            yield Scene(worker, routes, ports, access_log)
+            yield Scene(worker, routes, ports, access_log, running.cancel)
             worker.drain(trio.current_time())
             await worker.ended.wait()
             nursery.cancel_scope.cancel()
     finally:
         sockets.close_all()
+
+
+async def _run(worker: Worker, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(worker.run)
+            task_status.started(scope)
