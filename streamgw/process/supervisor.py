@@ -235,9 +235,8 @@ class Supervisor:
 
     def _drain(self, why: str) -> None:
         self._is_told_to_end = True
-        if (
-            self.crew.draining
-        ):  # for a successor, whom the same signal may have reached: what has begun goes on
+        if self.crew.draining:
+            # For a successor, whom the same signal may have reached: what has begun goes on.
             self._log.info("draining", signal=why, live_sessions=self.crew.live_sessions)
             return
         timeout_s = self.crew.settings.drain_timeout_s
@@ -266,18 +265,16 @@ class Supervisor:
           UpgradeFailed: half-way: nobody accepts clients any more.
         """
         with scope:
-            await (
-                self._is_ready.wait()
-            )  # a predecessor, and the service manager, have to hear of this one first
+            # A predecessor, and the service manager, have to hear of this one first.
+            await self._is_ready.wait()
             self._upgrades += 1
             self._log.info("upgrading", attempt=self._upgrades)
             await self._try_to_upgrade()
         self._upgrading = None
 
     async def _try_to_upgrade(self) -> None:
-        async with (
-            self._reloading
-        ):  # nothing changes meanwhile: what is handed over is what the new gateway has to serve
+        # Nothing changes meanwhile: what is handed over is what the new gateway has to serve.
+        async with self._reloading:
             handed = Handed(self.sockets.all(), self.servers.sockets)
             successor = Successor(handed, step_back=self._step_back, on_ready=_hand_over_to)
             try:

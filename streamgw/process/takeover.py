@@ -107,9 +107,8 @@ class Successor:
                 await self._is_ready.wait()
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            if cancelled := group.split(Exception)[
-                1
-            ]:  # at the moment when it died: whoever did that wants no reason
+            _, cancelled = group.split(Exception)
+            if cancelled is not None:  # at the moment when it died: whoever did that wants no reason
                 raise cancelled from None
             with trio.move_on_after(ANSWER_S):
                 await child.wait()
