@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.child import find_program, run, running
 from tests.support.gateway import Gateway, stream_route
-from tests.support.namespace import may_make_networks, private_network
+from tests.support.namespace import need_networks, private_network
 from tests.support.servers import Prefix
 from tests.support.udp_servers import dig, dnsmasq
 
@@ -32,8 +32,7 @@ class Net:
 
 @pytest.fixture
 def net(tmp_path: Path) -> Iterator[Net]:
-    if not may_make_networks():
-        pytest.skip("needs networks of its own, which this kernel refuses")
+    need_networks()
     unshare = find_program("unshare", package="util-linux")
     keep = [unshare, "--net", "sh", "-c", "echo ready && exec sleep infinity"]
     with contextlib.ExitStack() as stack:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.support.child import find_program, run, running
+
+_CAP_SYS_ADMIN = 21
+"""capabilities(7)"""
 
 
 @contextlib.contextmanager
@@ -35,10 +41,31 @@ def private_network(directory: Path) -> Iterator[tuple[str, ...]]:
         yield (nsenter, "--target", str(child.pid), *enter, "--net", "--")
 
 
+def need_networks() -> None:
+    """Skip a test that cannot do without networks of its own where the kernel refuses them.
+
+    Fail it where they have to be had, so that it is never left out without a word: with `CI` set, and for a root with
+    the right to make them.
+    """
+    if may_make_networks():
+        return
+    why = "needs networks of its own, which this kernel refuses"
+    if os.environ.get("CI") or _has_the_right():
+        pytest.fail(why, pytrace=False)
+    pytest.skip(why)
+
+
 def may_make_networks() -> bool:
     """Whether the kernel lets us."""
     unshare = find_program("unshare", package="util-linux")
     return run([unshare, *_flags()[0], "true"], check=False).returncode == 0
+
+
+def _has_the_right() -> bool:
+    """Root outside of containers has; of what else may stand in the way, nothing is expected."""
+    rights = re.search(r"^CapEff:\s*(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert rights is not None, "proc(5)"
+    return os.geteuid() == 0 and bool(int(rights[1], 16) >> _CAP_SYS_ADMIN & 1)
 
 
 def _flags() -> tuple[list[str], list[str]]:
@@ -52,3 +79,10 @@ def is_listening(port: int, *, prefix: tuple[str, ...] = ()) -> bool:
     """Whether something accepts TCP connections on a port of any local address (asked of the kernel, not by connecting)."""
     ss = find_program("ss", package="iproute2")
     return bool(run([*prefix, ss, "-Hltn", f"sport = :{port}"]).stdout.strip())
+
+
+def has_clients(port: int) -> bool:
+    """Whether whoever listens on a TCP port has a connection there that it has not closed."""
+    ss = find_program("ss", package="iproute2")
+    states = ["state", "established", "state", "close-wait"]
+    return bool(run([ss, "-Htn", *states, f"sport = :{port}"]).stdout.strip())
