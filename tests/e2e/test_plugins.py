@@ -157,6 +157,49 @@ def test_some_clients_go_elsewhere_and_the_upstream_may_be_another_object(
         )
 
 
+def choose(*nodes: int, **fields: object) -> dict[str, object]:
+    """Everybody goes to an upstream that the plugin's options describe."""
+    upstream = {"nodes": {f"127.0.0.1:{port}": 1 for port in nodes}, **fields}
+    return {"rules": [{"weighted_upstreams": [{"upstream": upstream}]}]}
+
+
+def test_a_chosen_upstream_has_retries_of_its_own(
+    gateway: Gateway, port: int, ports: Ports, origins: dict[str, int]
+) -> None:
+    dead = ports.take()
+    write(gateway, origins, traffic_split=choose(dead, origins["b"]))
+
+    with gateway.running():
+        assert [whom(port) for _ in range(4)] == ["b"] * 4
+        lines = gateway.child.wait_until(
+            lambda: len(found := gateway.access_lines()) == 4 and found, what="four lines"
+        )
+        tried = [attempt["node"] for line in lines for attempt in line.get("attempts", [])]
+        assert tried.count(f"127.0.0.1:{dead}") == 2
+
+        write(gateway, origins, traffic_split=choose(dead, origins["b"], retries=0))
+        gateway.child.wait_until(lambda: whom(port) == "", what="nobody is tried twice")
+        assert Counter(whom(port) for _ in range(4)) == {"b": 2, "": 2}
+
+
+def test_a_chosen_upstream_has_checks_of_its_own(
+    gateway: Gateway, port: int, ports: Ports, origins: dict[str, int], tmp_path: Path
+) -> None:
+    dead = ports.take()
+    split = choose(dead, origins["b"], retries=0, checks={"active": {"type": "tcp"}})
+    write(gateway, origins, traffic_split=split)
+    name = "/apisix/stream_routes/a/plugins/traffic-split/rules/0/weighted_upstreams/0"
+    is_up = f'apisix_upstream_status{{ip="127.0.0.1",name="{name}",port="{dead}"}}'
+
+    with gateway.running():
+        gateway.wait_for_metric(is_up, 0)
+        assert [whom(port) for _ in range(4)] == ["b"] * 4
+
+        with named_origin(tmp_path, dead, "back"):
+            gateway.wait_for_metric(is_up, 1)
+            assert {whom(port) for _ in range(4)} == {"b", "back"}
+
+
 def test_new_sessions_come_at_a_rate(gateway: Gateway, port: int, origins: dict[str, int]) -> None:
     write(gateway, origins, limit_rate={"rate": 0.01})
 

@@ -89,6 +89,23 @@ def test_clients_take_turns_with_the_nodes_and_stay_with_theirs(scene: Scene) ->
     assert second == first
 
 
+def test_consistent_choice_takes_every_port_of_a_client_to_the_same_node(scene: Scene) -> None:
+    nodes = {f"127.0.0.1:{port}": 1 for port in (scene.alpha, scene.beta)}
+    upstream = {"type": "chash", "key": "remote_addr", "nodes": nodes}
+    scene.gateway.write_routes("route.yaml", {"id": "1", "upstream": upstream})
+    answers: dict[str, list[str]] = {f"127.0.0.{number}": [] for number in range(2, 34)}
+
+    with scene.gateway.running(), contextlib.ExitStack() as stack:
+        for _ in range(3):
+            for host, answered in answers.items():
+                client = stack.enter_context(DatagramClient(scene.port, source=host))
+                answered.append(client.ask("?"))
+
+    firsts = {host: answered[0] for host, answered in answers.items()}
+    assert answers == {host: [first] * 3 for host, first in firsts.items()}
+    assert set(firsts.values()) == {"alpha ?", "beta ?"}
+
+
 def test_a_session_ends_with_its_answers(scene: Scene) -> None:
     scene.route_to(scene.alpha, responses=1)
 
