@@ -18,6 +18,7 @@ from streamgw.cli.options import read_settings, with_output, with_paths
 from streamgw.cli.output import print_data, print_table
 from streamgw.config.compile import Loader
 from streamgw.config.documents import Document, parse_file
+from streamgw.config.hidden import masked
 from streamgw.config.render import render_flow
 from streamgw.config.settings import Settings
 from streamgw.config.store import AlreadyExists, NotFound, Stale, Store, Written
@@ -29,9 +30,6 @@ from streamgw.process.plugins import plugin_set
 _POLL_S: Final = 0.02
 _ATTEMPTS: Final = 5
 """To change what somebody else changes at the same time."""
-_HIDDEN: Final = "***"
-_SECRETS: Final = {"ssls": {"key", "keys"}, "tls": {"client_key"}}
-"""Where an object holds the text of a key: in a collection, or in a field of that name."""
 _NOT_IN_AN_ID: Final = re.compile(r"[^A-Za-z0-9_.]+")
 
 
@@ -96,7 +94,7 @@ def get_object(routes: Path, key: Key, output: str) -> None:
 
 def shown_object(document: Document) -> dict[str, Any]:
     """An object as it may be printed: without the text of any key."""
-    return {"id": document.key[1], **_without_keys(document.data, document.key[0])}
+    return {"id": document.key[1], **masked(document.key[0], document.data)}
 
 
 def complete_id(collection: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
@@ -127,22 +125,6 @@ def _cell(value: object) -> str:
         return render_flow(value)
     first, newline, _ = value.partition("\n")
     return f"{first}…" if newline else first
-
-
-def _without_keys(data: Mapping[str, Any], owner: str) -> dict[str, Any]:
-    """Without the text of keys; references to keys stay, for they give nothing away."""
-    secret = _SECRETS.get(owner, set())
-    return {name: _hidden(value) if name in secret else _inside(value, name) for name, value in data.items()}
-
-
-def _inside(value: object, name: str) -> object:
-    return _without_keys(value, name) if isinstance(value, Mapping) else value
-
-
-def _hidden(value: object) -> object:
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_hidden(item) for item in value]
-    return value if str(value).startswith("$") and "://" in str(value) else _HIDDEN
 
 
 # Writing

@@ -13,6 +13,7 @@ import attrs
 from streamgw.config import edit
 from streamgw.config.documents import digest_of
 from streamgw.config.edit import NotEditable
+from streamgw.config.hidden import holds_secret
 from streamgw.config.survey import Located, in_file
 from streamgw.config.tree import Entry, Moment, State, Tree, build_tree
 from streamgw.core.errors import StoreError
@@ -22,8 +23,6 @@ _ID: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
 _COLLECTION: Final = re.compile(r"[a-z][a-z_]*")
 _SECRET: Final = frozenset({"ssls", "secrets"})
 """Collections whose files only their owner may read."""
-_KEY: Final = b"PRIVATE KEY-----"
-"""How the first line of every private key ends (RFC 7468). Whatever object has one: an upstream has its `client_key`."""
 
 
 class AlreadyExists(StoreError):
@@ -50,7 +49,7 @@ class Change:
     mode: int = 0o644
     """Of a new file."""
     is_narrowed: bool = False
-    """It gets a private key, which not everybody shall see who may read it now."""
+    """It gets a secret, which not everybody shall see who may read it now."""
 
 
 @attrs.frozen
@@ -95,7 +94,7 @@ class Planner:
             own = self._free_path(key, moment.state)
             with in_file(str(own)):
                 new = edit.new_file(key, data).encode()
-            mode = 0o600 if key[0] in _SECRET or _KEY in new else 0o644
+            mode = 0o600 if key[0] in _SECRET or holds_secret(new) else 0o644
             return self._plan(Change(own, new, None, mode), moment)
         if if_absent:
             raise AlreadyExists(f"{found.file}:{found.line}: {key[0]} {key[1]} is there already")
@@ -103,7 +102,7 @@ class Planner:
         content = moment.state.contents[found.entry.name]
         with in_file(found.file):
             text = edit.encode(edit.replace_item(edit.decode(content), key, data), content)
-        is_narrowed = _KEY in text and _KEY not in content
+        is_narrowed = holds_secret(text) and not holds_secret(content)
         return self._plan(Change(Path(found.entry.path), text, found.entry, is_narrowed=is_narrowed), moment)
 
     def delete(self, key: Key, found: Located | None, moment: Moment, *, if_match: str | None = None) -> Plan:

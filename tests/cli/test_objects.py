@@ -13,6 +13,8 @@ import pytest
 from streamgw.cli.objects import _ATTEMPTS, Target, change_object, slugs
 from streamgw.config.store import Stale, Store
 from tests.cli.conftest import Desk
+from tests.support.certificates import document
+from tests.support.key_places import MARK, PLACES
 from tests.support.ports import Ports
 from tests.support.status_endpoint import STATUS, serving
 
@@ -108,6 +110,19 @@ def test_what_can_be_read_is_listed_and_the_rest_is_an_error(desk: Desk) -> None
     assert "mysql" in listed.stdout
     assert listed.exit_code == got.exit_code == 65
     assert "error: routes.d/broken.yaml:1:" in listed.stderr
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if PLACES[place][0][0] != "services"])
+def test_no_command_shows_a_key(place: str, desk: Desk) -> None:
+    (collection, id_), data = PLACES[place]
+    (desk.routes / "o.yaml").write_text(document(**{collection: [{"id": id_, **data}]}))
+    group = {"stream_routes": "route", "upstreams": "upstream", "ssls": "ssl"}[collection]
+
+    for output in ("yaml", "json", "table"):
+        listed, got = (desk.run(group, *command, "-o", output) for command in (["list"], ["get", id_]))
+        assert (listed.exit_code, got.exit_code) == (0, 0)
+        assert MARK not in listed.output + got.output
+        assert output == "table" or "BEGIN CERTIFICATE" in got.output
 
 
 def test_names_of_files_made_of_words() -> None:

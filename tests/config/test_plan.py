@@ -90,6 +90,21 @@ def test_an_object_is_changed_where_it_stands(scene: Scene) -> None:
     assert scene.put(MYSQL, {"server_port": 3306}).changes_nothing
 
 
+def test_a_file_with_a_secret_in_it_is_its_owners(scene: Scene) -> None:
+    logger = {"plugins": {"http-logger": {"auth_header": "Bearer x"}}}
+    referring = {"plugins": {"http-logger": {"auth_header": "$env://TOKEN"}}}
+
+    new, harmless = scene.put(("services", "a"), logger), scene.put(("services", "a"), referring)
+    changed, again = scene.put(MYSQL, logger), scene.put(MYSQL, referring)
+
+    assert (new.change.mode, harmless.change.mode) == (0o600, 0o644)
+    assert (changed.change.is_narrowed, again.change.is_narrowed) == (True, False)
+    (scene.directory / "mine.yaml").write_bytes(changed.change.content)
+    assert not scene.put(MYSQL, {**logger, "desc": "x"}).change.is_narrowed, (
+        "its mode was somebody's decision"
+    )
+
+
 def test_what_is_there_is_not_added(scene: Scene) -> None:
     with pytest.raises(AlreadyExists, match=r"mine\.yaml:5: stream_routes mysql is there already"):
         scene.put(MYSQL, {}, if_absent=True)

@@ -26,9 +26,9 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from streamgw.config import discovery
+from streamgw.config.hidden import without_secrets
 from streamgw.control.admin.app import JSONResponse, build_app
 from streamgw.control.admin.fleet import Fleet, SessionFilter, SessionRow
-from streamgw.control.admin.listing import without_keys
 from streamgw.control.explain import facts_of, fold, likely_transport
 from streamgw.core.model import Listener, Transport
 
@@ -237,7 +237,7 @@ class _Control:
             for document in self._fleet.documents()
             if document.key[0] == stored and id_ in {None, document.key[1]}
         ]
-        values = [{**without_keys(stored, each.data), "id": each.key[1]} for each in found]
+        values = [{**without_secrets(stored, each.data), "id": each.key[1]} for each in found]
         if stored == "plugin_metadata":
             return [*values]
         return [

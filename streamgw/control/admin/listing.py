@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from urllib.parse import parse_qsl
 
+from streamgw.config.hidden import without_keys
 from streamgw.config.survey import Located
 from streamgw.control.admin.replies import PlainTextError, bad
 
@@ -45,19 +46,6 @@ def show_value(key: tuple[str, str], data: Mapping[str, object]) -> dict[str, ob
     """An object without the keys in it. Nobody needs to read them, and the viewer's role must not."""
     value = {**without_keys(key[0], data), "id": key[1]}
     return {"key": f"/apisix/{key[0]}/{key[1]}", "value": value}
-
-
-def without_keys(collection: str, data: Mapping[str, object]) -> dict[str, object]:
-    """The object without `key` and `keys` of a certificate, and without `client_key` of an upstream."""
-    hidden = ("key", "keys") if collection == "ssls" else ()
-    shown = {name: value for name, value in data.items() if name not in hidden}
-    upstream = shown.get("upstream")
-    if isinstance(upstream, Mapping):
-        shown["upstream"] = without_keys("upstreams", upstream)
-    tls = shown.get("tls")
-    if isinstance(tls, Mapping):
-        shown["tls"] = {name: value for name, value in tls.items() if name != "client_key"}
-    return shown
 
 
 def list_objects(found: Sequence[Located], query: Mapping[str, str]) -> Mapping[str, object]:

@@ -24,6 +24,7 @@ from starlette.responses import Response
 
 from streamgw.config.apisix import refusal, refusal_of_http
 from streamgw.config.documents import digest_of, id_of
+from streamgw.config.hidden import without_keys
 from streamgw.config.layout import is_same
 from streamgw.config.render import render_block
 from streamgw.config.schema import COLLECTIONS, HTTP_COLLECTIONS
@@ -31,7 +32,6 @@ from streamgw.config.source_text import SourceText
 from streamgw.config.survey import Survey
 from streamgw.config.yaml_reader import read_yaml
 from streamgw.control.admin.changes import Changes, Made
-from streamgw.control.admin.listing import without_keys
 from streamgw.control.admin.replies import RequestError, bad, json_reply, parse_json
 from streamgw.control.admin.writer import Writer
 from streamgw.core.errors import ConfigError

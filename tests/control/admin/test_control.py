@@ -15,6 +15,7 @@ from streamgw.core.model import Address, Facts, Listener
 from tests.support.control_fleet import ControlFleet, document, session_row
 from tests.support.fake_gateway import FakeGateway
 from tests.support.http import get
+from tests.support.key_places import MARK, PLACES
 
 
 @asynccontextmanager
@@ -246,6 +247,27 @@ async def test_health_for_people_is_a_page(control: Control) -> None:
     assert reply.headers["content-type"].startswith("text/html")
     assert "10.0.0.1:80" in reply.text
     assert "&lt;healthy&gt;" in reply.text
+
+
+@pytest.mark.parametrize("place", [place for place, (key, _) in PLACES.items() if key[0] != "ssls"])
+async def test_whoever_asks_without_a_key_sees_none(place: str, control: Control) -> None:
+    (collection, id_), data = PLACES[place]
+    control.fleet.objects = [document(collection, id_, **data)]
+
+    for path in (f"/{collection}", f"/{collection.removesuffix('s')}/{id_}"):
+        reply = await control.ask("GET", path)
+        assert reply.status_code == 200
+        assert MARK not in reply.text
+        assert "BEGIN CERTIFICATE" in reply.text
+
+
+async def test_nor_a_credential_of_a_plugin(control: Control) -> None:
+    logger = {"http-logger": {"uri": "https://logs.test", "auth_header": "Bearer hush"}}
+    control.fleet.objects = [document("stream_routes", "a", plugins=logger)]
+
+    shown = await control.get("/stream_route/a")
+
+    assert shown["value"]["plugins"] == {"http-logger": {"uri": "https://logs.test"}}
 
 
 async def test_what_runs_is_dumped_without_keys(control: Control) -> None:
