@@ -192,6 +192,18 @@ class UpstreamTLSSpec:
 
 
 @attrs.frozen(kw_only=True)
+class KeepalivePoolSpec:
+    """Connections to nodes that HTTP uses again. Read, and nothing comes of it."""
+
+    size: Annotated[int, integer(1)] | None = None
+    """How many."""
+    idle_timeout: Seconds | None = None
+    """Seconds."""
+    requests: Annotated[int, integer(1)] | None = None
+    """Of each connection, at most."""
+
+
+@attrs.frozen(kw_only=True)
 class UpstreamSpec:
     """An upstream, of its own or inline."""
 
@@ -221,7 +233,7 @@ class UpstreamSpec:
     """`tls`: TLS to the nodes. The others do not matter at layer 4."""
     tls: UpstreamTLSSpec | None = None
     """For `scheme: tls`."""
-    keepalive_pool: AnyMapping | None = None
+    keepalive_pool: KeepalivePoolSpec | None = None
     """HTTP only."""
     checks: ChecksSpec | None = None
     """Health checks."""

@@ -152,6 +152,18 @@ def test_an_upstream_names_what_does_nothing() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("pool", "said"),
+    [
+        ({"size": 0}, "keepalive_pool.size: expected an integer ≥ 1, got 0"),
+        ({"idle_timeout": -1}, "keepalive_pool.idle_timeout: expected a number ≥ 0, got -1"),
+        ({"sizes": 1}, "keepalive_pool.sizes: unknown field 'sizes', did you mean 'size'?"),
+    ],
+)
+def test_what_does_nothing_is_checked_all_the_same(pool: dict[str, object], said: str) -> None:
+    assert faults(UpstreamSpec, nodes=NODES, keepalive_pool=pool) == [said]
+
+
 def test_a_proxy_header_may_stand_before_every_datagram() -> None:
     each = {"nodes": NODES, "proxy_protocol_datagrams": "each"}
 
