@@ -42,6 +42,8 @@ def references(data: Mapping[str, object]) -> Iterator[Key]:
     for rule in _list(split.get("rules")):
         for choice in _list(_mapping(rule).get("weighted_upstreams")):
             yield from _named(_mapping(choice), "upstream_id", "upstreams")
+            described = _mapping(_mapping(choice).get("upstream"))
+            yield from _named(_mapping(described.get("tls")), "client_cert_id", "ssls")
 
 
 def _named(data: Mapping[str, object], field: str, collection: str) -> Iterator[Key]:

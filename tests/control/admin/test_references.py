@@ -38,6 +38,23 @@ def objects(**collections: Mapping[str, Mapping[str, object]]) -> dict[Key, Loca
             },
             [("upstreams", "u")],
         ),
+        (
+            {
+                "plugins": {
+                    "traffic-split": {
+                        "rules": [
+                            {
+                                "weighted_upstreams": [
+                                    {"upstream": {"tls": {"client_cert_id": "c"}}},
+                                    {"upstream": 1},
+                                ]
+                            }
+                        ]
+                    }
+                }
+            },
+            [("ssls", "c")],
+        ),
         ({"plugins": {"traffic-split": {"rules": {"a": 1}}}}, []),
     ],
 )
