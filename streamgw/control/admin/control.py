@@ -184,10 +184,10 @@ class _Control:
             return _not_found(f"missing src id for src type {kind}")
         if not any(document.key == (kind, id_) for document in self._fleet.documents()):
             return _not_found(f"{kind}[{id_}] not found")
-        for checker in self._fleet.health():
-            if checker.get("name") == f"/apisix/{kind}/{id_}":
-                return JSONResponse(checker)
-        return _not_found(f"no checker for {kind}[{id_}]")
+        found = [each for each in self._fleet.health() if _is_of(str(each["name"]), f"/apisix/{kind}/{id_}")]
+        if not found:
+            return _not_found(f"no checker for {kind}[{id_}]")
+        return JSONResponse(found[0] if len(found) == 1 else found)
 
     async def schema(self, _request: Request) -> Response:
         # The first time a quarter of a second.
@@ -310,6 +310,11 @@ def _bad(why: str) -> HTTPException:
 
 def _not_found(why: str) -> Response:
     return JSONResponse({"error_msg": why}, HTTPStatus.NOT_FOUND)
+
+
+def _is_of(checker: str, name: str) -> bool:
+    """Its own, or of an upstream that a plugin of it describes."""
+    return checker == name or checker.startswith(f"{name}/")
 
 
 def _health_page(checkers: Sequence[Mapping[str, object]]) -> str:

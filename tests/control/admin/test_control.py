@@ -249,6 +249,28 @@ async def test_health_for_people_is_a_page(control: Control) -> None:
     assert "&lt;healthy&gt;" in reply.text
 
 
+async def test_health_of_an_object_is_that_of_all_its_upstreams(control: Control) -> None:
+    """The list named checkers of traffic-split that no address reached."""
+    split = "/apisix/stream_routes/p1/plugins/traffic-split/rules/0/weighted_upstreams"
+    own, first, second, other = (
+        {**CHECKER, "name": name}
+        for name in ("/apisix/stream_routes/p1", f"{split}/0", f"{split}/1", "/apisix/stream_routes/p10")
+    )
+    control.fleet.objects = [document("stream_routes", "p1")]
+
+    control.fleet.checkers = [first, other]
+    assert await control.get("/healthcheck/stream_routes/p1") == first
+    control.fleet.checkers = [own, other]
+    assert await control.get("/healthcheck/stream_routes/p1") == own
+    control.fleet.checkers = [own, first, second, other]
+    assert await control.get("/healthcheck/stream_routes/p1") == [own, first, second]
+    control.fleet.checkers = [other]
+    assert await control.refused("GET", "/healthcheck/stream_routes/p1") == (
+        404,
+        "no checker for stream_routes[p1]",
+    )
+
+
 @pytest.mark.parametrize("place", [place for place, (key, _) in PLACES.items() if key[0] != "ssls"])
 async def test_whoever_asks_without_a_key_sees_none(place: str, control: Control) -> None:
     (collection, id_), data = PLACES[place]
