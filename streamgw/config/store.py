@@ -124,6 +124,10 @@ class Store:
         """
         return self._surveyor.survey(self._read())
 
+    def survey_to_show(self) -> Survey:
+        """The same for whoever only looks: see `Surveyor.survey`. Raises like `read`."""
+        return self._surveyor.survey(self._read(), to_show=True)
+
     def is_as_written(self, path: str) -> bool:
         """Whether this file (an absolute path) is what one of the latest writes through this store has left."""
         if path not in self._written:

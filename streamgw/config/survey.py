@@ -61,11 +61,12 @@ class Surveyor:
         self._seen: Mapping[str, tuple[bytes, Entry, tuple[Located, ...]]] = {}
         """By the file's name: its content, and what is in it."""
 
-    def survey(self, moment: Moment) -> Survey:
-        """All of them.
+    def survey(self, moment: Moment, *, to_show: bool = False) -> Survey:
+        """All of them. One `to_show` has of a broken file what that held when it could be read the last time, if anybody
+        has looked; of two objects with the same id the first. Nothing may be written by it.
 
         Raises:
-          NotEditable: a file is broken, or two objects of a kind have the same id.
+          NotEditable: a file is broken, or two objects of a kind have the same id. Not `to_show`.
         """
         objects: dict[Key, Located] = {}
         seen = {}
@@ -73,10 +74,16 @@ class Surveyor:
             content = moment.state.contents[entry.name]
             known = self._seen.get(entry.name)
             if known is None or known[0] is not content or known[1] != entry:
-                known = content, entry, self._look(entry, content)
+                try:
+                    known = content, entry, self._look(entry, content)
+                except NotEditable:
+                    if not to_show:
+                        raise
+                    if known is None:
+                        continue
             seen[entry.name] = known
             for located in known[2]:
-                if objects.setdefault(located.key, located) is not located:
+                if objects.setdefault(located.key, located) is not located and not to_show:
                     raise _twice(objects[located.key], located)
         self._seen = seen
         return Survey(moment, objects)

@@ -381,6 +381,17 @@ def test_what_was_planned_and_checked_is_made(directory: Path) -> None:
     assert content(directory) == {"a.yaml": "services: []"}
 
 
+def test_what_is_shown_may_be_broken_and_what_is_planned_by_may_not(directory: Path) -> None:
+    store = Store(directory)
+    store.put(MYSQL, DATA)
+    store.survey()
+    (directory / "broken.yaml").write_text("stream_routes: [")
+
+    assert set(store.survey_to_show().objects) == {MYSQL}
+    with pytest.raises(NotEditable, match=r"broken\.yaml"):
+        store.survey()
+
+
 def test_what_a_check_refuses_is_not_made(directory: Path) -> None:
     store = Store(directory)
 

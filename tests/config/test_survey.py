@@ -99,6 +99,35 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
         Surveyor(tmp_path).survey(look(tmp_path))
 
 
+def test_a_broken_file_shows_what_it_held_before(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(TWO)
+    (tmp_path / "b.yaml").write_text("services: [{id: s}]")
+    surveyor = Surveyor(tmp_path)
+    before = surveyor.survey(look(tmp_path), to_show=True)
+    (tmp_path / "a.yaml").write_text("stream_routes: [")
+    (tmp_path / "b.yaml").write_text("services: [{id: t}]")
+    (tmp_path / "new.yaml").write_bytes(b"\xff")
+
+    for _ in range(2):
+        shown = surveyor.survey(look(tmp_path), to_show=True)
+        assert shown.of("stream_routes") == before.of("stream_routes")
+        assert {key for key in shown.objects if key[0] == "services"} == {("services", "t")}
+    with pytest.raises(NotEditable, match=r"a\.yaml: line 1: not YAML"):
+        surveyor.survey(look(tmp_path))
+
+    (tmp_path / "a.yaml").write_text("")
+    assert set(surveyor.survey(look(tmp_path), to_show=True).objects) == {("services", "t")}
+
+
+def test_of_two_objects_of_one_name_the_first_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("services: [{id: s, name: one}]")
+    (tmp_path / "b.yaml").write_text("services: [{id: s, name: two}]")
+
+    shown = Surveyor(tmp_path).survey(look(tmp_path), to_show=True)
+
+    assert [located.data["name"] for located in shown.of("services")] == ["one"]
+
+
 def test_one_object_is_found_without_parsing_what_cannot_define_it(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(TWO)
     (tmp_path / "b.yaml").write_text("broken: [")

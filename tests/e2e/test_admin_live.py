@@ -122,6 +122,7 @@ def test_while_a_file_is_broken_nothing_is_written_and_everything_runs(scene: Sc
     assert answer.status_code == 409
     assert "broken.yaml: line 1" in answer.json()["error_msg"]
     assert whom(scene.port) == "a"
+    assert scene.api.get("/stream_routes").json()["total"] == 1
     (scene.gateway.routes / "broken.yaml").unlink()
     assert scene.lead_to("b").status_code == 200
     assert whom(scene.port) == "b"

@@ -74,10 +74,23 @@ class Changes:
         """Every object as it is written now.
 
         Raises:
-          RequestError: the directory cannot be read.
+          RequestError: the directory cannot be read, or a file of it.
         """
         try:
             return self._store.survey()
+        except StoreError as error:
+            raise refused(error) from error
+
+    def survey_to_show(self) -> Survey:
+        """The same for whoever only looks: a broken file is no trouble, and shows what it held before.
+
+        An editor in the middle of something must not look like a gateway without routes.
+
+        Raises:
+          RequestError: the directory cannot be read.
+        """
+        try:
+            return self._store.survey_to_show()
         except StoreError as error:
             raise refused(error) from error
 

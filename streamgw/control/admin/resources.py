@@ -156,7 +156,7 @@ class Resources:
         raise bad(refusal_of_http(call.collection) or "")
 
     async def _get(self, call: Call) -> Response:
-        survey = await trio.to_thread.run_sync(self._changes.survey)
+        survey = await trio.to_thread.run_sync(self._changes.survey_to_show)
         if not call.id:
             listed = await trio.to_thread.run_sync(list_objects, survey.of(call.collection), call.query)
             return json_reply(self._shaped("get", listed))

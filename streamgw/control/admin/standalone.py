@@ -34,7 +34,7 @@ from streamgw.config.yaml_reader import read_yaml
 from streamgw.control.admin.changes import Changes, Made
 from streamgw.control.admin.replies import RequestError, bad, json_reply, parse_json
 from streamgw.control.admin.writer import Writer
-from streamgw.core.errors import ConfigError
+from streamgw.core.errors import ConfigError, Problem
 from streamgw.core.model import Key
 
 FILE: Final = "configs.yaml"
@@ -88,6 +88,8 @@ class Standalone:
         self._changes = changes
         self._writer = writer
         self._wall_clock = wall_clock
+        self._latest = Stored()
+        """What our file held when it could be read the last time, to show while it cannot."""
 
     async def answer(self, request: Request) -> Response:
         """GET, HEAD or PUT `configs`.
@@ -97,8 +99,8 @@ class Standalone:
         """
         if request.method == "PUT":
             return await self._put(request)
-        survey = await trio.to_thread.run_sync(self._changes.survey)
-        stored = await trio.to_thread.run_sync(partial(_stored, survey))
+        survey = await trio.to_thread.run_sync(self._changes.survey_to_show)
+        stored = await trio.to_thread.run_sync(self._to_show, survey)
         if request.method == "HEAD":
             return Response(headers=stored.headers, media_type="application/json")
         shown = _shown(stored)
@@ -122,6 +124,14 @@ class Standalone:
             raise RequestError(HTTPStatus.BAD_REQUEST, content)
         return json_reply({})
 
+    def _to_show(self, survey: Survey) -> Stored:
+        """In the worker thread."""
+        try:
+            self._latest = _stored(survey)
+        except (ConfigError, UnicodeDecodeError):
+            return attrs.evolve(self._latest, digest="")
+        return self._latest
+
     async def _put(self, request: Request) -> Response:
         digest = request.headers.get("x-digest", "")
         if not digest:
@@ -134,11 +144,16 @@ class Standalone:
         modified_s = str(int(self._wall_clock()))
         headers = {"X-Last-Modified": modified_s, "X-Digest": digest}
         try:
-            await self._writer.make(
-                partial(self._changes.replace_file, FILE, partial(_render, sent, digest, modified_s))
+            applied = await self._writer.make(
+                partial(
+                    self._changes.replace_file,
+                    FILE,
+                    partial(_render, sent, digest, modified_s),
+                )
             )
         except _UnchangedError:
             return Response(status_code=HTTPStatus.NO_CONTENT)
+        self._latest = Stored(applied.made.data, digest, modified_s)
         return Response(status_code=HTTPStatus.ACCEPTED, headers=headers)
 
 
@@ -198,6 +213,7 @@ def _stored(survey: Survey) -> Stored:
 
     Raises:
       RequestError: 409, it is somebody else's file.
+      ConfigError, UnicodeDecodeError: it cannot be read. Not if the survey was one to write by.
     """
     raw = survey.moment.state.contents.get(FILE)
     if raw is None:
@@ -211,7 +227,8 @@ def _stored(survey: Survey) -> Stored:
         raise RequestError(HTTPStatus.CONFLICT, message)
     body = text[head.end() :]
     data = read_yaml(SourceText(FILE, body, body)).data
-    assert isinstance(data, dict | None), "the survey could read it"
+    if not isinstance(data, dict | None):
+        raise ConfigError((Problem(FILE, 1, 1, "", "expected a mapping of collections"),))
     digest = head[1] if _content_digest(body) == head[3] else ""
     return Stored(data or {}, digest, head[2])
 

@@ -134,6 +134,7 @@ def test_a_file_that_is_no_yaml_is_a_conflict(scene: Scene) -> None:
         status, said = scene.refusal(act)
         assert status == 409
         assert f"{scene.directory}/a.yaml: line 1: not YAML" in said
+    assert not scene.changes.survey_to_show().objects
 
 
 def test_what_is_wrong_beside_it_in_its_file_is_a_conflict(scene: Scene) -> None:

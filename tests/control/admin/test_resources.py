@@ -559,16 +559,28 @@ async def test_metadata_is_only_put(method: str, desk: Desk) -> None:
 # The directory
 
 
-@pytest.mark.parametrize(
-    ("method", "path"), [("GET", "stream_routes"), ("PUT", "stream_routes/1"), ("DELETE", "stream_routes/1")]
-)
-async def test_a_broken_file_is_named_to_everybody(method: str, path: str, desk: Desk) -> None:
+@pytest.mark.parametrize(("method", "path"), [("PUT", "stream_routes/1"), ("DELETE", "stream_routes/1")])
+async def test_a_broken_file_is_named_to_everybody_who_writes(method: str, path: str, desk: Desk) -> None:
     desk.write("broken.yaml", "stream_routes: [")
 
     answer = await desk.ask(method, path, ROUTE if method == "PUT" else None)
 
     assert answer.status_code == 409
     assert f"{desk.routes}/broken.yaml: line 1: not YAML" in answer.json()["error_msg"]
+
+
+async def test_a_broken_file_is_no_trouble_for_who_reads(desk: Desk) -> None:
+    """While somebody was editing one file the dashboard was empty, and ADC took it that there were no routes."""
+    await desk.put("stream_routes/1", ROUTE)
+    desk.write("mine.yaml", "stream_routes: [{id: mine, desc: before}]")
+    assert (await desk.get("stream_routes"))["total"] == 2
+    desk.write("mine.yaml", "stream_routes: [{id: mine, desc: ")
+    desk.write("new.yaml", "stream_routes: [")
+
+    assert (await desk.get("stream_routes"))["total"] == 2
+    assert (await desk.get("stream_routes/mine"))["value"] == {"id": "mine", "desc": "before"}
+    assert (await desk.ask("GET", "services")).json() == {"list": [], "total": 0}
+    assert (await desk.put("stream_routes/1", {})).status_code == 409
 
 
 async def test_ids_that_are_all_taken_are_given_up(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -289,6 +289,25 @@ async def test_a_broken_file_beside_it_is_a_conflict(desk: Desk) -> None:
     assert f"{desk.routes}/a.yaml:1" in answer.json()["error_msg"]
 
 
+@pytest.mark.parametrize(
+    "broken", [b"stream_routes: [", b"- a", b"stream_routes: 1", b"\xff", b"stream_routes: [{id: b}]\nx: ["]
+)
+async def test_a_broken_file_is_no_trouble_for_who_reads(broken: bytes, desk: Desk) -> None:
+    """The set is what it was, but not what the client has put."""
+    await put(desk, DOCUMENT)
+    desk.write("mine.yaml", "stream_routes: [")
+    path = desk.routes / FILE
+    path.write_bytes(path.read_bytes().partition(b"stream_routes:")[0] + broken)
+
+    got, head = await desk.ask("GET", "configs"), await desk.ask("HEAD", "configs")
+
+    assert (got.status_code, head.status_code) == (200, 200)
+    assert told(got) == told(head) == (None, str(int(NOW)))
+    shown = DOCUMENT if broken != b"stream_routes: 1" else {"stream_routes_conf_version": 0}
+    assert {name: got.json()[name] for name in shown} == shown
+    assert (await put(desk, DOCUMENT, "d2")).status_code == 409
+
+
 async def test_what_yaml_cannot_say_is_refused(desk: Desk) -> None:
     answer = await put(desk, {"routes": [{"x" * 2000: 1}]})
 
