@@ -13,6 +13,7 @@ import pytest
 from tests.support.certificates import CA_PEM, issue
 from tests.support.gateway import Document, Gateway, stream_route
 from tests.support.http_receiver import http_receiver
+from tests.support.namespace import has_clients
 from tests.support.origin import TIMEOUT_S, named_origin
 from tests.support.ports import Ports
 from tests.support.servers import write_server_tls
@@ -150,6 +151,9 @@ def test_an_rsyslog_that_is_killed_gets_everything_when_it_is_back(
         with rsyslog(tmp_path, udp_port, tcp_port=tcp_port, tls=tls, line="%rawmsg%") as server:
             visited = visit(port)
             server.child.wait_until(lambda: len(server.received()) == SESSIONS, what="the first ones")
+            server.child.wait_until(
+                lambda: not has_clients(tcp_port), what="the gateway knows that they came"
+            )
             server.child.kill()
             visited |= visit(port)
             child.wait_for_line("collector_failed")
