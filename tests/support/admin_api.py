@@ -34,7 +34,10 @@ def api_client(port: int, *, key: str = KEY, prefix: str = BASE) -> Iterator[htt
     """A client on a connection that is kept; paths are relative to `prefix`. Knows of no proxy."""
     headers = {"X-API-KEY": key} if key else {}
     url = f"http://127.0.0.1:{port}{prefix}"
-    with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S, trust_env=False) as client:
+    kept = httpx.Limits(keepalive_expiry=2.0)  # the gateway closes it after 5 s; a request must not meet that
+    with httpx.Client(
+        base_url=url, headers=headers, timeout=TIMEOUT_S, limits=kept, trust_env=False
+    ) as client:
         yield client
 
 
