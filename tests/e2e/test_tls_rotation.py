@@ -130,6 +130,9 @@ async def test_no_handshake_fails_and_the_new_certificate_is_served_at_once(
         async with trio.open_nursery() as nursery:
             for number in range(CLIENTS):
                 nursery.start_soon(crowd.run, (INLINE, REFERRED)[number % 2])
+            with trio.fail_after(PATIENCE_S):
+                while {handshake.name for handshake in crowd.handshakes} != {INLINE, REFERRED}:
+                    await trio.sleep(0.01)
             while len(rotations) < ROTATIONS + 2 or len(crowd.handshakes) <= CONNECTIONS_AT_LEAST:
                 assert crowd.failures == []
                 await trio.sleep(DURATION_S / ROTATIONS)  # the pace of the rotations, not a wait for anything
