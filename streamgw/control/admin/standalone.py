@@ -22,13 +22,14 @@ import trio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from streamgw.config.apisix import refusal, refusal_of_http
+from streamgw.config.apisix import refusal
 from streamgw.config.documents import digest_of, id_of
 from streamgw.config.hidden import without_keys
 from streamgw.config.layout import is_same
 from streamgw.config.render import render_block
-from streamgw.config.schema import COLLECTIONS, HTTP_COLLECTIONS
+from streamgw.config.schema import COLLECTIONS, HTTP_COLLECTIONS, UNUSED_COLLECTIONS
 from streamgw.config.source_text import SourceText
+from streamgw.config.strict import nearest
 from streamgw.config.survey import Survey
 from streamgw.config.yaml_reader import read_yaml
 from streamgw.control.admin.changes import Changes, Made
@@ -39,7 +40,9 @@ from streamgw.core.model import Key
 
 FILE: Final = "configs.yaml"
 MAX_DIGEST = 128
-_KINDS: Final = (*COLLECTIONS, *HTTP_COLLECTIONS, "secrets")
+_KINDS: Final = (*COLLECTIONS, *HTTP_COLLECTIONS, *UNUSED_COLLECTIONS)
+_NAMES: Final = (*_KINDS, *(f"{kind}_conf_version" for kind in _KINDS))
+"""What a document may have."""
 _HEAD: Final = """\
 # Written by PUT /apisix/admin/configs. The next one replaces all of this file.
 # X-Digest: {digest}
@@ -169,6 +172,9 @@ async def _document(request: Request) -> Mapping[str, object]:
     sent = await trio.to_thread.run_sync(_parse_yaml if is_yaml else parse_json, raw)
     if not isinstance(sent, dict):
         raise bad("invalid request body: an object is needed")
+    for name in sent:
+        if name not in _NAMES:
+            raise bad(f"invalid request body: unknown field '{name}'{nearest(name, _NAMES)}")
     for kind in _KINDS:
         # Lua has one kind of table: an empty list comes as {}, too.
         if sent.get(kind) in (None, {}):
@@ -314,10 +320,7 @@ class _Error:
 
 def _errors(sent: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
     for kind in _KINDS:
-        items = _items(sent, kind)
-        if items and (said := refusal_of_http(kind)):
-            yield _Error(kind, 0, _id(items[0]), said).as_entry()
-        for error in _errors_in(kind, items):
+        for error in _errors_in(kind, _items(sent, kind)):
             yield error.as_entry()
 
 

@@ -236,10 +236,40 @@ async def test_keys_are_written_and_never_shown(desk: Desk) -> None:
 async def test_what_serves_http_is_kept_and_does_nothing(desk: Desk) -> None:
     routes = [{"id": "r", "uri": "/", "upstream_id": "u"}, {"id": "r2"}]
 
-    assert (await put(desk, {**DOCUMENT, "routes": routes, "consumers": {}, "unknown": 1})).status_code == 202
+    kept = {"routes": routes, "plugins": [{"name": "x"}], "secrets": [{"id": "vault/1"}]}
+    document = {**DOCUMENT, **kept, "consumers": {}, "protos": None, "plugins_conf_version": 7}
 
-    assert (await desk.get("configs"))["routes"] == routes
+    assert (await desk.ask("POST", "configs/validate", document)).status_code == 200
+    assert (await put(desk, document)).status_code == 202
+
+    got = await desk.get("configs")
+    assert {name: got[name] for name in kept} == kept
+    assert got["plugins_conf_version"] == 7
     assert len(desk.loader.load(desk.listeners).documents) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("stream_route", ", did you mean 'stream_routes'?"),
+        ("upstream_conf_version", ", did you mean 'upstreams_conf_version'?"),
+        ("x", ""),
+    ],
+)
+async def test_a_name_that_nobody_knows_is_refused(name: str, hint: str, desk: Desk) -> None:
+    """One letter was missing, and the set was empty."""
+    await put(desk, DOCUMENT)
+    before = desk.files()
+
+    answers = [
+        await put(desk, {name: [{"id": "1"}]}, "d2"),
+        await desk.ask("POST", "configs/validate", {name: [{"id": "1"}]}),
+        await desk.ask("POST", "configs/validate", f"{name}: []".encode(), headers=YAML),
+    ]
+
+    said = {"error_msg": f"invalid request body: unknown field '{name}'{hint}"}
+    assert [(answer.status_code, answer.json()) for answer in answers] == [(400, said)] * 3
+    assert desk.files() == before
 
 
 # Beside others
@@ -370,7 +400,6 @@ async def test_a_set_can_be_checked_without_writing(desk: Desk) -> None:
         ("stream_routes", "a", 0),
         ("stream_routes", "a", 1),
         ("stream_routes", "", 2),
-        ("routes", "r", 0),
     ]
     assert answer.json()["errors"][1]["error"] == "found duplicate id a in stream_routes"
     assert desk.files() == {}
