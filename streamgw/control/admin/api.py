@@ -67,7 +67,7 @@ class AdminAPI:
         )
         self._catalog = Catalog(plugins)
         self._plugins = plugins
-        self._standalone = Standalone(changes, writer, wall_clock)
+        self._standalone = Standalone(changes, writer, wall_clock, plugins)
 
     def routes(self) -> list[BaseRoute]:
         """To be mounted behind whatever says who may."""

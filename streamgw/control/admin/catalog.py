@@ -7,6 +7,7 @@ Source:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from http import HTTPStatus
 
 import trio
@@ -14,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from streamgw.config.apisix import first_fault, forbidden_times
+from streamgw.config.documents import id_of
 from streamgw.config.json_schema import OBJECTS, of_object, of_plugin, schema_of
 from streamgw.config.plugins import AnyPlugin, PluginSet
 from streamgw.config.schema import COLLECTIONS, HTTP_COLLECTIONS
@@ -34,7 +36,7 @@ class Catalog:
         """
         first, _, rest = path.partition("/")
         if first == "validate" and rest and request.method == "POST":
-            return await _validate(request, rest)
+            return await _validate(request, rest, self._plugins())
         if request.method != "GET":
             raise not_found()
         if first == "plugins" and rest:
@@ -121,7 +123,13 @@ def _metadata_schema(plugin: AnyPlugin) -> Mapping[str, object]:
     return schema_of(plugin.metadata) if plugin.metadata is not None else {"type": "object", "properties": {}}
 
 
-async def _validate(request: Request, name: str) -> Response:
+def _has_metadata(plugins: PluginSet, name: str) -> bool:
+    """An object without an id is for no plugin in particular: there is nothing to look at then but what all have."""
+    plugin = plugins.installed.get(name)
+    return not name or (plugin is not None and plugin.metadata is not None)
+
+
+async def _validate(request: Request, name: str, plugins: PluginSet) -> Response:
     """Whether an object alone is right. Nothing is written, and nothing else is looked at."""
     collection = OBJECTS.get(name, name)
     if collection in HTTP_COLLECTIONS or collection not in COLLECTIONS:
@@ -129,7 +137,9 @@ async def _validate(request: Request, name: str) -> Response:
     body = await json_body(request)
     if not isinstance(body, Mapping):
         raise bad("invalid request body: an object is needed")
-    fault = await trio.to_thread.run_sync(first_fault, collection, body)
+    if collection == "plugin_metadata" and not _has_metadata(plugins, id_of(body.get("id"))):
+        raise bad("invalid plugin name")
+    fault = await trio.to_thread.run_sync(partial(first_fault, collection, body, plugins=plugins))
     said = forbidden_times(body) or (fault.words if fault is not None else "")
     if said:
         raise bad(said)

@@ -211,7 +211,7 @@ class Resources:
     ) -> Mapping[str, object]:
         old = survey.objects.get(key)
         call.check_version(old)
-        _refuse(call.collection, sent)
+        self._refuse(call.collection, sent)
         before = {} if old is None else old.data
         return self._stamped({**sent, "id": key[1]}, call, before.get("create_time"))
 
@@ -231,11 +231,11 @@ class Resources:
         data = self._stamped(merged, call, merged.get("create_time"))
         if "update_time" in _told(call) and merged.get("update_time") is not None:
             data["update_time"] = merged["update_time"]
-        _refuse(call.collection, data, allow_times=True)
+        self._refuse(call.collection, data, allow_times=True)
         return data
 
     def _add(self, call: Call, sent: Mapping[str, object]) -> Made:
-        _refuse(call.collection, sent)
+        self._refuse(call.collection, sent)
         data = self._stamped(sent, call, None)
         for id_ in self._new_ids():
             try:
@@ -244,6 +244,12 @@ class Resources:
             except AlreadyExists:
                 continue
         raise RequestError(HTTPStatus.CONFLICT, "no id is free; nothing was written")
+
+    def _refuse(self, collection: str, data: Mapping[str, object], *, allow_times: bool = False) -> None:
+        """What is wrong with the object alone; with everything together when that is compiled."""
+        said = refusal(collection, data, allow_times=allow_times, plugins=self._plugins())
+        if said is not None:
+            raise bad(said)
 
     def _new_ids(self) -> Iterator[str]:
         """20 digits, as etcd's revisions in APISIX: here the time in milliseconds."""
@@ -298,12 +304,6 @@ def _id_of(data: Mapping[str, object]) -> str:
 def _told(call: Call) -> Collection[str]:
     """The fields that a PATCH says itself. One of a sub path says what is in a field."""
     return call.body.keys() if isinstance(call.body, Mapping) and not call.sub_path else ()
-
-
-def _refuse(collection: str, data: Mapping[str, object], *, allow_times: bool = False) -> None:
-    said = refusal(collection, data, allow_times=allow_times)
-    if said is not None:
-        raise bad(said)
 
 
 def _allow_removal(call: Call, survey: Survey, located: Located) -> None:

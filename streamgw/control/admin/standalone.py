@@ -26,6 +26,7 @@ from streamgw.config.apisix import refusal
 from streamgw.config.documents import digest_of, id_of
 from streamgw.config.hidden import without_keys
 from streamgw.config.layout import is_same
+from streamgw.config.plugins import PluginSet
 from streamgw.config.render import render_block
 from streamgw.config.schema import COLLECTIONS, HTTP_COLLECTIONS, UNUSED_COLLECTIONS
 from streamgw.config.source_text import SourceText
@@ -85,12 +86,24 @@ class Stored:
 
 
 class Standalone:
-    """Answers requests for `configs`."""
+    """Answers requests for `configs`.
 
-    def __init__(self, changes: Changes, writer: Writer, wall_clock: Callable[[], float]) -> None:
+    Args:
+      wall_clock: Unix time.
+      plugins: what there is to run on routes.
+    """
+
+    def __init__(
+        self,
+        changes: Changes,
+        writer: Writer,
+        wall_clock: Callable[[], float],
+        plugins: Callable[[], PluginSet],
+    ) -> None:
         self._changes = changes
         self._writer = writer
         self._wall_clock = wall_clock
+        self._plugins = plugins
         self._latest = Stored()
         """What our file held when it could be read the last time, to show while it cannot."""
 
@@ -121,7 +134,7 @@ class Standalone:
         """
         sent = await _document(request)
         _check_versions(sent)
-        errors = await trio.to_thread.run_sync(lambda: list(_errors(sent)))
+        errors = await trio.to_thread.run_sync(lambda: list(_errors(sent, self._plugins())))
         if errors:
             content = {"error_msg": "Configuration validation failed", "errors": errors}
             raise RequestError(HTTPStatus.BAD_REQUEST, content)
@@ -151,7 +164,7 @@ class Standalone:
                 partial(
                     self._changes.replace_file,
                     FILE,
-                    partial(_render, sent, digest, modified_s),
+                    partial(_render, sent, digest, modified_s, self._plugins()),
                 )
             )
         except _UnchangedError:
@@ -239,11 +252,13 @@ def _stored(survey: Survey) -> Stored:
     return Stored(data or {}, digest, head[2])
 
 
-def _render(sent: Mapping[str, object], digest: str, modified_s: str, survey: Survey) -> tuple[bytes, Made]:
+def _render(
+    sent: Mapping[str, object], digest: str, modified_s: str, plugins: PluginSet, survey: Survey
+) -> tuple[bytes, Made]:
     stored = _stored(survey)
     if stored.digest == digest:
         raise _UnchangedError
-    data = _new_data(sent, stored)
+    data = _new_data(sent, stored, plugins)
     _check_owners(data, survey)
     body = f"{render_block(data, indent=0)}\n"
     try:
@@ -256,7 +271,7 @@ def _render(sent: Mapping[str, object], digest: str, modified_s: str, survey: Su
     return (head + body).encode(), Made(("configs", ""), data, concerns=changed)
 
 
-def _new_data(sent: Mapping[str, object], stored: Stored) -> dict[str, object]:
+def _new_data(sent: Mapping[str, object], stored: Stored, plugins: PluginSet) -> dict[str, object]:
     """The set as it will stand in the file: the objects of each collection, then all versions.
 
     Raises:
@@ -272,7 +287,7 @@ def _new_data(sent: Mapping[str, object], stored: Stored) -> dict[str, object]:
         items = stored.items(kind)
         if version != before:
             items = _items(sent, kind)
-            for error in _errors_in(kind, items):
+            for error in _errors_in(kind, items, plugins):
                 raise bad(error.as_refusal())
         if items:
             objects[kind] = items
@@ -318,20 +333,20 @@ class _Error:
         return {"resource_type": self.kind, "resource_id": self.id, "index": self.index, "error": self.said}
 
 
-def _errors(sent: Mapping[str, object]) -> Iterator[Mapping[str, object]]:
+def _errors(sent: Mapping[str, object], plugins: PluginSet) -> Iterator[Mapping[str, object]]:
     for kind in _KINDS:
-        for error in _errors_in(kind, _items(sent, kind)):
+        for error in _errors_in(kind, _items(sent, kind), plugins):
             yield error.as_entry()
 
 
-def _errors_in(kind: str, items: Iterable[object]) -> Iterator[_Error]:
+def _errors_in(kind: str, items: Iterable[object], plugins: PluginSet) -> Iterator[_Error]:
     seen: set[str] = set()
     for index, item in enumerate(items):
         id_ = _id(item)
         if not isinstance(item, dict):
             yield _no_object(kind, index)
             continue
-        if kind in COLLECTIONS and (said := refusal(kind, item, allow_times=True)):
+        if kind in COLLECTIONS and (said := refusal(kind, item, allow_times=True, plugins=plugins)):
             yield _Error(kind, index, id_, said)
         if id_ and id_ in seen:
             yield _Error(kind, index, id_, f"found duplicate id {id_} in {kind}", is_duplicate=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import attrs
 import pytest
 
 from streamgw.config.plugins import PluginSet
+from streamgw.config.rules import integer
 from streamgw.core.hooks import Hooks, Plugin
 from tests.support.admin_desk import ROUTE, Desk
 
@@ -22,7 +24,7 @@ class Limit:
 
 @attrs.frozen(kw_only=True)
 class Shared:
-    level: int = 0
+    level: Annotated[int, integer(0)] = 0
 
 
 def plugin(name: str, priority: int, metadata: type[object] | None = None) -> Plugin[Limit]:
@@ -77,6 +79,36 @@ async def test_an_object_can_be_checked_without_writing(name: str, desk: Desk) -
     )
     assert timed.json() == {"error_msg": "the property is forbidden:  create_time"}
     assert desk.files() == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent", "said"),
+    [
+        ("stream_routes", {"plugins": {"low": {"most": 1}}}, ""),
+        ("stream_routes", {"plugins": {"low": {"most": "$env://MOST"}}}, ""),
+        ("stream_routes", {"plugins": {"nope": {}}}, "unknown plugin [nope]"),
+        ("services", {"plugins": {"off": {"most": 1}}}, "unknown plugin [off]"),
+        (
+            "stream_routes",
+            {"plugins": {"low": {}}},
+            'failed to check the configuration of stream plugin [low]: property "most" is required',
+        ),
+        ("plugin_metadata", {"id": "high", "level": 1}, ""),
+        ("plugin_metadata", {"name": "of nobody"}, ""),
+        (
+            "plugin_metadata",
+            {"id": "high", "level": "x"},
+            'property "level" validation failed: wrong type: expected integer, got string',
+        ),
+        ("plugin_metadata", {"id": "low"}, "invalid plugin name"),
+        ("plugin_metadata", {"id": "nope"}, "invalid plugin name"),
+    ],
+)
+async def test_plugins_are_checked_too(kind: str, sent: dict[str, object], said: str, desk: Desk) -> None:
+    answer = await desk.ask("POST", f"schema/validate/{kind}", sent)
+
+    assert answer.status_code == (400 if said else 200)
+    assert not said or answer.json() == {"error_msg": said}
 
 
 @pytest.mark.parametrize("name", ["routes", "x"])

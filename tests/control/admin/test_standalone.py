@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamgw.config.plugins import NO_PLUGINS, PluginSet
 from streamgw.config.source_text import SourceText
 from streamgw.config.survey import Survey
 from streamgw.config.tree import Moment, State, Tree
@@ -18,6 +19,7 @@ from streamgw.config.yaml_reader import read_yaml
 from streamgw.control.admin.replies import RequestError, parse_json
 from streamgw.control.admin.standalone import FILE, MAX_DIGEST, _render
 from streamgw.core.model import Revision
+from streamgw.plugins import BUILT_IN
 from tests.support.admin_desk import NOW, UPSTREAM, Desk
 from tests.support.certificates import issue
 
@@ -365,7 +367,7 @@ def test_whatever_json_says_the_file_says_too(item: dict[str, object]) -> None:
     assert isinstance(sent, dict)
     moment = Moment(State((), {}, (), 0), Tree((), Revision("")))
 
-    content, made = _render(sent, "d", "0", Survey(moment, {}))
+    content, made = _render(sent, "d", "0", NO_PLUGINS, Survey(moment, {}))
 
     assert made.data["routes"] == sent["routes"]
     assert content.startswith(b"# Written by PUT")
@@ -403,6 +405,94 @@ async def test_a_set_can_be_checked_without_writing(desk: Desk) -> None:
     ]
     assert answer.json()["errors"][1]["error"] == "found duplicate id a in stream_routes"
     assert desk.files() == {}
+
+
+PLUGINS = PluginSet(dict(BUILT_IN), frozenset(BUILT_IN) - {"echo"})
+LIMIT = {"conn": 1, "burst": 0, "default_conn_delay": 0.1, "key": "remote_addr"}
+SYSLOG = {"host": "127.0.0.1", "port": 514}
+
+
+@pytest.mark.parametrize(
+    ("plugins", "is_fine"),
+    [
+        ({"nope": {}}, False),
+        ({"echo": {}}, False),
+        ({"prometheus": 1}, False),
+        ({"prometheus": {"_meta": {"priority": "x"}}}, False),
+        ({"prometheus": {"_meta": {"filter": [["remote_addr", "123", "a"]]}}}, False),
+        ({"ip-restriction": {}}, False),
+        ({"ip-restriction": {"_meta": {"disable": True}}}, True),
+        ({"ip-restriction": {"whitelist": ["10.0.0.0/8"]}}, True),
+        ({"ip-restriction": {"whitelist": ["::1"], "blacklist": ["::1"]}}, False),
+        ({"ip-restriction": {"whitelist": ["10.0.0.0/x"]}}, False),
+        ({"ip-restriction": {"blacklist": [":/8"]}}, False),
+        ({"limit-conn": LIMIT}, True),
+        ({"limit-conn": {"conn": "a"}}, False),
+        ({"limit-conn": {**LIMIT, "burst": -1}}, False),
+        ({"limit-conn": {**LIMIT, "key_type": "x"}}, False),
+        ({"mqtt-proxy": {"protocol_level": 4}}, True),
+        ({"mqtt-proxy": {}}, False),
+        ({"traffic-split": {"rules": [{"match": [{"vars": [["remote_addr", "123", "a"]]}]}]}}, False),
+        ({"traffic-split": {"rules": [{"weighted_upstreams": []}]}}, False),
+        ({"traffic-split": {"rules": [{"weighted_upstreams": [{"upstream": {"nodes": 1}}]}]}}, False),
+        ({"traffic-split": {"rules": [{"weighted_upstreams": [{"upstream": UPSTREAM}]}]}}, True),
+        ({"prometheus": {"prefer_name": 1}}, False),
+        ({"prometheus": {"prefer_name": True}}, True),
+        ({"syslog": SYSLOG}, True),
+        ({"syslog": {"host": "127.0.0.1"}}, False),
+        ({"syslog": {**SYSLOG, "sock_type": "x"}}, False),
+        ({"syslog": {**SYSLOG, "pool_size": 4}}, False),
+        ({"syslog": {**SYSLOG, "x": 1}}, False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["stream_routes", "services"])
+async def test_what_is_said_of_plugins_is_what_a_write_says(
+    kind: str, plugins: dict[str, Any], is_fine: bool, desk: Desk
+) -> None:
+    """`adc validate` was content with what `adc sync` could not write."""
+    desk.plugins = PLUGINS
+    item = {"plugins": plugins}
+
+    whole = await desk.ask("POST", "configs/validate", {kind: [{"id": "ok"}, {"id": "o", **item}]})
+    alone = await desk.ask("POST", f"schema/validate/{kind}", item)
+    written = await put(desk, {kind: [{"id": "ok"}, {"id": "o", **item}]})
+    one = await desk.put(f"{kind}/one", item)
+
+    statuses = (whole.status_code, alone.status_code, written.status_code, one.status_code)
+    if is_fine:
+        assert statuses == (200, 200, 202, 201)
+        return
+    assert statuses == (400, 400, 400, 400)
+    said = one.json()["error_msg"]
+    assert alone.json() == {"error_msg": said.removeprefix("invalid configuration: ")}
+    assert written.json() == {"error_msg": f"invalid {kind} at index 1, err: {said}"}
+    assert whole.json() == {
+        "error_msg": "Configuration validation failed",
+        "errors": [{"resource_type": kind, "resource_id": "o", "index": 1, "error": said}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("metadata", "is_fine"),
+    [
+        ({"id": "syslog", "log_format": {"a": "$remote_addr"}}, True),
+        ({"id": "syslog", "log_format": 1}, False),
+        ({"id": "syslog", "x": 1}, False),
+        ({"id": "nope", "x": 1}, True),
+    ],
+)
+async def test_so_it_is_with_metadata(metadata: dict[str, Any], is_fine: bool, desk: Desk) -> None:
+    """Of a plugin that is not here it does nothing: a file that has it loads, with a warning."""
+    desk.plugins = PLUGINS
+    document = {"plugin_metadata": [metadata]}
+
+    checked = await desk.ask("POST", "configs/validate", document)
+    written = await put(desk, document)
+
+    assert (checked.status_code, written.status_code) == ((200, 202) if is_fine else (400, 400))
+    if not is_fine:
+        (error,) = checked.json()["errors"]
+        assert written.json()["error_msg"] == f"invalid plugin_metadata at index 0, err: {error['error']}"
 
 
 @pytest.mark.parametrize(
