@@ -218,11 +218,11 @@ def test_a_udp_client_stays_with_its_worker_and_a_listener_can_come_back(
     gateway.write_settings([], [address], **with_workers(2))
     gateway.write_routes("a.yaml", stream_route("a", behind))
     with datagram_origin(tmp_path, behind, "a"), gateway.running() as child, ExitStack() as stack:
-        clients = [stack.enter_context(DatagramClient(port)) for _ in range(16)]
+        clients = [stack.enter_context(DatagramClient(port)) for _ in range(40)]
         for text in ("one", "two", "three"):
             for client in clients:
                 assert text in client.ask(text)
-        assert len(sessions(gateway)) == 16
+        assert len(sessions(gateway)) == 40
         assert {row["worker"] for row in sessions(gateway)} == {0, 1}
 
         gateway.write_settings([], [], **with_workers(2))
@@ -321,7 +321,11 @@ def test_a_worker_that_dies_again_and_again_ends_the_gateway(
                 kill(pid)
 
         assert child.exit_code == 70
-        assert "in a row, each time within 10 s of its start" in child.output()
+        died = "died 6 times in a row, each time within 10 s of its start"
+        not_started = (
+            "could not be started 6 times in a row, and no other one serves"  # killed before it could answer
+        )
+        assert died in child.output() or not_started in child.output()
 
 
 def test_logs_are_reopened_by_all_workers_and_moved_live(gateway: Gateway, ports: Ports, origin: int) -> None:
