@@ -15,6 +15,7 @@ from streamgw.control.reloader import ReloadStatus
 from streamgw.core.model import Address, Facts, Listener
 from streamgw.process.figures import BATCH, batches, of_gateway, take_share
 from streamgw.process.fleet import LocalFleet
+from tests.support.gateway import write_atomically
 from tests.support.worker import ANY, Scene, says, worker_on
 
 
@@ -50,7 +51,7 @@ async def test_what_ended_and_what_lives_is_counted_once(tmp_path: Path) -> None
 
 async def test_reloads_are_counted_by_what_they_read(tmp_path: Path) -> None:
     async with worker_on(tmp_path) as scene:
-        (scene.routes / "echo.yaml").write_text("stream_routes: 7")
+        write_atomically(scene.routes / "echo.yaml", "stream_routes: 7")
         await scene.until(lambda: scene.worker.reloader.status.rejected == 1)
 
         figures = await figures_of(scene, ReloadStatus(reloads=2))

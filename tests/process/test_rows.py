@@ -14,6 +14,7 @@ from streamgw.core.errors import Problem
 from streamgw.core.model import Listener, Node, Revision
 from streamgw.dataplane.refresher import Standing
 from streamgw.process.rows import MAX_PROBLEMS, health_row, reload_event, service_row, session_row
+from tests.support.gateway import write_atomically
 from tests.support.worker import ANY, says, worker_on
 
 
@@ -64,7 +65,7 @@ async def test_the_feed_tells_of_reloads_applied_and_rejected(tmp_path: Path) ->
         with trio.fail_after(10):
             scene.write_route(scene.upstream_ports[1])
             applied = await feed.receive()
-            (scene.routes / "echo.yaml").write_text("stream_routes: 7")
+            write_atomically(scene.routes / "echo.yaml", "stream_routes: 7")
             rejected = await feed.receive()
 
     assert (applied.data["what"], applied.data["state"], applied.data["routes"]) == ("routes", "applied", 1)
