@@ -277,6 +277,8 @@ def test_a_wrong_key_is_told_before_the_body_is_asked_for(scene: Scene, tmp_path
         "X-API-KEY: no",
         "-H",
         "Expect: 100-continue",
+        "--expect100-timeout",  # else curl sends it after a second
+        "30",
         "-d",
         f"@{tmp_path}/body.json",
     ]

@@ -296,7 +296,7 @@ async def test_a_reader_that_stops_stops_the_sender(way: Way) -> None:
                 sent += await client.send(bytes(1 << 16))
 
         assert sent < 40 * MB, "what sockets hold, and a credit"
-        assert not session.end.lease.is_on
+        await until(lambda: not session.end.lease.is_on)
         received = await receive_exactly(upstream, sent)
         assert received == bytes(sent)
 
@@ -328,9 +328,9 @@ async def test_bytes_that_came_while_the_pair_was_promoted_are_read_once(
 
 
 async def test_what_the_kernel_moves_is_not_idle_and_what_it_does_not_is(way: Way) -> None:
-    async with leased(way, limits=Limits(idle_s=1.5)) as (_, session, client, upstream):
+    async with leased(way, limits=Limits(idle_s=3.0)) as (_, session, client, upstream):
         begun_at = trio.current_time()
-        while trio.current_time() < begun_at + 2.0:
+        while trio.current_time() < begun_at + 3.5:
             await round_trip(client, upstream)
             await trio.sleep(0.05)
         assert session.ending is None
