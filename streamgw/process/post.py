@@ -16,7 +16,6 @@ HEAD_LIMIT_BYTES = 16 << 10
 """Of an answer, interim ones included. More is a failure."""
 REST_LIMIT_BYTES = 64 << 10
 """Of an answer's body, which is read only so that the server is not reset in the middle of it."""
-REST_TIMEOUT_S = 1.0
 _CHUNK_BYTES = 16 << 10
 
 
@@ -98,9 +97,9 @@ async def _status(
         connection.receive_data(chunk)
 
 
-async def read_rest(stream: trio.abc.Stream) -> None:
-    """See the server end its answer, for REST_TIMEOUT_S. What happens counts no more: the batch has arrived."""
+async def read_rest(stream: trio.abc.Stream, *, within_s: float) -> None:
+    """See the server end its answer. What happens counts no more: the batch has arrived."""
     rest = 0
-    with trio.move_on_after(REST_TIMEOUT_S), contextlib.suppress(trio.BrokenResourceError):
+    with trio.move_on_after(within_s), contextlib.suppress(trio.BrokenResourceError):
         while rest < REST_LIMIT_BYTES and (chunk := await stream.receive_some(_CHUNK_BYTES)):
             rest += len(chunk)

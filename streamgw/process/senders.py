@@ -8,6 +8,7 @@ does.
 from __future__ import annotations
 
 import contextlib
+import math
 import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TypeAlias
@@ -19,7 +20,10 @@ from streamgw.core.errors import StreamgwError
 from streamgw.process.append import Appender
 
 FAREWELL_S = 1.0
-"""What a collector has for closing the connection after us. One that keeps it open is believed to have read everything."""
+"""What a collector has for closing the connection after us, or for the rest of an answer that says yes. One that keeps it open
+is believed to have read everything."""
+HASTE_S = 0.1
+"""The same when the gateway ends and more batches wait, which are lost for certain when its time is over."""
 
 TROUBLES = (
     OSError,
@@ -44,17 +48,25 @@ class Senders:
         self._trusted = trusted
         self._appender = Appender()
 
-    async def send(self, collector: Collector, records: Sequence[bytes]) -> None:
-        """Deliver a batch.
+    async def send(
+        self,
+        collector: Collector,
+        records: Sequence[bytes],
+        on_arrived: Callable[[], None],
+        *,
+        in_haste: bool = False,
+    ) -> None:
+        """Deliver a batch, and part from the collector; `in_haste` with less courtesy.
 
         Raises:
           TROUBLES: it did not arrive, or not all of it.
 
         Cancellation:
-          As for an error: what has arrived by then is not known.
+          As for an error, unless `on_arrived` was told: what has arrived by then is not known.
         """
         to = collector.to
         context = None
+        farewell_s = HASTE_S if in_haste else FAREWELL_S
         with trio.fail_after(collector.timeout_s) as deadline:
             if isinstance(to, OverTCP | OverHTTP) and to.tls:
                 context = await trio.to_thread.run_sync(
@@ -63,19 +75,24 @@ class Senders:
             match to:
                 case OverTCP():
                     async with _connected(to.host, to.port, context, to.server_name) as stream:
-                        await _send_lines(stream, records, deadline)
+                        await stream.send_all(b"\n".join((*records, b"")))
+                        deadline.deadline = math.inf  # parting is no part of it
+                        await _part(stream, on_arrived, farewell_s)
                 case OverHTTP():
                     # Few gateways post; those that answer HTTP themselves have most of it already.
-                    from streamgw.process.post import REST_TIMEOUT_S, post, read_rest  # noqa: PLC0415  see above
+                    from streamgw.process.post import post, read_rest  # noqa: PLC0415  see above
 
                     async with _connected(to.host, to.port, context) as stream:
                         await post(stream, to, records)
-                        deadline.deadline = trio.current_time() + 2 * REST_TIMEOUT_S
-                        await read_rest(stream)
+                        on_arrived()
+                        deadline.deadline = math.inf  # as above
+                        await read_rest(stream, within_s=farewell_s)
                 case OverUDP():
                     await _send_datagrams(to, records)
+                    on_arrived()
                 case ToFile():
                     await self._appender.append(collector, to.path, b"\n".join((*records, b"")))
+                    on_arrived()
 
 
 async def _send_datagrams(to: OverUDP, records: Sequence[bytes]) -> None:
@@ -106,21 +123,21 @@ async def _connected(
         await trio.aclose_forcefully(socket_stream)
 
 
-async def _send_lines(stream: _Stream, records: Sequence[bytes], deadline: trio.CancelScope) -> None:
-    """Send one line for each record, and see the collector close.
-
-    `deadline` is moved once the last byte is sent: that the collector is slow to close is no failure.
-    """
-    await stream.send_all(b"\n".join((*records, b"")))
-    deadline.deadline = trio.current_time() + 2 * FAREWELL_S
-    with trio.move_on_after(FAREWELL_S):
-        # Closing while bytes of theirs are unread (TLS session tickets) would be a reset, which destroys ours on the way.
-        if isinstance(stream, trio.SSLStream):
-            await _part_in_tls(stream)
-        else:
-            await stream.send_eof()
-            while await stream.receive_some(4096):
-                pass
+async def _part(stream: _Stream, on_arrived: Callable[[], None], farewell_s: float) -> None:
+    """Say that this was all, and see the collector close, until which a reset says that it has not read it."""
+    try:
+        with trio.move_on_after(farewell_s):
+            # Closing while bytes of theirs are unread (TLS session tickets) would be a reset, which destroys ours on the way.
+            if isinstance(stream, trio.SSLStream):
+                await _part_in_tls(stream)
+            else:
+                await stream.send_eof()
+                while await stream.receive_some(4096):
+                    pass
+    except trio.Cancelled:
+        on_arrived()  # as if it had kept the connection open
+        raise
+    on_arrived()
 
 
 async def _part_in_tls(stream: trio.SSLStream[trio.SocketStream]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import NoReturn
 
 import attrs
@@ -135,20 +136,26 @@ class Shipper:
 
     async def _deliver(self, queue: _Queue) -> bool:
         """Try the next batch; whether it arrived."""
+        records = queue.batches.take()
+        in_haste = self._ending.is_set() and len(queue.batches) > len(records)
         try:
-            await self._senders.send(queue.collector, queue.batches.take())
+            await self._senders.send(
+                queue.collector, records, partial(self._on_arrived, queue), in_haste=in_haste
+            )
         except TROUBLES as error:
             self._lose(queue, queue.batches.failed(trio.current_time()))
             if not queue.is_failing:
                 queue.is_failing = True
                 self._log.warning("collector_failed", collector=str(queue.collector), error=_said(error))
             return False
+        return True
+
+    def _on_arrived(self, queue: _Queue) -> None:
         queue.batches.succeeded()
         if queue.is_failing or queue.is_full:
             queue.is_failing = queue.is_full = False
             name = str(queue.collector)
             self._log.info("collector_back", collector=name, dropped=self.dropped[name])
-        return True
 
     def _lose_late(self, collector: Collector) -> None:
         name = str(collector)

@@ -132,7 +132,7 @@ async def test_2xx_is_success_whatever_follows(answer: list[bytes | type[Excepti
     wire = Wire(answer)
 
     await post(wire, TO, TWO)
-    await read_rest(wire)
+    await read_rest(wire, within_s=10)
 
 
 @pytest.mark.parametrize("status", [b"301", b"304", b"400", b"401", b"429", b"500", b"503"])
@@ -197,6 +197,6 @@ async def test_a_connection_that_breaks_over_the_request_is_a_failure(
 async def test_of_an_endless_body_no_more_is_read_than_is_decent() -> None:
     wire = Wire([b"x" * 16384] * 100)
 
-    await read_rest(wire)
+    await read_rest(wire, within_s=10)
 
     assert len(wire.answers) == 100 - module.REST_LIMIT_BYTES // 16384

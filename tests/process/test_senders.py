@@ -20,8 +20,20 @@ BATCH = (b"a", b"b")
 
 
 async def send(to: Destination, *, trusted: str = "system", timeout_s: float = 30.0) -> None:
-    with trio.fail_after(60):
-        await Senders(lambda: trusted).send(Collector(to=to, timeout_s=timeout_s), BATCH)
+    """What returns has told of the arrival, and what raises has not."""
+    has_arrived = False
+
+    def on_arrived() -> None:
+        nonlocal has_arrived
+        has_arrived = True
+
+    try:
+        with trio.fail_after(60):
+            await Senders(lambda: trusted).send(Collector(to=to, timeout_s=timeout_s), BATCH, on_arrived)
+    except TROUBLES:
+        assert not has_arrived
+        raise
+    assert has_arrived
 
 
 async def test_over_tcp_a_record_is_a_line() -> None:
@@ -153,6 +165,22 @@ async def test_a_collector_that_never_closes_is_believed(monkeypatch: pytest.Mon
         await send(OverTCP(host="127.0.0.1", port=listener.socket.getsockname()[1]))
         async with await listener.accept() as connection:
             assert await connection.receive_some() == b"a\nb\n"
+
+
+async def test_in_haste_a_collector_that_never_closes_is_believed_sooner(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener:
+        where = Collector(to=OverTCP(host="127.0.0.1", port=listener.socket.getsockname()[1]))
+        arrived: list[float] = []
+
+        await Senders(lambda: "system").send(
+            where, BATCH, lambda: arrived.append(trio.current_time()), in_haste=True
+        )
+
+    assert arrived == [pytest.approx(autojump_clock.current_time())]
+    assert arrived[0] <= module.HASTE_S + 0.01
 
 
 @pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "tls"])

@@ -12,6 +12,7 @@ import trio.testing
 from structlog.testing import capture_logs
 
 from streamgw.core.batch import BatchPolicy, Collector, OverHTTP, OverTCP, OverUDP, ToFile
+from streamgw.process import senders
 from streamgw.process import shipper as module
 from streamgw.process.shipper import Shipper
 from tests.support.collectors import listening, receiving, until
@@ -163,11 +164,67 @@ async def test_at_the_end_what_is_on_its_way_is_not_sent_again() -> None:
             shipper.ship(tcp(listener.socket.getsockname()[1]), b"once")
             await is_read.wait()
             gateway.cancel_scope.cancel()
-            await trio.testing.wait_all_tasks_blocked()
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked()
             may_close.set()
         nursery.cancel_scope.cancel()
 
     assert connections == [b"once\n"]
+    assert not shipper.dropped
+
+
+@asynccontextmanager
+async def keeping_open(answer: bytes = b"") -> AsyncIterator[tuple[int, list[bytes]]]:
+    """A collector that never closes: its port, and the last line of each batch it has."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    got: list[bytes] = []
+
+    async def serve(stream: trio.SocketStream) -> None:
+        read = b""
+        while not read.endswith((b"\n", b"]")):
+            read += await stream.receive_some()
+        got.append(read.splitlines()[-1])
+        await stream.send_all(answer)
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, serve, [listener])
+        yield listener.socket.getsockname()[1], got
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("over", "answer"),
+    [(OverTCP, b""), (OverHTTP, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")],
+    ids=["tcp", "http"],
+)
+async def test_what_has_arrived_when_the_time_is_over_is_not_lost(
+    over: type[OverTCP | OverHTTP],
+    answer: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Users noticed: records of a gateway that ended were told of as lost, and were there."""
+    monkeypatch.setattr(senders, "FAREWELL_S", 60.0)
+    async with keeping_open(answer) as (port, got):
+        with capture_logs() as logs:
+            async with shipping() as shipper:
+                shipper.ship(Collector(to=over(host="127.0.0.1", port=port), policy=AT_ONCE), b"1")
+
+    assert len(got) == 1
+    assert not shipper.dropped
+    assert not logs
+
+
+async def test_at_the_end_no_batch_is_lost_for_the_courtesy_of_another(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Five, where a second for each would be more than there is."""
+    async with keeping_open() as (port, got), shipping() as shipper:
+        for record in (b"1", b"2", b"3", b"4", b"5"):
+            shipper.ship(tcp(port), record)
+
+    assert got == [b"1", b"2", b"3", b"4", b"5"]
     assert not shipper.dropped
 
 
@@ -198,20 +255,19 @@ async def test_one_that_is_ended_before_its_first_step_ends() -> None:
 
 
 async def test_at_the_end_a_collector_that_says_nothing_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """It accepts, and never reads nor closes."""
-    monkeypatch.setattr(module, "PATIENCE_S", 0.1)
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    where = tcp(listener.socket.getsockname()[1], LATER)
+    """It reads, and does not answer."""
+    with capture_logs() as logs:
+        async with keeping_open() as (port, got):
+            where = Collector(to=OverHTTP(host="127.0.0.1", port=port), policy=LATER)
+            async with shipping() as shipper:
+                shipper.ship(where, b"1")
 
-    with trio.fail_after(5), capture_logs() as logs:
-        async with shipping() as shipper:
-            shipper.ship(where, b"last")
-
+    assert got == [b"[1]"]
     assert shipper.dropped == {str(where): 1}
     assert [(log["event"], log.get("pending")) for log in logs] == [("records_dropped", 1)]
-    await listener.aclose()
+    assert autojump_clock.current_time() == pytest.approx(module.PATIENCE_S, abs=0.01)
 
 
 async def test_a_server_that_is_silent_in_the_handshake_is_given_up_in_time() -> None:
