@@ -61,7 +61,19 @@ def _append(path: str, data: bytes) -> None:
             os.set_blocking(fd, True)
             _write_all(fd, data)
             return
-        fcntl.flock(fd, fcntl.LOCK_EX)  # others append, too, and each may have to take its part back
+        append_whole(fd, data)
+    finally:
+        os.close(fd)
+
+
+def append_whole(fd: int, data: bytes) -> None:
+    """Add to the end of a regular file that was opened with O_APPEND.
+
+    Raises:
+      OSError: nothing of `data` is in the file.
+    """
+    fcntl.flock(fd, fcntl.LOCK_EX)  # others append, too, and each may have to take its part back
+    try:
         size = os.fstat(fd).st_size
         try:
             _write_all(fd, data)
@@ -70,7 +82,7 @@ def _append(path: str, data: bytes) -> None:
                 os.ftruncate(fd, size)
             raise
     finally:
-        os.close(fd)
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def _write_all(fd: int, data: bytes) -> None:

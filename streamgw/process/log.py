@@ -16,6 +16,7 @@ import trio
 from structlog.typing import EventDict
 
 from streamgw.config.settings import LogSettings
+from streamgw.process.append import append_whole
 
 FLUSH_INTERVAL_S = 0.1
 PATIENCE_S = 2.0
@@ -177,6 +178,7 @@ class AccessLog:
             self.dropped += len(lines)
             raise
         except OSError as error:
+            self.dropped += len(lines)
             structlog.get_logger().error("access_log_write_failed", path=self._path, error=str(error))
         self._bytes = sum(map(len, self._lines))
 
@@ -186,7 +188,10 @@ class AccessLog:
             os.close(self._fd)
 
     def _write_all(self, fd: int, data: bytes) -> None:
-        """In a thread."""
+        """In a thread. Into a file of its own as a whole or not at all: the next line must not be glued to half of one."""
+        if fd != sys.stdout.fileno() and stat.S_ISREG(os.fstat(fd).st_mode):
+            append_whole(fd, data)
+            return
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view[: self._step(fd, data, len(data) - len(view))]) :]

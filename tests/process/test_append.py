@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import stat
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ import trio
 from streamgw.core.batch import BatchPolicy, Collector, ToFile
 from streamgw.process.append import Appender
 from tests.support.collectors import until
+from tests.support.full_disk import no_more_than_10_bytes
 
 
 def collector(path: Path, policy: BatchPolicy = BatchPolicy()) -> Collector:
@@ -55,18 +53,6 @@ async def test_no_directory_is_made(tmp_path: Path) -> None:
         await append(Appender(), tmp_path / "no" / "a.log", b"a\n")
 
     assert not (tmp_path / "no").exists()
-
-
-@contextmanager
-def no_more_than_10_bytes() -> Iterator[None]:
-    """In any file: as full a disk as a test can have. Python ignores SIGXFSZ. Not as a fixture: what pytest writes about the
-    test may go to a file, too."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 async def test_a_batch_that_does_not_fit_leaves_no_half_line(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from structlog.testing import capture_logs
 from streamgw.config.settings import LogSettings
 from streamgw.process import log as module
 from streamgw.process.log import LIMIT_BYTES, AccessLog, configure_logging
+from tests.support.collectors import until
+from tests.support.full_disk import no_more_than_10_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -195,6 +197,27 @@ async def test_a_full_disk_is_told_and_survived(capfd: pytest.CaptureFixture[str
     assert told["event"] == "access_log_write_failed"
     assert told["level"] == "error"
     assert os.strerror(28) in told["error"]
+    assert log.dropped == 1
+
+
+async def test_lines_that_do_not_fit_are_counted_and_leave_no_half_line(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+    log = AccessLog(str(path))
+    with capture_logs(), no_more_than_10_bytes():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(log.run)
+            log.write("1234")
+            await until(lambda: path.read_bytes() == b"1234\n")
+
+            log.write("5678")
+            log.write("9012")
+            await until(lambda: log.dropped == 2)
+
+            log.write("789")
+            nursery.cancel_scope.cancel()
+
+    assert path.read_bytes() == b"1234\n789\n"
+    assert log.dropped == 2
 
 
 def test_the_level_is_obeyed(capfd: pytest.CaptureFixture[str]) -> None:

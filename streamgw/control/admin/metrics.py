@@ -262,7 +262,7 @@ def _of_the_process(figures: Figures) -> Iterator[Metric]:
             figures.bugs,
         ),
         "streamgw_access_log_dropped_lines_total": (
-            "Lines of the access log that were dropped because its writer was stuck.",
+            "Lines of the access log that were lost: the disk was full, or the writer stuck.",
             figures.access_log_dropped,
         ),
         "streamgw_events_lost_total": (
