@@ -225,6 +225,10 @@ class Fittings:
         except Wrong as wrong:
             self.faults += ((document, fault) for fault in wrong.faults)
             return
+        except Exception as error:  # noqa: BLE001  as for options
+            message = f"plugin {plugin.name} cannot read its metadata: {error!r}"
+            self.faults.append((document, Fault((), message)))
+            return
         self._metadata[plugin.name] = metadata, text
         self.warnings += ((document, fault) for fault in getattr(metadata, "warnings", tuple)())
 

@@ -509,6 +509,19 @@ def test_wrong_metadata_is_a_problem() -> None:
     ]
 
 
+def test_metadata_that_cannot_be_read_at_all_are_a_problem_and_no_crash() -> None:
+    @attrs.frozen
+    class Unreadable:
+        what: int = 0
+
+    scene = Scene("plugin_metadata: [{id: odd, what: x}]")
+    odd = Plugin(name="odd", priority=1, options=Options, build=build, metadata=Unreadable)
+    scene.plugins = PluginSet({"odd": odd})
+
+    (said,) = problems(scene)
+    assert said.startswith("plugin_metadata[0]: plugin odd cannot read its metadata: ValueError(")
+
+
 def test_what_metadata_warn_of_is_a_warning() -> None:
     scene = Scene("plugin_metadata: [{id: early, size: 0}]")
 
