@@ -123,7 +123,7 @@ def test_a_wrong_key_has_an_exit_code_of_its_own(desk: Desk, tmp_path: Path) -> 
 
     assert (wrong.exit_code, right.exit_code) == (DENIED, 0)
     assert "failed to check token; see --key" in wrong.stderr
-    assert "live" in right.stdout
+    assert right.stdout.splitlines()[0].rstrip().endswith("  live")
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def end_of(process: subprocess.Popen[bytes], screen: PtyScreen) -> int:
 def test_sessions_come_and_go_on_the_screen_until_q(fake: FakeGateway) -> None:
     fake.do("open", 2)
     with running_top(fake) as (screen, process):
-        screen.wait_for("live", "2 of 2 sessions", "10.0.0.2:40002")
+        screen.wait_for("  live", "2 of 2 sessions", "10.0.0.2:40002")
 
         (first, *_) = fake.do("open", 1)["sessions"]
         screen.wait_for("3 of 3 sessions")
@@ -201,7 +201,7 @@ def test_a_session_is_chosen_filtered_and_killed(fake: FakeGateway) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT])
 def test_a_signal_gives_the_terminal_back(fake: FakeGateway, number: signal.Signals) -> None:
     with running_top(fake) as (screen, process):
-        screen.wait_for("live")
+        screen.wait_for("  live")
 
         process.send_signal(number)
 
@@ -212,13 +212,13 @@ def test_a_signal_gives_the_terminal_back(fake: FakeGateway, number: signal.Sign
 def test_it_comes_back_with_the_gateway(tmp_path: Path) -> None:
     with fake_gateway(tmp_path) as gateway, running_top(gateway) as (screen, process):
         gateway.do("open", 1)
-        screen.wait_for("live", "1 of 1 session")
+        screen.wait_for("  live", "1 of 1 session")
         gateway.child.stop()
         screen.wait_for("no gateway answers")
 
         with fake_gateway(tmp_path, gateway.port) as again:
             again.do("set_status", pid=1, uptime_s=0.1)
-            screen.wait_for("live", "0 of 0 sessions")
+            screen.wait_for("  live", "0 of 0 sessions")
 
         screen.press("q")
         assert end_of(process, screen) == 0
