@@ -238,20 +238,17 @@ class UpstreamPool:
             line.on_change()
 
     async def _paced(self, upstream: Upstream, facts: Facts, began_at: float) -> Iterator[Address]:
-        """Candidates with room, now or after waiting for them. A client that waits gets the nodes that there are then, also
-        those of a snapshot after its own: it may be waiting for just that edit.
+        """Candidates with room, now or after waiting for them. A client that waits gets the nodes that there are then, and as
+        many places at them, also those of a snapshot after its own: it may be waiting for just that edit.
         """
         pacing = upstream.pacing
         search = _Search(
-            lambda: self._entry_of(self._upstreams.get(upstream.key, upstream)),
-            pacing,
-            self._part(pacing.max_conns),
-            facts,
+            lambda: self._upstreams.get(upstream.key, upstream), self._entry_of, self._part, pacing, facts
         )
         found = await search.find()
         line = self._line_of(upstream.key)
         # Behind those who came earlier, if what they wait for is what this one would take.
-        is_queued = line.is_standing and pacing.max_conns and pacing.queue_timeout_s
+        is_queued = line.is_standing and search.max_conns and pacing.queue_timeout_s
         if found is not None and not is_queued:
             return found
         if search.patience_s <= 0:
@@ -341,22 +338,28 @@ class UpstreamPool:
 class _Search:
     """For candidates with room, asked until there are some."""
 
-    entry: Callable[[], Awaitable[_Entry]]
+    today: Callable[[], Upstream]
+    entry_of: Callable[[Upstream], Awaitable[_Entry]]
+    part: Callable[[int], int]
     pacing: Pacing
-    max_conns: int
-    """This process's part of `Pacing.max_conns`."""
+    """The session's own, for how long it waits."""
     facts: Facts
     is_full: bool = False
     """There are nodes, and none had room."""
 
     async def find(self) -> Iterator[Address] | None:
         """Those with room, the first of them seen to have it; None if there is none."""
-        entry = await self.entry()
-        nodes = tuple(entry.balancer.order(self.facts, entry.load))
+        entry = await self.entry_of(self.today())
+        nodes, most = tuple(entry.balancer.order(self.facts, entry.load)), self.max_conns
         self.is_full = bool(nodes)
-        free = (node for node in nodes if not 0 < self.max_conns <= entry.load.active(node))
+        free = (node for node in nodes if not 0 < most <= entry.load.active(node))
         first = next(free, None)
         return None if first is None else map(_ADDRESS, itertools.chain((first,), free))
+
+    @property
+    def max_conns(self) -> int:
+        """This process's part of today's `Pacing.max_conns`."""
+        return self.part(self.today().pacing.max_conns)
 
     @property
     def patience_s(self) -> float:

@@ -533,6 +533,44 @@ async def test_a_client_waits_for_a_node_and_gets_the_one_that_an_edit_brings(
     assert trio.current_time() - began_at == 2
 
 
+async def test_a_higher_limit_lets_those_in_who_wait_already(autojump_clock: trio.testing.MockClock) -> None:
+    """An operator raised `max_conns` because clients waited; they went on waiting for a place of the old limit, and those who
+    came later stood behind them, with 99 places free.
+    """
+    few = upstream("10.0.0.1:1", pacing=Pacing(max_conns=1, queue_timeout_s=60))
+    many = upstream("10.0.0.1:1", pacing=Pacing(max_conns=100, queue_timeout_s=60))
+    pool = pool_of(few)
+    pool.lease(few, Address("10.0.0.1", 1))
+    served: list[str] = []
+
+    async def client(who: str, to: Upstream) -> None:
+        pool.lease(to, next(await pool.candidates(to, facts())))
+        served.append(who)
+
+    async with trio.open_nursery() as nursery:
+        for who in ("first", "second"):
+            nursery.start_soon(client, who, few)
+            await trio.testing.wait_all_tasks_blocked()
+        sync(pool, many)
+        nursery.start_soon(client, "newcomer", many)
+        await trio.testing.wait_all_tasks_blocked()
+
+        assert served == ["first", "second", "newcomer"]
+
+
+async def test_a_lower_limit_holds_for_those_who_wait_already(autojump_clock: trio.testing.MockClock) -> None:
+    two = upstream("10.0.0.1:1", pacing=Pacing(max_conns=2, queue_timeout_s=5))
+    one = upstream("10.0.0.1:1", pacing=Pacing(max_conns=1, queue_timeout_s=60))
+    pool = pool_of(two)
+    leases = [pool.lease(two, Address("10.0.0.1", 1)) for _ in range(2)]
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(after, 1, lambda: sync(pool, one))
+        nursery.start_soon(after, 2, leases[0].close)
+        with pytest.raises(NoNode, match=r"^every node of upstreams/1 has its 1 sessions, for 5 s$"):
+            await pool.candidates(two, facts())
+
+
 async def test_a_client_waits_for_a_node_that_comes_up(autojump_clock: trio.testing.MockClock) -> None:
     to = upstream("10.0.0.1:1", pacing=Pacing(wait_for_node_s=10))
     pool = pool_of(to)
