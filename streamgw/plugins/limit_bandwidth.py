@@ -84,9 +84,13 @@ def build(options: LimitBandwidth, context: PluginContext) -> Hooks:
     key_of = compile_key(options.key, options.key_type, context.known)
     ledger, scope = context.services.ledger, f"limit-bandwidth {context.known['route_id']}"
 
-    def booked(rate: int | None, scope: str, key: str) -> tuple[Bucket, ...]:
+    def booked(rate: int | None, way: str, key: str) -> tuple[Bucket, ...]:
+        # A line for each rate: shares are booked as time, and one of a session that pinned a slower rate would take as long
+        # as a hundred of the others'.
+        line = f"{scope} {way} {rate}"
+
         def book(now: float, interval_s: float, ahead_s: float) -> float | None:
-            return ledger.book(scope, key, now, interval_s=interval_s, ahead_s=ahead_s)
+            return ledger.book(line, key, now, interval_s=interval_s, ahead_s=ahead_s)
 
         return () if rate is None else (BookedBucket(rate, book),)
 
@@ -94,7 +98,7 @@ def build(options: LimitBandwidth, context: PluginContext) -> Hooks:
         return () if rate is None else (Bucket(rate, options.session_burst),)
 
     shared = SharedBuckets(
-        lambda key: Shape(booked(options.up, f"{scope} up", key), booked(options.down, f"{scope} down", key))
+        lambda key: Shape(booked(options.up, "up", key), booked(options.down, "down", key))
     )
 
     def decide(facts: Facts, _: float) -> Decision:

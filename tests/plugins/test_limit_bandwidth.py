@@ -60,6 +60,21 @@ def test_the_ledger_knows_what_was_booked_elsewhere_and_before_an_edit() -> None
     assert passed(shape(after).up) == 0
 
 
+@pytest.mark.parametrize(("before", "after"), [(100_000, 10_000_000), (10_000_000, 100_000)])
+def test_sessions_of_before_another_rate_have_a_line_of_their_own(before: int, after: int) -> None:
+    """A key's rate was raised a hundredfold, and new sessions stayed slow: each share of an old one took the time
+    of a hundred new ones in the line that they had in common.
+    """
+    services = PluginServices(ledger=LocalLedger())
+    old, other_old = (Gate(shape(built(PLUGIN, services, up=before)).up) for _ in range(2))
+    new, other_new = (Gate(shape(built(PLUGIN, services, up=after)).up) for _ in range(2))
+
+    assert old.take(MOST, 0.0) == before // 50, "20 ms of the whole rate"
+    assert other_old.take(MOST, 0.0) == 0
+    assert new.take(MOST, 0.0) == after // 50, "20 ms of the whole rate"
+    assert other_new.take(MOST, 0.0) == 0
+
+
 def test_up_and_down_are_two_things() -> None:
     decision = shape(built(PLUGIN, up=100_000, down=100_000))
 
