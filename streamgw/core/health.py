@@ -168,7 +168,9 @@ class UpstreamHealth:
         node.failed_in_a_row += 1
         if self.checks.passive is not None:
             self._failed(node, node.sessions, self.checks.passive, finding, now)
-        self._eject_if_outlier(node, finding.why, now)
+        _, was_up = before
+        if was_up:  # else this connect began before it was taken out, and says nothing new
+            self._eject_if_outlier(node, finding.why, now)
         return _change(place, node, before, node.why)
 
     def tick(self, now: float) -> Iterator[Change]:
@@ -238,7 +240,7 @@ class UpstreamHealth:
 
     def _eject_if_outlier(self, node: NodeHealth, why: str, now: float) -> None:
         ejection = self.checks.ejection
-        if ejection is None or node.is_ejected or node.failed_in_a_row < ejection.failures:
+        if ejection is None or node.failed_in_a_row < ejection.failures:
             return
         out = 1 + sum(each.is_ejected for each in self._nodes.values())
         if 100 * out > ejection.max_percent * len(self._nodes):

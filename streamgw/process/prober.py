@@ -256,9 +256,9 @@ class Prober:
         if change is None:
             return
         upstream = checker.upstream
+        self._look_at_clock.set()
         if change.is_up is not change.was_up:
             self._pool.set_up(upstream.key, change.node, change.is_up)
-            self._look_at_clock.set()
             tell = self._log.info if change.is_up else self._log.warning
             tell(
                 "node_up" if change.is_up else "node_down",

@@ -340,6 +340,22 @@ def test_a_node_that_is_out_is_not_ejected_again() -> None:
     assert built.health.due_at == due_at
 
 
+def test_a_node_that_is_down_is_not_ejected_as_well() -> None:
+    """Connects that began while it was up time out when probes have found it down: once it was well, it was still left out."""
+    built = ejecting()
+    built.health.obey(attrs.evolve(built.health.checks, active=ActiveCheck()), built.now)
+    built.probe(REFUSED, REFUSED)
+    assert built.status() is Status.UNHEALTHY
+
+    built.session(SLOW, SLOW, SLOW)
+    built.probe(OK, OK)
+
+    assert built.is_up()
+    change = built.session(SLOW)
+    assert change is not None
+    assert change.why == "4 connects failed in a row: did not answer within 1 s"
+
+
 def test_a_node_that_is_alone_is_never_ejected() -> None:
     built = ejecting()
     built.health.keep([A])

@@ -20,7 +20,7 @@ from streamgw.core.discovery import Discovered
 from streamgw.core.errors import ConnectFailed
 from streamgw.core.health import Change, Status
 from streamgw.core.model import Address, Node, Upstream, UpstreamTLS
-from streamgw.core.probe import ActiveCheck, Checks, Finding, Probe, Result, Thresholds
+from streamgw.core.probe import ActiveCheck, Checks, Ejection, Finding, Probe, Result, Thresholds
 from streamgw.dataplane.pool import UpstreamPool
 from streamgw.process.prober import FIRST_WITHIN_S, MAX_PROBES, Prober
 from streamgw.process.probes import Target
@@ -310,6 +310,45 @@ async def test_connects_that_fail_take_a_node_down_for_a_while(
             scene.pool.answered(to, A, 0.001)
         assert scene.statuses()["10.0.0.1"] is Status.HEALTHY
     assert not scene.asked
+
+
+async def test_a_node_that_hung_is_used_again_whatever_connects_time_out_meanwhile(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It was ejected while it was down, which nobody noted: `healthy`, and left out for ever."""
+    scene = Scene(sick={"10.0.0.1"})
+    to = checked(checks=attrs.evolve(ACTIVE, ejection=Ejection(failures=5, time_s=30.0)))
+    scene.load(to)
+
+    async with running(scene):
+        await trio.sleep(15)
+        for _ in range(5):
+            scene.pool.failed(to, A, ConnectFailed("timed out after 60.0 s"))
+        assert await scene.offered(to) == ["10.0.0.2"]
+
+        scene.sick.clear()
+        await trio.sleep(40)
+
+        assert await scene.offered(to) == ["10.0.0.1", "10.0.0.2"]
+
+
+async def test_a_node_that_goes_down_while_it_is_ejected_is_shown_as_tried_again_in_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    scene = Scene()
+    to = checked(checks=attrs.evolve(PASSIVE, ejection=Ejection(failures=1, time_s=300.0)))
+    scene.load(to)
+
+    async with running(scene):
+        for _ in range(2):
+            await trio.testing.wait_all_tasks_blocked()
+            scene.pool.failed(to, A, ConnectFailed("connection refused"))
+        assert scene.statuses()["10.0.0.1"] is Status.UNHEALTHY
+
+        await trio.sleep(31)
+
+        assert scene.statuses()["10.0.0.1"] is Status.MOSTLY_HEALTHY
+        assert await scene.offered(to) == ["10.0.0.2"], "it is ejected still"
 
 
 async def test_sessions_of_an_upstream_without_checks_concern_nobody() -> None:
