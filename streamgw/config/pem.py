@@ -115,4 +115,6 @@ def _read(path: Path) -> Pem | str:
         text = path.read_bytes().decode("utf-8", "surrogateescape")
     except OSError as error:
         return str(error.strerror)
+    except ValueError:
+        return "not a path"  # a zero byte in it
     return Pem(text, is_public=bool(status.st_mode & stat.S_IROTH))

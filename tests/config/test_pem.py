@@ -98,6 +98,7 @@ def test_what_cannot_be_had_is_named(tmp_path: Path) -> None:
     assert refusal("$file://.", tmp_path) == f"{tmp_path}: not a regular file"
     assert refusal("$file://pipe", tmp_path) == f"{tmp_path}/pipe: not a regular file"
     assert refusal("$file://big", tmp_path) == f"{tmp_path}/big: larger than 1 MiB"
+    assert refusal("$file://a\0.pem", tmp_path) == f"{tmp_path}/a\0.pem: not a path"
 
 
 def test_where_one_text_ends_counts_for_a_digest() -> None:
