@@ -13,6 +13,7 @@ Source:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal, NoReturn, TypeAlias
 
@@ -37,6 +38,7 @@ from streamgw.config.discovery import (
     warn_of_discovery,
 )
 from streamgw.config.nodes import Nodes
+from streamgw.config.patterns import whole
 from streamgw.config.plugins import Plugins
 from streamgw.config.rules import (
     AnyMapping,
@@ -122,8 +124,23 @@ _TRUSTED_SCHEMA: Schema = {"anyOf": [{"const": "system"}, *_pem(128).schema["any
 
 PemCertificate: TypeAlias = Annotated[str, _pem(128)]
 PemKey: TypeAlias = Annotated[str, _pem(64)]
-ALPN: TypeAlias = Annotated[str, text(1, 255)]
+_ALPN = text(1, 255)
+ALPN: TypeAlias = Annotated[str, _ALPN]
 """RFC 7301: 1 to 255 bytes."""
+
+
+def _offered(value: object) -> str:
+    name = _ALPN(value)
+    if not _PRINTABLE.fullmatch(name):
+        raise Wrong(f"expected printable ASCII, got {shown(value)}")
+    return name
+
+
+_PRINTABLE = re.compile("[ -~]*")
+OfferedALPN: TypeAlias = Annotated[
+    str, Stated(_offered, {**_ALPN.schema, "pattern": whole(_PRINTABLE.pattern)})
+]
+"""What Python's `ssl` sends is ASCII. What a client offers may be any bytes."""
 
 
 def _exclusive(*names: str) -> Schema:
@@ -159,7 +176,7 @@ class UpstreamTLSSpec:
     """Who may have issued the nodes' certificates: PEM, a reference, or `system`."""
     server_name: HostName | None = None
     """What the nodes are asked for, and must have a certificate for. Else the name that the client asked for."""
-    alpn: tuple[ALPN, ...] = ()
+    alpn: tuple[OfferedALPN, ...] = ()
     """Protocols that are offered to the nodes."""
 
     schema: ClassVar[Schema] = {
@@ -223,7 +240,7 @@ class UpstreamSpec:
     """Where the key of `chash` comes from."""
     key: str | None = None
     """What `chash` hashes: `remote_addr`, or with `vars_combinations` a text like `$remote_addr$server_port`."""
-    retries: Count | None = None
+    retries: Annotated[int, integer(0, 2**31 - 1)] | None = None
     """Further attempts when a node cannot be connected to; one less than there are nodes if left out."""
     retry_timeout: Seconds = 0.0
     """No attempt begins later than this many seconds after the first; 0 is no limit."""
