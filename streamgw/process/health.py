@@ -217,13 +217,15 @@ class RemoteHealth:
         self._has_results.set()
 
     def _mark(self, key: str, node: Address, state: State) -> None:
-        if state == SPOTLESS:
-            self._states.pop((key, node), None)
-        else:
+        before = self._states.pop((key, node), SPOTLESS)
+        if state != SPOTLESS:
             self._states[key, node] = state
         upstream = self._upstreams.get(key)
         if upstream is None:
-            return  # of a snapshot that comes, or has gone
+            # Of a snapshot that comes, or has gone. While sessions are left the pool remembers what it was told before.
+            if state.is_up and not before.is_up:
+                self._pool.set_up(key, node, is_up=True)
+            return
         if self._pool.set_up(key, node, state.is_up):
             before, now = Status.HEALTHY, Status.UNHEALTHY
             if state.is_up:

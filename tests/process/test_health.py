@@ -282,6 +282,26 @@ async def test_a_mark_survives_that_the_pool_forgets_the_node(
         assert not one.is_up(A)
 
 
+async def test_a_node_that_was_down_in_an_upstream_that_was_removed_is_not_when_that_is_put_back(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A session of it was left in one of the workers, which used the node no more."""
+    to, other = checked(), attrs.evolve(checked(None), key="upstreams/2")
+    async with story(2, to, other) as told:
+        one, _ = told.sides
+        told.states.heard([(KEY, A.host, A.port, "refused")] * 2)
+        await told.settle()
+        assert not one.is_up(A)
+
+        with one.pool.lease(to, B):
+            told.load(other)
+            await told.settle()
+            told.load(to, other)
+            await told.settle()
+
+            assert [side.is_up(A) for side in told.sides] == [True, True]
+
+
 async def test_without_checks_nobody_is_told_and_no_mark_stays(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
