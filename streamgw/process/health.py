@@ -217,13 +217,13 @@ class RemoteHealth:
         self._has_results.set()
 
     def _mark(self, key: str, node: Address, state: State) -> None:
-        before = self._states.pop((key, node), SPOTLESS)
+        told = self._states.pop((key, node), SPOTLESS)
         if state != SPOTLESS:
             self._states[key, node] = state
         upstream = self._upstreams.get(key)
         if upstream is None:
             # Of a snapshot that comes, or has gone. While sessions are left the pool remembers what it was told before.
-            if state.is_up and not before.is_up:
+            if state.is_up and not told.is_up:
                 self._pool.set_up(key, node, is_up=True)
             return
         if self._pool.set_up(key, node, state.is_up):
