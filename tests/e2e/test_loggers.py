@@ -185,6 +185,7 @@ def test_a_receiver_that_stands_still_costs_records_and_no_session(
             lambda: len({record["port"] for record in receiver.records()}) == 50 - dropped,
             what="the ones that had room",
         )
+        receiver.child.wait_until(receiver.has_answered, what="the gateway knows that they came")
 
     assert {record["port"] for record in receiver.records()} < visited
     assert child.output().count("records_dropped") == 1
