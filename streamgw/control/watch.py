@@ -12,6 +12,9 @@ Theory of operation. watchfiles (inotify) is only the alarm clock; the truth is 
   different from before, and so whatever happened to them meanwhile is seen.
 * Every `relook_s` there is a survey without an alarm. It compares what stat(2) says of every file, which is cheaper than
   reading them. An event that got lost (an overflowing queue, a network file system, a link to elsewhere) heals then.
+* Sessions must not end because of what somebody does to files: a name that is not UTF-8, a server that is away, a
+  directory that nobody may enter. An alarm that cannot be told is an alarm, and a survey that fails found a change:
+  whoever looks then hears from the kernel what is wrong.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ from watchfiles._rust_notify import RustNotify, WatchfilesRustInternalError
 
 LONGEST_BURST = 4
 """A burst of events that does not end is reported after this many times `settle_ms` all the same."""
+PAUSE = 20
+"""An alarm that cannot be told is passed on after this many times `settle_ms`: there may be a thousand of them."""
 POLL_S = 0.3
 MAX_LINKS = 40
 """Symlinks followed on the way to one path; Linux itself gives up (ELOOP) after 40."""
@@ -86,6 +91,8 @@ async def changes(
     Resource handling:
       Iterate under contextlib.aclosing: the inotify descriptor is closed with the generator. While it is waited for, one
       worker thread waits.
+
+    Never raises anything else than Cancelled, whatever the file system does.
 
     Cancellation:
       Takes up to `settle_ms`: that often the thread looks whether it is still wanted.
@@ -179,23 +186,36 @@ class _Watch:
     def survey(self, further: Collection[Path] = ()) -> bool:
         """Look at everything, `further` files included, and watch exactly what is there. Returns whether anything is different from last time."""
         before = self._survey
-        for _ in range(MAX_SURVEYS):
-            self._survey = _survey(self._path, further)
-            if self._survey.directories == self._watched or not self._rewatch(self._survey.directories):
-                break
+        try:
+            for _ in range(MAX_SURVEYS):
+                self._survey = _survey(self._path, further)
+                if self._survey.directories == self._watched or not self._rewatch(self._survey.directories):
+                    break
+        except Exception as error:  # noqa: BLE001  e.g. directories so deep that Python does not descend
+            self._complain(str(error))
+            self._drop()
+            self._survey = None
+            return True
         return self._survey != before
 
     def listen(self, timeout_s: float, stop: threading.Event) -> bool:
         """Block until an event that matters (True), or until the time is over or `stop` is set (False).
 
-        May return False earlier, after events that do not matter.
+        May return False earlier, after events that do not matter. Only what was surveyed is listened to.
         """
         if self._notify is None:
             stop.wait(timeout_s)
             return False
-        events = self._notify.watch(
-            LONGEST_BURST * self._step_ms, self._step_ms, max(int(timeout_s * 1000), 1), stop
-        )
+        try:
+            events = self._notify.watch(
+                LONGEST_BURST * self._step_ms, self._step_ms, max(int(timeout_s * 1000), 1), stop
+            )
+        except (OSError, WatchfilesRustInternalError):
+            # Something happened to a name that is not UTF-8, were it that somebody opened it. This watcher says nothing
+            # else any more; the survey that follows makes another, or tells why not.
+            self._drop()
+            stop.wait(min(PAUSE * self._step_ms / 1000, timeout_s))
+            return True
         if isinstance(events, str):
             return False
         assert self._survey is not None, "survey comes first"
@@ -209,8 +229,7 @@ class _Watch:
 
     def _rewatch(self, directories: dict[str, Identity]) -> bool:
         """Returns whether another survey is needed: something may have changed before the new watcher stood."""
-        self.close()
-        self._watched = None
+        self._drop()
         if self._force_polling:
             # Not watchfiles' own polling: it compares times in whole seconds and misses the second of two quick edits.
             return False
@@ -221,13 +240,24 @@ class _Watch:
             return True
         except (OSError, WatchfilesRustInternalError) as error:
             # Out of inotify instances or watches. Surveys still see every change, only later.
-            if str(error) != self._complaint:
-                self._complaint = str(error)
-                self._log.error("cannot_watch", path=str(self._path), error=self._complaint)
+            self._complain(str(error))
+            return False
+        except UnicodeEncodeError as error:
+            self._complain(f"not UTF-8: {error.object!r}")
             return False
         self._watched = directories
         self._complaint = ""
         return True
+
+    def _drop(self) -> None:
+        self.close()
+        self._watched = None
+
+    def _complain(self, error: str) -> None:
+        """Once, until a watcher stands again."""
+        if error != self._complaint:
+            self._complaint = error
+            self._log.error("cannot_watch", path=str(self._path), error=error)
 
 
 def _survey(path: Path, further: Collection[Path]) -> _Survey:
@@ -235,7 +265,7 @@ def _survey(path: Path, further: Collection[Path]) -> _Survey:
     entries = set(_trail(path, links))
     inside: dict[Identity, str] = {}
     files: list[tuple[str, Stamp | None]] = []
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112  Path.is_dir raises for a directory that may not be entered
         _enter(str(path), inside, files)
     else:
         files.append((str(path), _stamp(str(path))))
@@ -292,8 +322,8 @@ def _trail(path: Path, known: dict[Path, Path | None]) -> Iterator[Path]:
                 known[here] = here.readlink()
             except FileNotFoundError:
                 break
-            except OSError:
-                known[here] = None  # EINVAL: not a link
+            except (OSError, ValueError):
+                known[here] = None  # EINVAL: not a link; or a name that no file can have
         target = known[here]
         if target is None:
             continue
@@ -307,7 +337,7 @@ def _trail(path: Path, known: dict[Path, Path | None]) -> Iterator[Path]:
 def _stamp(path: str) -> Stamp | None:
     try:
         found = os.stat(path)  # noqa: PTH116  ten thousand of them every two seconds
-    except OSError:
+    except (OSError, ValueError):
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 

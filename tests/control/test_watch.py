@@ -1,5 +1,6 @@
 """Real directories and real inotify: each way in which files change is noticed. Times are printed, not asserted."""
 
+import os
 import resource
 import shutil
 import subprocess
@@ -365,6 +366,103 @@ async def test_a_file_where_the_directory_should_be_is_seen_to_go(routes: Path) 
         make_a_directory_of(routes)
 
         await scene.sees("new")
+
+
+NOT_UTF8 = os.fsdecode(b"caf\xe9")
+
+
+@pytest.mark.parametrize(
+    "name", [f"{NOT_UTF8}.txt", f"../{NOT_UTF8}"], ids=["within", "beside the directory"]
+)
+async def test_a_name_that_is_not_utf_8_is_an_alarm_like_any_other(name: str, routes: Path) -> None:
+    """A file whose name somebody had written in Latin-1 ended the gateway, and all its sessions."""
+    async with watching(routes) as scene:
+        (routes / name).touch()
+        with trio.fail_after(10):
+            await anext(scene.looks)
+
+        save(routes)
+        await scene.sees("new")
+        rename_over(routes)
+        (routes / "a.yaml").write_text("newer")
+        await scene.sees("newer")
+
+
+@pytest.mark.parametrize("name", [NOT_UTF8, f"{NOT_UTF8}/routes.d"], ids=["below", "on the way"])
+async def test_directories_that_are_not_utf_8_are_surveyed_and_it_is_said_once(
+    tmp_path: Path, name: str
+) -> None:
+    """No gateway could start while there was one."""
+    (tmp_path / name).mkdir(parents=True)
+    path = tmp_path if name == NOT_UTF8 else tmp_path / name
+
+    with structlog.testing.capture_logs() as logs:
+        async with watching(path, relook_s=0.1) as scene:
+            for text in ("new", "newer"):
+                (tmp_path / name / "a.yaml").write_text(text)
+                await scene.sees(text)
+
+    assert [line["event"] for line in logs] == ["cannot_watch"]
+    assert "not UTF-8: " in logs[0]["error"]
+
+
+async def test_a_directory_that_is_not_utf_8_may_be_made_at_any_time(routes: Path) -> None:
+    async with watching(routes, relook_s=0.1) as scene:
+        (routes / NOT_UTF8).mkdir()
+        with trio.fail_after(10):
+            await anext(scene.looks)
+
+        save(routes)
+        await scene.sees("new")
+        (routes / NOT_UTF8).rmdir()
+        rename_over(routes)
+        (routes / "a.yaml").write_text("newer")
+        await scene.sees("newer")
+
+
+async def test_a_way_that_the_kernel_refuses_is_a_change_and_no_end(tmp_path: Path) -> None:
+    """Like a directory that may not be entered, or a file server that is away: stat(2) says something unusual."""
+    (tmp_path / "routes.d").mkdir()
+    (tmp_path / "routes.d" / "a.yaml").write_text("old")
+    way = tmp_path / "way"
+    way.symlink_to("routes.d")
+
+    def lead(target: str) -> None:
+        (tmp_path / "next").symlink_to(target)
+        (tmp_path / "next").rename(way)
+
+    async with watching(way) as scene:
+        lead("x" * 300)
+        with trio.fail_after(10):
+            await anext(scene.looks)
+
+        save(tmp_path / "routes.d")
+        lead("routes.d")
+        await scene.sees("new")
+
+
+async def test_a_file_elsewhere_of_an_impossible_name_is_not_there(routes: Path, tmp_path: Path) -> None:
+    async with watching_elsewhere(routes, tmp_path / "a\0b") as elsewhere:
+        await elsewhere.sees_nothing()
+
+
+def test_a_survey_that_fails_is_a_change_and_the_next_begins_anew(routes: Path) -> None:
+    deep = routes / ("/".join(["d"] * 1100))
+    subprocess.run(["mkdir", "-p", deep], check=True)
+    watch = _Watch(routes, 20, force_polling=False)
+
+    with structlog.testing.capture_logs() as logs:
+        assert watch.survey()
+        assert watch.survey()
+        assert not watch.listen(0.01, threading.Event())
+    subprocess.run(["rm", "-r", routes / "d"], check=True)
+
+    assert [line["event"] for line in logs] == ["cannot_watch"]
+    assert watch.survey(), "it can be surveyed again"
+    assert not watch.survey()
+    save(routes)
+    assert watch.listen(10, threading.Event())
+    watch.close()
 
 
 def test_a_directory_that_vanishes_while_it_is_about_to_be_watched_is_surveyed_again(tmp_path: Path) -> None:
