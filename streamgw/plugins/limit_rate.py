@@ -40,9 +40,13 @@ class LimitRate:
 
 
 def build(options: LimitRate, context: PluginContext) -> Hooks:
-    """Refuse or delay before any handshake, if the key allows. The ledger remembers, and outlives edits."""
+    """Refuse or delay before any handshake, if the key allows. The ledger remembers, and outlives edits.
+
+    Of another rate it knows nothing: moments are booked, and those that a slow rate has given away are so far ahead that
+    a higher one would refuse everybody until then.
+    """
     key_of = compile_key(options.key, options.key_type, context.known)
-    ledger, scope = context.services.ledger, f"limit-rate {context.known['route_id']}"
+    ledger, scope = context.services.ledger, f"limit-rate {context.known['route_id']} {options.rate}"
     interval_s, ahead_s = 1 / options.rate, options.burst / options.rate
 
     def decide(facts: Facts, now: float) -> Decision:

@@ -53,10 +53,23 @@ def test_an_edit_forgets_nobody() -> None:
     services = PluginServices()
     decide(built(PLUGIN, services, rate=0.1))
 
-    after = built(PLUGIN, services, rate=100)
+    after = built(PLUGIN, services, rate=0.1, nodelay=True)
 
     assert not is_let_in(after, now=5.0)
     assert is_let_in(after, now=10.0)
+
+
+def test_a_higher_rate_counts_at_once() -> None:
+    """An operator raised the rate because sessions were refused. Those of the burst had booked the next minute, and all were
+    refused until it was over.
+    """
+    services = PluginServices()
+    before = built(PLUGIN, services, rate=1, burst=60, nodelay=True)
+    assert [is_let_in(before) for _ in range(62)] == [True] * 61 + [False]
+
+    after = built(PLUGIN, services, rate=100, burst=60, nodelay=True)
+
+    assert is_let_in(after)
 
 
 def test_a_variable_that_there_is_not_is_named() -> None:
