@@ -170,7 +170,7 @@ class UpstreamPool:
           NoNode: too many wait already.
         """
         line = self._line_of(upstream.key)
-        if len(line) >= upstream.pacing.queue_size:
+        if len(line) >= self._today(upstream).pacing.queue_size:
             raise NoNode(f"every node of {upstream.key} refused, and {len(line)} clients wait already")
         await line.pause(seconds * self._rng.uniform(0.5, 1.5))
 
@@ -242,9 +242,7 @@ class UpstreamPool:
         many places at them, also those of a snapshot after its own: it may be waiting for just that edit.
         """
         pacing = upstream.pacing
-        search = _Search(
-            lambda: self._upstreams.get(upstream.key, upstream), self._entry_of, self._part, pacing, facts
-        )
+        search = _Search(partial(self._today, upstream), self._entry_of, self._part, pacing, facts)
         found = await search.find()
         line = self._line_of(upstream.key)
         # Behind those who came earlier, if what they wait for is what this one would take.
@@ -255,7 +253,7 @@ class UpstreamPool:
             if search.is_full:
                 raise NoNode(self._why_none(upstream, search))
             return iter(())
-        if len(line) >= pacing.queue_size:
+        if len(line) >= self._today(upstream).pacing.queue_size:
             raise NoNode(f"{self._why_none(upstream, search)}, and {len(line)} clients wait already")
         found = await line.until(search.find, lambda: began_at + search.patience_s)
         if found is None:
@@ -265,8 +263,11 @@ class UpstreamPool:
     def _why_none(self, upstream: Upstream, search: _Search) -> str:
         if search.is_full:
             return f"every node of {upstream.key} has its {search.max_conns} sessions"
-        today = self._upstreams.get(upstream.key, upstream)
-        return f"upstream {upstream.key} has no node to dial: {self.why_empty(today)}"
+        return f"upstream {upstream.key} has no node to dial: {self.why_empty(self._today(upstream))}"
+
+    def _today(self, upstream: Upstream) -> Upstream:
+        """It in the latest snapshot; as the session has it, if it is there no more."""
+        return self._upstreams.get(upstream.key, upstream)
 
     async def _entry_of(self, upstream: Upstream) -> _Entry:
         """The upstream's entry, made if need be."""

@@ -645,6 +645,27 @@ async def test_pausing_is_bounded_like_waiting(autojump_clock: trio.testing.Mock
             await pool.pause(to, 5)
 
 
+async def test_a_longer_queue_has_room_for_those_who_waited_before(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """An operator raised `queue_size`; newcomers filled the queue, and who had waited longest was refused by the old size at
+    his next pause.
+    """
+    short, long = (upstream(pacing=Pacing(wait_for_node_s=10, queue_size=size)) for size in (1, 5))
+    pool = pool_of(short)
+    began_at = trio.current_time()
+
+    async with trio.open_nursery() as nursery:
+        sync(pool, long)
+        for _ in range(2):
+            nursery.start_soon(pool.candidates, long, facts())
+        await trio.testing.wait_all_tasks_blocked()
+        await pool.pause(short, 4)
+        sync(pool, upstream("10.0.0.9:1"))
+
+    assert trio.current_time() > began_at
+
+
 async def test_a_line_and_its_counts_outlive_the_upstream_and_go_with_it(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
