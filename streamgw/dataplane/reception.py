@@ -18,6 +18,7 @@ from streamgw.core.snapshot import Snapshot
 from streamgw.core.udp_sessions import Drop, Entry, ListenerSessions, Table
 from streamgw.dataplane.dialer import Trail
 from streamgw.dataplane.hooks import HookRun
+from streamgw.dataplane.pump import Ending
 from streamgw.dataplane.pump.datagram import TRANSIENT_ERRNOS, ClientSide, Datagrams, Origin, UpstreamSide
 from streamgw.dataplane.pump.end import words_for
 from streamgw.dataplane.session import Phase
@@ -262,7 +263,7 @@ class Reception:
 
     def broke(self, entry: Entry, error: Exception) -> None:
         """See `Keeper.broke`."""
-        self.table.end(entry, Reason.BUG, detail=f"{type(error).__name__}: {error}")
+        self.table.end(entry, Reason.BUG, detail=Ending.by_bug(error).detail)
 
     def stopped(self, entry: Entry) -> None:
         """See `Keeper.stopped`."""

@@ -76,7 +76,7 @@ _CUT = frozenset({Reason.BUG, Reason.EXHAUSTED, Reason.DRAIN})
 
 
 @attrs.frozen
-class _Refusal(Ending):
+class Refusal(Ending):
     """How a session ended that came to no relay."""
 
     fault: Fault = Fault.NONE
@@ -152,9 +152,9 @@ class Sessions:
     dialer: Dialer
     get_snapshot: Callable[[], Snapshot]
     on_outcome: Callable[[Outcome], None]
-    """Told once for each session, after its sockets are closed. Must not block or raise."""
+    """Told once for each session, after its sockets are closed. Must not block; what it raises is for `on_bug`."""
     on_bug: Callable[[Session, Exception], None]
-    """An exception that nobody expected; the session has been ended. Tests re-raise it."""
+    """An exception that nobody expected; the session has been ended. Must not raise: tests may, and end everything."""
     wall_clock: Callable[[], float]
     """Unix time, for the log only; everything else runs on trio's monotonic clock."""
     read_certificate: Callable[[bytes], ClientCertificate]
@@ -169,7 +169,7 @@ class Sessions:
     on_opened: Callable[[Session], None] = lambda _: None
     """Told when the route and the upstream of a session are known, before a node is dialled. Must not block or raise."""
     on_left: Callable[[], None] = lambda: None
-    """Told after a session has left the registry: room for another."""
+    """Told after a session has left the registry: room for another. What it raises is for `on_bug`."""
     _owing: dict[int, Session] = attrs.Factory(dict)
     """By number: the sessions whose client owes us TLS bytes."""
     _numbers: itertools.count[int] = attrs.Factory(lambda: itertools.count(1))
@@ -208,7 +208,7 @@ class Sessions:
         except SessionError as error:
             ending = self._refuse(session, error)
         except Exception as error:  # noqa: BLE001  the boundary: a bug costs one session, not its neighbours
-            ending = _bug(error)
+            ending = Ending.by_bug(error)
             self.on_bug(session, error)
         finally:
             self._leave(session, ending)
@@ -408,19 +408,21 @@ class Sessions:
         return Bounds(deadline, policy.preread_limit_bytes, policy.preread_timeout_s)
 
     def _refuse(self, session: Session, raised: SessionError) -> Ending:
-        """Say the last words that an error may have for the client."""
+        """Say the last words that an error may have for the client. Stands outside the `try` of `run`: it has its own."""
         error = _why_made_room(session.policy) if session.made_room else raised
-        if isinstance(error, Rejected):
-            return _Refusal(error.reason, None, str(error), error.fault, error.status, error.reset)
-        if isinstance(error, Answered):
-            self.pump.say_last(session.end, error.words)
-        return _Refusal(error.reason, None, str(error), error.fault)
+        try:
+            if isinstance(error, Answered):
+                self.pump.say_last(session.end, error.words)
+            return refusal(error)
+        except Exception as bug:  # noqa: BLE001  the boundary, as in `run`
+            self.on_bug(session, bug)
+            return Ending.by_bug(bug)
 
     def _leave(self, session: Session, ending: Ending) -> None:
-        """Close what is open, forget the session, tell its outcome."""
+        """Close what is open, forget the session, tell its outcome. What one of these raises keeps none of the others."""
         # A refused client (no route, no node) sees a plain close, as behind APISIX. A cut one must not look complete.
-        reset = ending.reason in _CUT or (isinstance(ending, _Refusal) and ending.reset)
-        self.pump.close(session.end, reset=reset)
+        reset = ending.reason in _CUT or (isinstance(ending, Refusal) and ending.reset)
+        self._step(session, lambda: self.pump.close(session.end, reset=reset))
         outcome = _outcome(session, ending)
         del self.live[session.id]
         self.live_by_listener[session.listener.name] -= 1
@@ -429,14 +431,25 @@ class Sessions:
         totals.bytes_up += meter.bytes_up
         totals.bytes_down += meter.bytes_down
         totals.by_reason[outcome.reason] += 1
-        self.on_left()
-        if session.hooks is not None:
-            session.hooks.close(outcome, lambda error: self.on_bug(session, error))
-        self.on_outcome(outcome)
+        self._step(session, self.on_left)
+        hooks = session.hooks
+        if hooks is not None:
+            self._step(session, lambda: hooks.close(outcome, lambda error: self.on_bug(session, error)))
+        self._step(session, lambda: self.on_outcome(outcome))
+
+    def _step(self, session: Session, step: Callable[[], None]) -> None:
+        """Take one step of a session's end: behind `run` there is nobody but the listener, with all its sessions."""
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001  the boundary, as in `run`
+            self.on_bug(session, error)
 
 
-def _bug(error: Exception) -> Ending:
-    return Ending(Reason.BUG, detail=f"{type(error).__name__}: {error}")
+def refusal(error: SessionError) -> Refusal:
+    """What an error that is expected makes of a session."""
+    if isinstance(error, Rejected):
+        return Refusal(error.reason, None, str(error), error.fault, error.status, error.reset)
+    return Refusal(error.reason, None, str(error), error.fault)
 
 
 def _limits_of(session: Session, upstream: Upstream) -> Limits:
@@ -455,7 +468,7 @@ def _idle_limit(idle_s: float) -> Limits:
 
 def _outcome(session: Session, ending: Ending) -> Outcome:
     status = 0
-    if isinstance(ending, _Refusal):
+    if isinstance(ending, Refusal):
         fault, status = ending.fault, ending.status
     else:
         fault = _FAULTS.get(ending.reason) or Fault(ending.side or Fault.NONE)

@@ -24,13 +24,7 @@ from typing import NoReturn
 import attrs
 import trio
 
-from streamgw.core.errors import (
-    Fault,
-    NoUpstream,
-    Reason,
-    Rejected,
-    SessionError,
-)
+from streamgw.core.errors import NoUpstream, Reason, SessionError
 from streamgw.core.model import Address, Facts, Listener, Node, Outcome, Upstream
 from streamgw.core.snapshot import Snapshot
 from streamgw.core.udp_sessions import Drop, Entry, Table, UDPLimits
@@ -39,7 +33,7 @@ from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.pump import Ending
 from streamgw.dataplane.pump.datagram import Datagrams, Origin
 from streamgw.dataplane.reception import Reception, UDPSession, outcome_of
-from streamgw.dataplane.session import Totals
+from streamgw.dataplane.session import Refusal, Totals, refusal
 from streamgw.dataplane.udp_dialer import UDPDialer
 
 _ANY = "*"
@@ -58,7 +52,7 @@ class UDPSessions:
     pool: UpstreamPool
     get_snapshot: Callable[[], Snapshot]
     on_outcome: Callable[[Outcome], None]
-    """Told once for each session, after its socket is closed. Must not block or raise."""
+    """Told once for each session, after its socket is closed. Must not block; what it raises is for `on_bug`."""
     on_bug: Callable[[UDPSession, Exception], None]
     on_drops: Callable[[str, Mapping[Drop, int]], None]
     """Datagrams that found no session, since the last time: the listener's name, and how many by reason."""
@@ -219,25 +213,14 @@ class UDPSessions:
           The socket is closed, the outcome says `drain`, Cancelled goes on.
         """
         ending = _CUT
-        fault: Fault | None = None
-        status = 0
         try:
             await self._live(session)
         except SessionError as error:
-            ending, fault = Ending(error.reason, detail=str(error)), error.fault
-            if isinstance(error, Rejected):
-                status = error.status
-            self.dialer.came_to_nothing(session, error)
+            ending = self._refuse(session, error)
         except Exception as error:  # noqa: BLE001  the boundary: a bug costs one session, not its neighbours
-            ending = Ending(Reason.BUG, detail=f"{type(error).__name__}: {error}")
-            self.on_bug(session, error)
-            self.dialer.came_to_nothing(session, error)
+            ending = self._met_bug(session, error)
         finally:
-            if session.reason is None:
-                self.table.end(session, ending.reason, ending.side, ending.detail)
-            else:
-                fault = None  # it had ended before that was raised
-            self._leave(session, outcome_of(session, fault, status))
+            self._leave(session, ending)
 
     async def _live(self, session: UDPSession) -> None:
         """Returns when the session is over, which may be before its task has run for the first time."""
@@ -332,12 +315,27 @@ class UDPSessions:
             # No kick: what is left to do, the log line, nobody waits for. Within `SERVE_EVERY_S` there are more of its kind.
             trio.lowlevel.reschedule(task)
 
-    def _leave(self, session: UDPSession, outcome: Outcome) -> None:
-        if session.upstream_side is not None:
-            session.upstream_side.close()
-            session.upstream_side = None
-        if session.lease is not None:
-            session.lease.close()
+    def _refuse(self, session: UDPSession, error: SessionError) -> Ending:
+        """It ended before it began. Stands outside the `try` of `run`: it has its own."""
+        try:
+            self.dialer.came_to_nothing(session, error)
+            return refusal(error)
+        except Exception as bug:  # noqa: BLE001  the boundary, as in `run`
+            return self._met_bug(session, bug)
+
+    def _met_bug(self, session: UDPSession, error: Exception) -> Ending:
+        self._step(session, lambda: self.dialer.came_to_nothing(session, error))
+        self.on_bug(session, error)
+        return Ending.by_bug(error)
+
+    def _leave(self, session: UDPSession, ending: Ending) -> None:
+        """Close what is open, forget the session, tell its outcome. What one of these raises keeps none of the others."""
+        # It may have ended before that was raised: then its reason says whose fault it is.
+        fault = ending.fault if isinstance(ending, Refusal) and session.reason is None else None
+        status = ending.status if isinstance(ending, Refusal) else 0
+        self._step(session, lambda: self.table.end(session, ending.reason, ending.side, ending.detail))
+        self._step(session, lambda: self._close(session))
+        outcome = outcome_of(session, fault, status)
         del self.live[session.id]
         self.live_by_listener[session.reception.name] -= 1
         totals = self.totals
@@ -345,9 +343,25 @@ class UDPSessions:
         totals.bytes_up += session.bytes_up
         totals.bytes_down += session.bytes_down
         totals.by_reason[outcome.reason] += 1
-        if session.hooks is not None:
-            session.hooks.close(outcome, lambda error: self.on_bug(session, error))
-        self.on_outcome(outcome)
+        hooks = session.hooks
+        if hooks is not None:
+            self._step(session, lambda: hooks.close(outcome, lambda error: self.on_bug(session, error)))
+        self._step(session, lambda: self.on_outcome(outcome))
+
+    def _close(self, session: UDPSession) -> None:
+        """Give back the socket, and the place at the node."""
+        if session.upstream_side is not None:
+            session.upstream_side.close()
+            session.upstream_side = None
+        if session.lease is not None:
+            session.lease.close()
+
+    def _step(self, session: UDPSession, step: Callable[[], None]) -> None:
+        """Take one step of a session's end: behind `run` there is nobody but the listener, with all its sessions."""
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001  the boundary, as in `run`
+            self.on_bug(session, error)
 
 
 def _places(upstream: Upstream) -> frozenset[tuple[str, int]]:

@@ -740,6 +740,27 @@ async def test_last_words_arrive_though_the_client_goes_on_talking() -> None:
         await until(lambda: pump.active_ends == 0)
 
 
+@pytest.mark.parametrize("record", ["17 03 03 00 20" + 32 * "78", "15 03 03 00 02 02 28"])
+async def test_last_words_for_a_client_that_broke_the_rules_meanwhile_hurt_nobody(record: str) -> None:
+    """Users noticed that one such client, on a route that answers by itself, reset the sessions of all others."""
+    async with open_client() as (pump, end, client):
+        talker = TLSTalker(client, server_side=False)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(talker.handshake)
+            await pump.handshake(end, SERVER, server_side=True, deadline=math.inf)
+        talker.tls.write(b"hello")
+        await client.send(talker.sealed() + bytes.fromhex(record))
+        assert await pump.peek(end, 1000, deadline=math.inf) == b"hello"
+
+        pump.say_last(end, b"no answer to that")
+        pump.close(end)
+
+        with pytest.raises(ssl.SSLError):
+            await talker.recv(1000)
+        client.close()
+        await until(lambda: pump.active_ends == 0)
+
+
 async def test_a_client_that_never_closes_after_the_last_words_is_left() -> None:
     async with open_client() as (pump, end, client):
         pump.say_last(end, b"no such name")

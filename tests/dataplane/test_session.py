@@ -175,10 +175,6 @@ async def test_running_out_of_descriptors_resets_the_client() -> None:
 
 async def test_a_bug_costs_one_session_and_is_told() -> None:
     play, client = scene("10.0.0.1:3306"), FakeEnd()
-
-    def explode() -> None:
-        raise ZeroDivisionError("division by zero")
-
     play.pump.before_relay = explode
 
     outcome = await play.play(client)
@@ -187,6 +183,41 @@ async def test_a_bug_costs_one_session_and_is_told() -> None:
     assert outcome.detail == "ZeroDivisionError: division by zero"
     assert isinstance(play.bugs[0], ZeroDivisionError)
     assert client.closed == "reset"
+
+
+def explode(*_: object, **__: object) -> None:
+    raise ZeroDivisionError("division by zero")
+
+
+@pytest.mark.parametrize("step", ["on_left", "on_outcome"])
+async def test_whoever_breaks_on_hearing_of_an_end_costs_no_other_session(
+    autojump_clock: trio.testing.MockClock, step: str
+) -> None:
+    """Users noticed that one session's end reset the sessions of every listener."""
+    play = scene("10.0.0.1:3306")
+    well = getattr(play.sessions, step)
+    setattr(play.sessions, step, explode)
+
+    await play.sessions.run(play.arrive(FakeEnd()))
+
+    assert [type(bug) for bug in play.bugs] == [ZeroDivisionError]
+    assert len(play.outcomes) == (step != "on_outcome")
+    assert not play.sessions.live
+    assert play.sessions.totals.by_reason == {"closed": 1}
+    setattr(play.sessions, step, well)
+    assert (await play.play()).reason == "closed"
+
+
+async def test_a_socket_that_cannot_be_closed_keeps_no_session_listed() -> None:
+    class Stuck(FakePump):
+        close = explode
+
+    play = Scene(snapshot(route("other", MYSQL, port=1)), Stuck())
+
+    outcome = await play.play()
+
+    assert outcome.reason == "no_route"
+    assert [type(bug) for bug in play.bugs] == [ZeroDivisionError]
 
 
 async def test_kill_ends_one_session_with_its_reason(autojump_clock: trio.testing.MockClock) -> None:

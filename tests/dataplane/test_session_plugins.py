@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from streamgw.core.errors import Answered, ParseError, Reason, Rejected
+from streamgw.core.errors import Answered, ParseError, Reason, Rejected, SessionError
 from streamgw.core.hooks import Decision, Delay, Hook, Hooks, Look, UseUpstream
 from streamgw.core.model import Address, Facts, Outcome
 from streamgw.core.wire import NeedMore
@@ -68,6 +68,58 @@ async def test_a_plugin_may_answer_for_an_upstream(autojump_clock: trio.testing.
     assert (outcome.reason, outcome.fault, outcome.detail) == ("closed", "none", "answered by a plugin")
     assert (client.last_words, client.closed) == (b"hello", "fin")
     assert play.pump.dialled == []
+
+
+async def test_an_answer_that_cannot_be_given_costs_one_session() -> None:
+    """Users noticed that one client ended the gateway."""
+
+    class Mute(FakePump):
+        def say_last(self, end: FakeEnd, words: bytes) -> None:
+            raise OSError("nobody can hear this")
+
+    def answer(_: Facts, __: float) -> Decision:
+        raise Answered(b"hello")
+
+    client, play = FakeEnd(), scene(Hooks(on_preread=answer))
+    play.pump = play.sessions.pump = Mute()
+
+    outcome = await play.play(client)
+
+    assert (outcome.reason, outcome.detail) == ("bug", "OSError: nobody can hear this")
+    assert client.closed == "reset"
+    assert [type(bug) for bug in play.bugs] == [OSError]
+
+
+class Wordless(Exception):
+    """A plugin's own, which cannot say what happened."""
+
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+class Reasonless(SessionError):
+    """A plugin's own, which names no reason."""
+
+
+@pytest.mark.parametrize(
+    ("error", "bug", "detail"),
+    [
+        (Wordless(), Wordless, "Wordless: an exception without words"),
+        (Reasonless("odd"), AttributeError, "AttributeError: 'Reasonless' object has no attribute 'reason'"),
+    ],
+)
+async def test_an_exception_of_a_plugin_that_is_odd_itself_costs_one_session(
+    error: Exception, bug: type[Exception], detail: str
+) -> None:
+    def hook(_: Facts, __: float) -> Decision:
+        raise error
+
+    play = scene(Hooks(on_accept=hook))
+
+    outcome = await play.play()
+
+    assert (outcome.reason, outcome.fault, outcome.detail) == ("bug", "gateway", detail)
+    assert [type(bug) for bug in play.bugs] == [bug]
 
 
 async def test_a_client_refused_by_its_address_costs_no_handshake(

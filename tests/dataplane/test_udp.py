@@ -11,9 +11,9 @@ import trio.testing
 
 from streamgw.core import udp_room
 from streamgw.core.discovery import Discovered
-from streamgw.core.errors import Reason, Rejected
-from streamgw.core.hooks import Hooks, UseUpstream
-from streamgw.core.model import Address, DatagramRules, Node, Timeouts
+from streamgw.core.errors import Reason, Rejected, SessionError
+from streamgw.core.hooks import Decision, Hooks, UseUpstream
+from streamgw.core.model import Address, DatagramRules, Facts, Node, Outcome, Timeouts
 from streamgw.core.udp_sessions import Drop, UDPLimits
 from tests.support.descriptors import open_descriptors
 from tests.support.plugins import break_when_cancelled
@@ -382,6 +382,49 @@ async def test_a_bug_in_a_plugin_costs_its_session_and_no_other() -> None:
 
             assert (outcome.reason, outcome.fault) == ("bug", "gateway")
             assert [type(bug) for bug in gateway.bugs] == [ZeroDivisionError]
+            await exchange(client, node, at)
+
+
+class Reasonless(SessionError):
+    """A plugin's own, which names no reason."""
+
+
+async def test_an_exception_of_a_plugin_that_is_odd_itself_costs_its_session_and_no_other() -> None:
+    def odd(_: Facts, __: float) -> Decision:
+        raise Reasonless("odd")
+
+    with Peer() as node, Peer() as client, Peer("127.0.0.9") as other:
+        current = snapshot(
+            route("1", upstream(node.place), remote="127.0.0.9/32", hooks=(Hooks(on_accept=odd),)),
+            route("2", upstream(node.place)),
+        )
+        async with udp_gateway(current) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            await other.say(b"?", at)
+
+            assert (await gateway.outcome()).reason == "bug"
+            assert [type(bug) for bug in gateway.bugs] == [AttributeError]
+            await exchange(client, node, at)
+
+
+async def test_an_outcome_that_cannot_be_told_costs_no_other_session() -> None:
+    """Users noticed that one session's end ended those of every listener."""
+
+    def explode(_: Outcome) -> None:
+        raise ZeroDivisionError
+
+    with Peer() as node, Peer() as client, Peer("127.0.0.9") as other:
+        current = snapshot(route("1", upstream(), remote="127.0.0.9/32"), route("2", upstream(node.place)))
+        async with udp_gateway(current) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            gateway.udp.on_outcome = explode
+            await other.say(b"?", at)
+            await gateway.until(lambda: gateway.bugs)
+
+            assert [type(bug) for bug in gateway.bugs] == [ZeroDivisionError]
+            assert gateway.udp.totals.by_reason == {"no_node": 1}
+            assert not gateway.udp.live
+            gateway.udp.on_outcome = gateway.outcomes.append
             await exchange(client, node, at)
 
 

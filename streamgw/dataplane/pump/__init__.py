@@ -86,6 +86,15 @@ class Ending:
     """Who caused it: the side that reset; None for CLOSED and for what the gateway itself decided."""
     detail: str = ""
 
+    @classmethod
+    def by_bug(cls, error: Exception) -> Ending:
+        """What an exception that nobody expected makes of a session. It may be one that cannot even say what it is."""
+        try:
+            words = str(error)
+        except Exception:  # noqa: BLE001  a plugin's own class, for instance
+            words = "an exception without words"
+        return cls(Reason.BUG, detail=f"{type(error).__name__}: {words}")
+
 
 @attrs.frozen
 class TLSInfo:

@@ -310,9 +310,7 @@ class SocketPump(Pump):
         """See `Pump.say_last`. `close` then waits up to `linger.LINGER_S` for the peer to close, on its own."""
         assert isinstance(end, Socket)
         if end.fd >= 0:
-            if end.tls is not None:
-                words = end.tls.seal(memoryview(words)) + end.tls.farewell()
-            say(end, words)
+            say(end, words if end.tls is None else end.tls.last_words(words))
             discard(end)
             end.spoke_last = True
 
@@ -344,7 +342,7 @@ class SocketPump(Pump):
         """Something raised that must not: end that session, count it, tell, go on with the others."""
         self.bugs += 1
         if end.relay is not None:
-            self._finish(end.relay, Ending(Reason.BUG, None, repr(error)))
+            self._finish(end.relay, Ending.by_bug(error))
         else:
             self.close(end, reset=True)
         self._on_bug(error)
@@ -517,7 +515,11 @@ class SocketPump(Pump):
         # A side whose other side has not said EOF must not hear one: it was cut off, by a TLS peer that never parts.
         cut_client, cut_upstream = not relay.upstream.eof, not relay.client.eof
         for end, cut in ((relay.client, cut_client), (relay.upstream, cut_upstream)):
-            self._mover.drop(end)
+            try:
+                self._mover.drop(end)
+            except Exception as error:  # noqa: BLE001 - whoever ends it is the sweep, or Trio: none of them may break
+                self.bugs += 1
+                self._on_bug(error)
             self._release(end, reset=reset or cut)
         self._moved_up += relay.meter.bytes_up
         self._moved_down += relay.meter.bytes_down

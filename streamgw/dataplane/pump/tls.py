@@ -236,6 +236,13 @@ class TLSLayer:
             self._object.unwrap()
         return self._take()
 
+    def last_words(self, plain: bytes) -> bytes:
+        """These words and close_notify. After a fatal alert nothing may be said: then that alert, if it is ours and unsent."""
+        try:
+            return self.seal(memoryview(plain)) + self.farewell()
+        except TLSBroken:
+            return self._take()
+
     def _take(self) -> bytes:
         self._patient_bytes = 0
         return self._outgoing.read()

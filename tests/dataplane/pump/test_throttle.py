@@ -277,6 +277,29 @@ async def test_a_bug_while_it_is_somebodys_turn_ends_that_session_and_no_other(
     assert len(bugs) == 1
 
 
+class BreaksAtItsEnd(Gate):
+    def close(self, now: float) -> None:
+        raise ZeroDivisionError
+
+
+async def test_a_gate_that_breaks_at_its_end_keeps_neither_its_session_nor_others() -> None:
+    """The end may be the sweep's doing, or Trio's: what it raised there would end the data plane."""
+    bugs: list[Exception] = []
+    gated = Limits(up=BreaksAtItsEnd([Bucket(100_000)]), idle_s=0.01)
+    async with open_bridge(limits=gated, on_bug=bugs.append) as bridge:
+        client, upstream = await bridge.connect()
+        session = await bridge.only_session()
+        bridge.limits = Limits()
+        others = await bridge.connect()
+        with client, upstream, others[0], others[1]:
+            assert (await session.wait_ended()).reason is Reason.IDLE_TIMEOUT
+
+            await others[0].send(b"y")
+            assert await receive_exactly(others[1], 1) == b"y"
+    assert [type(bug) for bug in bugs] == [ZeroDivisionError]
+    assert bridge.pump.bugs == 1
+
+
 def broken(_: object, __: Socket, ___: int) -> int:
     raise ZeroDivisionError
 

@@ -141,6 +141,24 @@ def test_after_a_broken_record_nothing_can_be_said_or_heard() -> None:
         server.seal(memoryview(b"x"))
 
 
+def test_the_last_words_are_our_alert_where_no_others_may_be_said() -> None:
+    server, client = handshaken()
+    with pytest.raises(TLSBroken):
+        hear(server, b"\x17\x03\x03\x00\x20" + 32 * b"x")
+
+    words = server.last_words(b"no answer to that")
+
+    with pytest.raises(TLSBroken, match="the peer's alert"):
+        hear(client, words)
+    assert server.last_words(b"nor that") == b""
+
+
+def test_the_last_words_are_followed_by_close_notify() -> None:
+    server, client = handshaken()
+
+    assert hear(client, server.last_words(b"hello")) == (b"hello", True)
+
+
 def test_whoever_asks_for_renegotiation_without_end_and_reads_nothing_is_noticed() -> None:
     """TLS 1.2: each request is refused by an alert, and the alerts wait for somebody to read them."""
     server, client = handshaken(version=ssl.TLSVersion.TLSv1_2)
