@@ -313,7 +313,7 @@ class Worker:
 async def _outlasting(*services: Callable[..., Awaitable[NoReturn]]) -> AsyncGenerator[None]:
     """Run these while the block runs. They hear of a cancellation, whoever's it is, when the block has ended.
 
-    Each has a bound for its own end.
+    Each has a bound for its own end; only a task of a plugin that shields itself has none but that plugin's.
     """
     scope = trio.CancelScope(shield=True)
     are_started = trio.Event()
