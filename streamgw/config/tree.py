@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
@@ -217,12 +218,22 @@ class _Walk:
                 self.strays.append(found.path)
             elif kind == "ignored":
                 continue
-            elif found.is_dir():
+            elif _is_directory(found, kind):
                 self.enter(found.path, f"{prefix}{found.name}/")
             elif kind == "file":
                 self.entries.append(_entry(found.path, prefix + found.name, found.stat()))
         if len(self.entries) > MAX_FILES:
             raise StoreError(f"{directory}: more than {MAX_FILES} files")
+
+
+def _is_directory(found: os.DirEntry[str], kind: str) -> bool:
+    try:
+        return found.is_dir()
+    except OSError as error:
+        # A link that leads nowhere. One to where we may not look could be a directory, whose routes would be gone.
+        if kind == "other" and error.errno in {errno.ELOOP, errno.ENAMETOOLONG}:
+            return False
+        raise
 
 
 @functools.lru_cache(maxsize=MAX_FILES)

@@ -240,6 +240,15 @@ def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+@pytest.mark.parametrize("target", ["README", "x" * 300], ids=["to itself", "too long"])
+def test_a_link_to_nowhere_by_a_name_that_does_not_count_is_ignored(tmp_path: Path, target: str) -> None:
+    """One of them stopped every reload, although nobody would have read it."""
+    (tmp_path / "README").symlink_to(target)
+    (tmp_path / "a.yaml").write_text("a: 1")
+
+    assert names(tmp_path) == ["a.yaml"]
+
+
 def test_a_link_to_itself_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").symlink_to("a.yaml")
 
