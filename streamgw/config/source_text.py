@@ -88,7 +88,7 @@ def read_text(file: str, raw: bytes, environ: Mapping[str, str]) -> SourceText:
         good = error.object[: error.start].decode("utf-8")
         message = f"not UTF-8: {error.reason} (byte 0x{error.object[error.start]:02x})"
         raise ConfigError((SourceText(file, good, good).problem(len(good), message),)) from None
-    if file.endswith(".json"):
+    if file.lower().endswith(".json"):
         text = _SURROGATE_PAIR.sub(_join_surrogates, text)
     return _fill_in(file, text, environ)
 

@@ -103,4 +103,5 @@ def test_json_may_escape_characters_beyond_the_bmp_in_two_halves(text: str) -> N
     source = read_text("a.json", raw, {})
 
     assert json.loads(source.text) == text
+    assert read_text("A.JSON", raw, {}).text == source.text, "tools on other systems shout"
     assert read_text("a.yaml", raw, {}).text == raw.decode(), "YAML has no such escape"

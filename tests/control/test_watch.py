@@ -368,7 +368,7 @@ async def test_a_file_where_the_directory_should_be_is_seen_to_go(routes: Path) 
         await scene.sees("new")
 
 
-NOT_UTF8 = os.fsdecode(b"caf\xe9")
+NOT_UTF8 = os.fsdecode(b"\xe9t\xe9")
 
 
 @pytest.mark.parametrize(
