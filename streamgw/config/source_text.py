@@ -27,6 +27,8 @@ MAX_FILE_BYTES = 64 * 1024 * 1024
 """Ten times what 100,000 routes in one file need; a larger one is an accident (a log, a core dump)."""
 
 _VARIABLE = re.compile(r"\$\{\{\s*([A-Za-z_]\w*)\s*(?::=(.*?))?\s*\}\}")
+# What os.environ makes of a byte that it cannot decode (PEP 383).
+_NOT_UTF8 = re.compile(r"[\udc80-\udcff]")
 _COMMENT_LINE = re.compile(r"[ \t]*#")
 # json.dumps writes characters beyond the BMP as two escapes; libyaml takes an escape for a whole character.
 _SURROGATE_PAIR = re.compile(
@@ -77,7 +79,7 @@ def read_text(file: str, raw: bytes, environ: Mapping[str, str]) -> SourceText:
     """Decode a file and fill in its variables.
 
     Raises:
-      ConfigError: too large, not UTF-8, or with every variable that is not set and has no default.
+      ConfigError: too large, not UTF-8, or with every variable that is not set and has no default, or is not UTF-8.
     """
     if len(raw) > MAX_FILE_BYTES:
         message = f"the file is too large ({len(raw)} bytes, at most {MAX_FILE_BYTES})"
@@ -107,6 +109,9 @@ def _fill_in(file: str, text: str, environ: Mapping[str, str]) -> SourceText:
         value = environ.get(name, default)
         if value is None:
             problems.append(original.problem(found.start(), f"can't find environment variable {name}"))
+            continue
+        if _NOT_UTF8.search(value):
+            problems.append(original.problem(found.start(), f"environment variable {name} is not UTF-8"))
             continue
         pieces += (text[done : found.start()], value)
         start = length + found.start() - done

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -47,6 +48,14 @@ def test_every_missing_variable_is_named_with_its_place() -> None:
     assert problems(b"a: 1\nb: ${{ONE}} ${{TWO:=2}}\nc: [${{THREE}}]\n") == [
         "routes.d/a.yaml:2:4: can't find environment variable ONE",
         "routes.d/a.yaml:3:5: can't find environment variable THREE",
+    ]
+
+
+def test_a_variable_that_is_not_utf_8_is_named_with_its_place() -> None:
+    """`check` ended with a traceback of libyaml's."""
+    assert problems(b"a: 1\nb: ${{SITE}}\nc: ${{NONE}}", SITE=os.fsdecode(b"Pre\xdfburg")) == [
+        "routes.d/a.yaml:2:4: environment variable SITE is not UTF-8",
+        "routes.d/a.yaml:3:4: can't find environment variable NONE",
     ]
 
 
