@@ -42,8 +42,8 @@ PLAIN = select.EPOLLIN | select.EPOLLOUT
 READABLE = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 PECULIAR = select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
-EXHAUSTED_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""The machine or the process is short of something; it will pass."""
+EXHAUSTED_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC})
+"""The machine or the process is short of something; it will pass. Of space: what one user may watch, epoll_ctl(2)."""
 _CANCELLED = Ending(Reason.DRAIN, None, "cancelled")
 _RESET_NOW = struct.pack("ii", 1, 0)
 """struct linger: close(2) throws away what is unsent and answers with RST."""
@@ -51,6 +51,8 @@ _WORDS = {
     errno.EHOSTUNREACH: "no route to host",
     errno.ENETUNREACH: "network is unreachable",
     errno.EADDRNOTAVAIL: "no local address or port left to connect from",
+    # No disk is full; and no other call on a socket says so.
+    errno.ENOSPC: "fs.epoll.max_user_watches is too low",
     # What write(2) says once the reset was noticed by somebody else; a person wants the cause.
     errno.EPIPE: "connection reset by peer",
 }

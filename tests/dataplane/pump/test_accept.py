@@ -6,6 +6,7 @@ import errno
 import select
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import attrs
 import pytest
@@ -129,7 +130,7 @@ def test_resuming_while_it_rests_does_not_wake_it(scene: Scene) -> None:
     assert scene.is_watched()
 
 
-@pytest.mark.parametrize(("number", "rests"), [(errno.ENOMEM, 1), (errno.EPERM, 0)])
+@pytest.mark.parametrize(("number", "rests"), [(errno.ENOMEM, 1), (errno.ENOSPC, 1), (errno.EPERM, 0)])
 def test_a_connection_that_cannot_be_watched_is_reset(scene: Scene, number: int, rests: int) -> None:
     acceptor = scene.acceptor()
     scene.host.adopt_error = OSError(number, "no")
@@ -141,6 +142,43 @@ def test_a_connection_that_cannot_be_watched_is_reset(scene: Scene, number: int,
         scene.clients[0].recv(1)
     assert scene.accepted == []
     assert scene.host.rests == rests
+
+
+class CrowdedEpoll:
+    """A real one, of a user who may watch no more while it is crowded."""
+
+    def __init__(self, epoll: select.epoll) -> None:
+        self.unregister = epoll.unregister
+        self._register = epoll.register
+        self.is_crowded = False
+
+    def register(self, fd: int, events: int) -> None:
+        if self.is_crowded:
+            raise OSError(errno.ENOSPC, "")
+        self._register(fd, events)
+
+
+def test_a_listener_that_cannot_be_watched_again_rests_and_says_so(scene: Scene) -> None:
+    """Users noticed a listener that accepted nobody any more, and no line that said why."""
+    epoll: Any = CrowdedEpoll(scene.epoll)
+    acceptor = Acceptor(scene.host, epoll, scene.listening, scene.on_accept)
+    scene.connect(1)
+    server = Address(*scene.listening.getsockname())
+    acceptor.pause()
+    epoll.is_crowded = True
+
+    acceptor.resume()
+
+    assert not scene.is_watched()
+    assert scene.host.rests == 1
+    assert scene.host.told == [
+        f"accepting pauses on {server}: fs.epoll.max_user_watches is too low",
+    ]
+    epoll.is_crowded = False
+    acceptor.rested()
+    assert scene.is_watched()
+    assert acceptor.accept_batch() == 1
+    assert scene.host.told[1:] == [f"accepting again on {server}"]
 
 
 def test_a_client_that_is_gone_already_is_no_trouble(scene: Scene) -> None:
