@@ -49,7 +49,7 @@ class UDPDialer:
         Raises:
           NoNode: there was no candidate.
           ConnectFailed: there is no way to any of those allowed.
-          Exhausted: no descriptor, memory or port left.
+          Exhausted: no descriptor, memory, port or room to watch left.
 
         Resource handling:
           The socket and the lease of the node's place are the session's, also when this raises.
@@ -62,7 +62,8 @@ class UDPDialer:
         for node in itertools.islice(candidates, attempts):
             trail.node, trail.dialled_at = node, now
             try:
-                session.upstream_side = self.datagrams.connect(node)
+                side = session.upstream_side = self.datagrams.connect(node)
+                side.watch(session, session.reception.clients, session.origin, session.reception)
             except ConnectFailed as error:
                 failure = error
                 self._note_failure(session, upstream, error)
@@ -72,14 +73,14 @@ class UDPDialer:
             else:
                 session.is_last_resort = self.refusals.holds(session.client, node, now)
                 session.lease = self.pool.lease(upstream, node)
-                self._hand_on(session, upstream, session.upstream_side, now)
+                self._hand_on(session, upstream, side, now)
                 return
         if failure is not None:
             raise failure
         raise NoNode(f"upstream {upstream.key} has no node to send to: {self.pool.why_empty(upstream)}")
 
     def _hand_on(self, session: UDPSession, upstream: Upstream, side: UpstreamSide, now: float) -> None:
-        """The socket is there: send what is queued, and from now on what comes."""
+        """The socket is there, and watched: send what is queued, and from now on what comes."""
         if self._in_trouble:
             self._in_trouble = False
             self.on_trouble("beginning UDP sessions again")
@@ -90,7 +91,6 @@ class UDPDialer:
             session.idle_s = upstream.timeouts.idle_s
         session.phase = "relay"
         session.connected_at = now
-        side.watch(session, session.reception.clients, session.origin, session.reception)
         if session.queue:
             self._send_queued(session)
         if session.reason is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 import trio
@@ -183,6 +184,43 @@ async def test_how_long_the_first_answer_takes_is_known_where_the_quickest_is_wa
 
             latency_s = gateway.pool.load("upstreams/1").latency_s(nodes.nodes[0])
             assert (latency_s > 0, latency_s >= at_least_s) == (kind == "ewma", True)
+
+
+class CrowdedEpoll:
+    """Of a user who may watch no more."""
+
+    def register(self, fd: int, events: int) -> None:
+        raise OSError(errno.ENOSPC, "")
+
+
+async def test_where_nothing_more_can_be_watched_nobody_begins_and_that_is_said_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Users noticed two log lines for each datagram."""
+    with Peer() as node, Peer() as client:
+        async with udp_gateway(to(node)) as gateway:
+            (at,) = gateway.listen(udp_listener())
+            datagrams: Any = gateway.pump.datagrams
+            await trio.testing.wait_all_tasks_blocked()
+            monkeypatch.setattr(udp_dialer, "REST_S", 60.0)  # it is not over before the next datagram comes
+            roomy, datagrams.epoll = datagrams.epoll, CrowdedEpoll()
+            await client.say(b"?", at)
+            outcome = await gateway.outcome()
+            await client.say(b"?", at)
+            await gateway.until(lambda: gateway.drops().get(Drop.EXHAUSTED))
+            gateway.udp.dialer.rests_until = trio.current_time()
+            await client.say(b"?", at)
+            await gateway.outcome(2)
+            assert (outcome.reason, outcome.phase, outcome.connect_s) == ("exhausted", "connect", None)
+
+            datagrams.epoll = roomy
+            gateway.udp.dialer.rests_until = trio.current_time()
+            await exchange(client, node, at)
+
+            assert gateway.troubles == [
+                "no UDP session can begin: fs.epoll.max_user_watches is too low",
+                "beginning UDP sessions again",
+            ]
 
 
 async def test_without_descriptors_nobody_begins_and_that_is_said_once(
