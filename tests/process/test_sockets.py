@@ -14,6 +14,7 @@ import pytest
 from streamgw.core.model import Address, Listener
 from streamgw.process import sockets as module
 from streamgw.process.sockets import BindError, Sockets, listen_for_http
+from tests.support.descriptors import open_descriptors, opened_since
 from tests.support.ports import Ports
 
 
@@ -31,10 +32,6 @@ def tcp(port: int = 0, host: str = "127.0.0.1", **settings: object) -> Listener:
 def answers(port: int, host: str = "127.0.0.1") -> bool:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
         return sock.connect_ex((host, port)) == 0
-
-
-def open_fds() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_port_0_shows_the_real_port(sockets: Sockets) -> None:
@@ -74,7 +71,7 @@ def test_a_taken_address_changes_nothing(sockets: Sockets, ports: Ports) -> None
         taken = tcp(stranger.getsockname()[1])
         old, new = tcp(ports.take()), tcp(ports.take())
         sockets.replace([old])
-        fds = open_fds()
+        before = open_descriptors()
 
         with pytest.raises(
             BindError, match=f"cannot listen on tcp 127.0.0.1:{taken.port}: address already in use"
@@ -84,7 +81,7 @@ def test_a_taken_address_changes_nothing(sockets: Sockets, ports: Ports) -> None
         assert list(sockets.bound()) == [old]
         assert answers(old.port)
         assert not answers(new.port)
-        assert open_fds() == fds
+        assert not opened_since(before)
 
 
 def test_a_second_gateway_on_the_same_address_fails_loudly(sockets: Sockets) -> None:
@@ -506,12 +503,12 @@ def test_a_gateway_takes_over_the_sockets_of_another(before: int, after: int, tm
 
 
 def test_what_nobody_wants_of_another_gateway_is_closed() -> None:
-    fds = open_fds()
+    before = open_descriptors()
     sockets = Sockets([socket.create_server(("127.0.0.1", 0))], handed={"x": [socket.socket()]})
 
     sockets.forget_unused()
 
-    assert open_fds() == fds
+    assert not opened_since(before)
 
 
 def test_who_is_in_the_way_is_known_beforehand(sockets: Sockets, ports: Ports) -> None:
