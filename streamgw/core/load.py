@@ -102,7 +102,7 @@ class UpstreamLoad:
         """The first byte of some node was ever seen."""
         self._warm_at: float | None = None
         """When the last slow start is over; None: none is on."""
-        self.slow_start_s = 0.0
+        self._slow_start_s = 0.0
         self.fails_open = True
         """While every node is down, all are used: rather a check that lies than nobody served (APISIX)."""
         self.on_room: Callable[[], None] = _nobody_waits
@@ -112,6 +112,17 @@ class UpstreamLoad:
     def is_all_down(self) -> bool:
         """No node is up, and that counts."""
         return self._all_down and not self.fails_open
+
+    @property
+    def slow_start_s(self) -> float:
+        """How long a node that came up, or was added, takes to get its whole weight; those that are at it too."""
+        return self._slow_start_s
+
+    @slow_start_s.setter
+    def slow_start_s(self, seconds: float) -> None:
+        if seconds != self._slow_start_s:
+            self._slow_start_s = seconds
+            self._warm_at = max((each.up_since for each in self._nodes.values()), default=-math.inf) + seconds
 
     @property
     def is_steady(self) -> bool:

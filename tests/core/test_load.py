@@ -252,6 +252,22 @@ def test_the_weight_of_a_node_that_came_up_grows_with_time(scene: Scene, age_s: 
     assert scene.load.is_steady is (share == 1)
 
 
+@pytest.mark.parametrize("before", [0, 5])
+def test_a_longer_slow_start_counts_for_a_node_that_is_at_it(scene: Scene, before: float) -> None:
+    """An operator raised it because a node drowned; when the time of before was over the node got its whole weight at once."""
+    scene.load.slow_start_s = before
+    scene.load.set_up(at(A), False)
+    scene.load.set_up(at(A), True)
+    assert scene.load.is_steady is (before == 0)
+
+    scene.load.slow_start_s = 10
+
+    scene.now += 5
+    assert not scene.load.is_steady
+    scene.now += 5
+    assert scene.load.is_steady
+
+
 def test_nobody_starts_slowly_on_the_first_day(scene: Scene) -> None:
     scene.load.slow_start_s = 10
 
