@@ -47,7 +47,7 @@ class Reason(enum.StrEnum):
     PREREAD_TIMEOUT = "preread_timeout"
     PREREAD_LIMIT = "preread_limit"
     EXHAUSTED = "exhausted"
-    """The gateway ran out of descriptors, pipes or memory."""
+    """The gateway ran out of descriptors, pipes, memory, or local ports."""
     DRAIN = "drain"
     """Cut at the drain deadline."""
     KILLED = "killed"
@@ -139,6 +139,13 @@ class UpstreamTLSFailed(ConnectFailed):
     """The handshake with a node failed. Nothing of the client's was sent: the next node may be tried."""
 
     reason = Reason.TLS_FAILED
+
+
+class NoPortLeft(ConnectFailed):
+    """Every local port towards a node is taken, of which it knows nothing. There may be some towards the next node."""
+
+    reason = Reason.EXHAUSTED
+    fault = Fault.GATEWAY
 
 
 class Exhausted(SessionError):

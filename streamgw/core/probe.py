@@ -26,7 +26,7 @@ class Result(enum.Enum):
     HTTP_FAILURE = enum.auto()
     """A status that says so."""
     NEITHER = enum.auto()
-    """A status of HTTP that is in neither list: nothing is learned."""
+    """A status of HTTP that is in neither list, or this machine had nothing to ask with: nothing is learned."""
 
 
 @attrs.frozen

@@ -16,7 +16,7 @@ from typing import NoReturn, TypeAlias, cast
 import attrs
 import trio
 
-from streamgw.core.errors import ConnectFailed, StreamgwError
+from streamgw.core.errors import ConnectFailed, Fault, StreamgwError
 from streamgw.core.health import Change, Status
 from streamgw.core.model import Address, Upstream
 from streamgw.dataplane.pool import UpstreamPool
@@ -188,9 +188,9 @@ class RemoteHealth:
             self._note(key, node, None)
 
     def failed(self, key: str, node: Address, error: ConnectFailed) -> None:
-        """A session could not be connected to a node."""
+        """A session could not be connected to a node. That we have no port left for it says nothing of the node."""
         upstream = self._upstreams.get(key)
-        if upstream is not None and upstream.checks is not None:
+        if upstream is not None and upstream.checks is not None and error.fault is Fault.UPSTREAM:
             self._failed_here.add((key, node))
             self._note(key, node, str(error))
 

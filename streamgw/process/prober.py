@@ -18,7 +18,7 @@ import attrs
 import structlog
 import trio
 
-from streamgw.core.errors import ConnectFailed
+from streamgw.core.errors import ConnectFailed, Fault
 from streamgw.core.health import Change, UpstreamHealth
 from streamgw.core.model import Address, Upstream
 from streamgw.core.probe import ActiveCheck, Checks, Finding, Probe, Result
@@ -127,9 +127,9 @@ class Prober:
             self.on_note(key, node)
 
     def failed(self, key: str, node: Address, error: ConnectFailed) -> None:
-        """A session could not be connected to a node."""
+        """A session could not be connected to a node. That we have no port left for it says nothing of the node."""
         checker = self.checkers.get(key)
-        if checker is not None:
+        if checker is not None and error.fault is Fault.UPSTREAM:
             # The words of the pump, and of the kernel (ETIMEDOUT).
             result = Result.TIMEOUT if "timed out" in str(error) else Result.TCP_FAILURE
             change = checker.health.failed(node, Finding(result, str(error)), trio.current_time())

@@ -7,9 +7,10 @@ import ssl
 import attrs
 import trio
 
+from streamgw.core.errors import Exhausted, Fault, SessionError
 from streamgw.core.model import Address
 from streamgw.core.probe import MAX_ANSWER_BYTES, Finding, Probe, Result, Step, why_unanswered
-from streamgw.dataplane.pump.dial import sockaddr_for
+from streamgw.dataplane.pump.dial import connect_failure, sockaddr_for
 from streamgw.dataplane.pump.end import EXHAUSTED_ERRNOS, words_for
 
 
@@ -52,6 +53,10 @@ async def run_probe(probe: Probe, target: Target, context: ssl.SSLContext | None
                     finding = await _over_tcp(probe, target, stream, context)
     except _Unanswered as error:
         finding = Finding(Result.TCP_FAILURE, str(error))
+    except SessionError as error:
+        # What this machine lacks is no reason to call a node sick.
+        result = Result.TCP_FAILURE if error.fault is Fault.UPSTREAM else Result.NEITHER
+        finding = Finding(result, str(error))
     except (OSError, trio.BrokenResourceError) as error:
         finding = _finding_of(error)
     except ValueError as error:  # a name that TLS cannot send
@@ -64,6 +69,9 @@ async def _connect(where: Address) -> trio.SocketStream:
     sock = trio.socket.socket(family)
     try:
         await sock.connect(sockaddr)
+    except OSError as error:
+        sock.close()
+        raise connect_failure(error.errno or 0, family, sockaddr) from None
     except BaseException:
         sock.close()
         raise
@@ -122,6 +130,8 @@ async def _over_udp(probe: Probe, where: Address) -> Finding:
     family, sockaddr = sockaddr_for(where.host, where.port)
     with trio.socket.socket(family, trio.socket.SOCK_DGRAM) as sock:
         await sock.connect(sockaddr)
+        if not sock.getsockname()[1]:  # EAGAIN, which Trio takes for a connect that is under way
+            raise Exhausted("no local port left to send from")
         for step in probe.talk:
             await sock.send(step.send)
             while step.expect is not None and not step.is_answered(await sock.recv(65_535)):
@@ -137,7 +147,6 @@ def _finding_of(error: OSError | trio.BrokenResourceError) -> Finding:
         said = (cause.reason or "the handshake failed").lower().replace("_", " ")
         return Finding(Result.TCP_FAILURE, f"TLS: {said}")
     if isinstance(cause, OSError) and cause.errno:
-        # It is this machine that has no descriptor left: no reason to call a node sick.
         result = Result.NEITHER if cause.errno in EXHAUSTED_ERRNOS else Result.TCP_FAILURE
         return Finding(result, words_for(cause.errno))
     return Finding(Result.TCP_FAILURE, "closed the connection")

@@ -11,7 +11,15 @@ import pytest
 import trio
 
 from streamgw.core.discovery import Discovered
-from streamgw.core.errors import ConnectFailed, Exhausted, NoNode, Reason, UpstreamTLSFailed
+from streamgw.core.errors import (
+    ConnectFailed,
+    Exhausted,
+    Fault,
+    NoNode,
+    NoPortLeft,
+    Reason,
+    UpstreamTLSFailed,
+)
 from streamgw.core.model import Address, Pacing, Timeouts, Upstream, UpstreamTLS
 from streamgw.dataplane.dialer import LONGEST_PAUSE_S, MAX_ATTEMPTS_KEPT, Dialer, Introduction, Trail
 from streamgw.dataplane.pool import UpstreamPool
@@ -194,6 +202,21 @@ async def test_running_out_of_descriptors_is_not_retried() -> None:
 
     with pytest.raises(Exhausted):
         await join(pump, upstream("10.0.0.1:1", "10.0.0.2:1"), Trail())
+
+
+async def test_running_out_of_ports_for_one_node_is_no_lack_of_them_for_the_next(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    nodes = {"10.0.0.1:1": Dialled(portless=True), "10.0.0.2:1": Dialled(portless=True)}
+
+    with pytest.raises(NoPortLeft) as caught:
+        await join(FakePump(nodes), upstream(*nodes), trail := Trail())
+    nodes["10.0.0.2:1"] = Dialled()
+    ending = await join(FakePump(nodes), upstream(*nodes), Trail())
+
+    assert (caught.value.reason, caught.value.fault) == (Reason.EXHAUSTED, Fault.GATEWAY)
+    assert len(trail.attempts) == 2
+    assert ending == Ending(Reason.CLOSED)
 
 
 # ── Leases and reports ───────────────────────────────────────────────────────────────────────────

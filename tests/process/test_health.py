@@ -13,7 +13,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamgw.core.errors import ConnectFailed, StreamgwError
+from streamgw.core.errors import ConnectFailed, NoPortLeft, StreamgwError
 from streamgw.core.health import Change
 from streamgw.core.model import Address, Node, Upstream
 from streamgw.core.probe import Checks, Ejection, Thresholds
@@ -176,6 +176,20 @@ async def test_sessions_of_nodes_that_are_well_are_nobodys_business(
 
         assert one.results == []
         assert told.told == 0
+
+
+async def test_a_worker_that_has_no_port_left_has_nothing_to_tell_of_the_node(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with story() as told:
+        one, _ = told.sides
+
+        for _ in range(9):
+            one.health.failed(KEY, A, NoPortLeft("no local port left to connect from"))
+        await told.settle()
+
+        assert one.results == []
+        assert one.is_up(A)
 
 
 async def test_a_success_right_after_a_failure_is_told_before_anybody_asks(

@@ -17,7 +17,7 @@ import trio.testing
 from structlog.testing import capture_logs
 
 from streamgw.core.discovery import Discovered
-from streamgw.core.errors import ConnectFailed
+from streamgw.core.errors import ConnectFailed, NoPortLeft
 from streamgw.core.health import Change, Status
 from streamgw.core.model import Address, Node, Upstream, UpstreamTLS
 from streamgw.core.probe import ActiveCheck, Checks, Ejection, Finding, Probe, Result, Thresholds
@@ -349,6 +349,19 @@ async def test_a_node_that_goes_down_while_it_is_ejected_is_shown_as_tried_again
 
         assert scene.statuses()["10.0.0.1"] is Status.MOSTLY_HEALTHY
         assert await scene.offered(to) == ["10.0.0.2"], "it is ejected still"
+
+
+async def test_sessions_that_got_no_port_of_ours_say_nothing_of_a_node(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    scene, to = Scene(), checked(checks=attrs.evolve(PASSIVE, ejection=Ejection(failures=2)))
+    scene.load(to)
+
+    for _ in range(9):
+        scene.pool.failed(to, A, NoPortLeft("no local port left to connect from"))
+
+    assert await scene.offered(to) == ["10.0.0.1", "10.0.0.2"]
+    assert scene.statuses()["10.0.0.1"] is Status.HEALTHY
 
 
 async def test_sessions_of_an_upstream_without_checks_concern_nobody() -> None:

@@ -20,6 +20,7 @@ from streamgw.core.probe import MAX_ANSWER_BYTES, Finding, Probe, ProbeKind, Req
 from streamgw.process import probes
 from streamgw.process.probes import Target, run_probe
 from tests.support.certificates import CA_PEM, issue
+from tests.support.namespace import run_with_few_ports
 from tests.support.ports import Ports
 
 Handler = Callable[[trio.abc.Stream], Awaitable[None]]
@@ -136,6 +137,34 @@ async def test_a_machine_without_descriptors_does_not_call_its_nodes_sick(
     result, _ = await ask(Probe(), _target(1))
 
     assert result is Result.NEITHER
+
+
+_FEW_PORTS = """
+import re, socket, trio
+from streamgw.core.model import Address
+from streamgw.core.probe import Probe, Step
+from streamgw.process.probes import Target, run_probe
+
+async def ask(probe):
+    finding = await run_probe(probe, Target(Address("127.0.0.1", 5000), "a"), None)
+    print(probe.kind, finding.result.name, finding.why)
+
+node, udp_node = socket.create_server(("127.0.0.1", 5000)), socket.socket(type=socket.SOCK_DGRAM)
+udp_node.bind(("127.0.0.1", 5000))
+held = [socket.socket(type=kind) for kind in 4 * [socket.SOCK_STREAM, socket.SOCK_DGRAM]]
+for each in held:
+    each.connect(("127.0.0.1", 5000))
+for probe in Probe(), Probe(kind="udp", talk=(Step(b"?", re.compile(b"!")),)):
+    trio.run(ask, probe)
+"""
+
+
+@pytest.mark.slow
+def test_a_machine_without_ports_does_not_call_its_nodes_sick() -> None:
+    assert run_with_few_ports(_FEW_PORTS).splitlines() == [
+        "tcp NEITHER no local port left to connect from",
+        "udp NEITHER no local port left to send from",
+    ]
 
 
 # ── Talks ────────────────────────────────────────────────────────────────────────────────────────

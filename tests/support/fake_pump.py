@@ -13,6 +13,7 @@ from streamgw.core.errors import (
     ConnectFailed,
     Exhausted,
     Killed,
+    NoPortLeft,
     PeerReset,
     Reason,
     TLSFailed,
@@ -57,6 +58,8 @@ class Dialled:
 
     refuses: str = ""
     exhausted: bool = False
+    portless: bool = False
+    """Every local port towards it is taken."""
     takes_s: float = 0.0
     tls_fails: str = ""
     first_byte_s: float | None = None
@@ -128,6 +131,8 @@ class FakePump:
         script = self.nodes.get(str(node), Dialled(refuses="connection refused"))
         if script.exhausted:
             raise Exhausted("too many open files")
+        if script.portless:
+            raise NoPortLeft("no local port left to connect from")
         end = FakeEnd(address=node, preface=preface, deadline=deadline)
         self.dialled.append(end)
         return end

@@ -6,13 +6,16 @@ import errno
 import socket
 from collections.abc import Callable
 from socket import SocketType
+from typing import TypeAlias
 
-from streamgw.core.errors import ConnectFailed, Exhausted, SessionError
+from streamgw.core.errors import ConnectFailed, Exhausted, NoPortLeft, SessionError
 from streamgw.core.model import Address
 from streamgw.dataplane.pump.end import EXHAUSTED_ERRNOS, Socket, close, words_for
 
 _TYPE = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _UNDER_WAY = (0, errno.EINPROGRESS)
+
+_Sockaddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
 
 def start_connect(node: Address, adopt: Callable[[Socket], None]) -> Socket:
@@ -25,7 +28,7 @@ def start_connect(node: Address, adopt: Callable[[Socket], None]) -> Socket:
       adopt: watches the new end; OSError when the kernel cannot.
 
     Raises:
-      ConnectFailed: refused at once, or the node's host is not an IP literal.
+      ConnectFailed: refused at once, or the node's host is not an IP literal; NoPortLeft.
       Exhausted: no descriptor or memory left.
     """
     try:
@@ -47,17 +50,34 @@ def start_connect(node: Address, adopt: Callable[[Socket], None]) -> Socket:
         number = error.errno or errno.EIO
     if number not in _UNDER_WAY:
         close(sock, reset=True)
-        raise _failure(number)
+        raise connect_failure(number, family, sockaddr)
     return end
+
+
+def connect_failure(number: int, family: socket.AddressFamily, sockaddr: _Sockaddr) -> SessionError:
+    """What an error of a TCP socket's connect(2) means: the node's fault, or ours."""
+    if number == errno.EADDRNOTAVAIL and _has_address_for(family, sockaddr):
+        return NoPortLeft("no local port left to connect from")
+    return _failure(number)
 
 
 def _failure(number: int) -> SessionError:
     return (Exhausted if number in EXHAUSTED_ERRNOS else ConnectFailed)(words_for(number))
 
 
-def sockaddr_for(
-    host: str, port: int
-) -> tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]:
+def _has_address_for(family: socket.AddressFamily, sockaddr: _Sockaddr) -> bool:
+    """Whether this machine has an address to connect from, as it has none where IPv6 is off: the errno is the same.
+
+    A datagram socket needs the same address, and none of TCP's ports.
+    """
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as asking:
+            return asking.connect_ex(sockaddr) != errno.EADDRNOTAVAIL
+    except OSError:  # no descriptor left either
+        return True
+
+
+def sockaddr_for(host: str, port: int) -> tuple[socket.AddressFamily, _Sockaddr]:
     """Family and sockaddr for connect(2). The host is an IP literal, a scoped `fe80::1%eth0` included.
 
     Checked here, because connect() of anything else would look it up, blocking the whole process.

@@ -7,11 +7,12 @@ import socket
 
 import pytest
 
-from streamgw.core.errors import ConnectFailed, Exhausted
+from streamgw.core.errors import ConnectFailed, Exhausted, NoPortLeft
 from streamgw.core.model import Address
-from streamgw.dataplane.pump.dial import sockaddr_for, start_connect
+from streamgw.dataplane.pump.dial import connect_failure, sockaddr_for, start_connect
 from streamgw.dataplane.pump.end import Socket, close
 from tests.support.bridge import no_descriptor_left
+from tests.support.namespace import run_with_few_ports
 
 
 def nobody_adopts(_end: Socket) -> None:
@@ -53,16 +54,54 @@ def test_without_a_descriptor_it_is_the_gateway_that_is_exhausted() -> None:
         start_connect(Address("127.0.0.1", 80), nobody_adopts)
 
 
-def test_a_kernel_that_cannot_watch_it_is_exhausted_too() -> None:
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.ENOSPC])
+def test_a_kernel_that_cannot_watch_it_is_exhausted_too(number: int) -> None:
     closed: list[Socket] = []
 
     def adopt(end: Socket) -> None:
         closed.append(end)
-        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        raise OSError(number, "no")
 
     with socket.create_server(("127.0.0.1", 0)) as listening, pytest.raises(Exhausted):
         start_connect(Address(*listening.getsockname()), adopt)
     assert closed[0].sock.fileno() == -1
+
+
+_FEW_PORTS = """
+import socket
+from streamgw.core.errors import ConnectFailed
+from streamgw.core.model import Address
+from streamgw.dataplane.pump.dial import start_connect
+
+def connect(host, port):
+    try:
+        ends.append(start_connect(Address(host, port), lambda _: None))
+    except ConnectFailed as error:
+        print(host, port, type(error).__name__, error.reason, error.fault)
+
+ends = []
+with socket.create_server(("127.0.0.1", 5000)), socket.create_server(("127.0.0.1", 5001)):
+    for host, port in 5 * [("127.0.0.1", 5000)] + [("127.0.0.1", 5001), ("::1", 5000)]:
+        connect(host, port)
+"""
+
+
+@pytest.mark.slow
+def test_no_port_left_for_a_node_is_the_gateways_and_leaves_the_others_theirs() -> None:
+    """28,000 sessions of a node that was well, and it was called sick. IPv6 that is off has the same errno, and is no lack."""
+    assert run_with_few_ports(_FEW_PORTS).splitlines() == [
+        "127.0.0.1 5000 NoPortLeft exhausted gateway",
+        "::1 5000 ConnectFailed connect_failed upstream",
+    ]
+
+
+def test_without_a_descriptor_nobody_asks_for_the_address() -> None:
+    family, sockaddr = sockaddr_for("127.0.0.1", 80)
+
+    with no_descriptor_left():
+        failure = connect_failure(errno.EADDRNOTAVAIL, family, sockaddr)
+
+    assert isinstance(failure, NoPortLeft)
 
 
 def test_a_node_is_connected_to_without_waiting() -> None:
