@@ -11,23 +11,26 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
+from typing import TypeVar
 
 import attrs
 
 from streamgw.config.documents import Document
 from streamgw.config.kept import Kept
 from streamgw.config.pem import References, digest_of
-from streamgw.config.plugins import AnyPlugin, PluginSet, PluginUse
+from streamgw.config.plugins import AnyPlugin, PluginSet, PluginUse, uses_in
 from streamgw.config.schema import PluginMetadataSpec, ServiceSpec, StreamRouteSpec, UpstreamSpec
 from streamgw.config.strict import Fault, Wrong, structure
-from streamgw.config.tls import Credentials
+from streamgw.config.tls import Credentials, rest_of_upstream
 from streamgw.config.yaml_reader import Path
 from streamgw.core.errors import Problem
 from streamgw.core.hooks import Hooks, PluginContext, UpstreamUse
 from streamgw.core.model import Key, Upstream
 from streamgw.core.variables import NAMES, ROUTE_VARIABLES, lookup
+
+T = TypeVar("T")
 
 
 class HookWorkshop:
@@ -150,11 +153,11 @@ class Fittings:
         self._is_by_itself = True
         """Of the document that is being looked at: nothing else counts."""
         for document in documents:
-            if isinstance(document.spec, PluginMetadataSpec):
+            if document.key[0] == "plugin_metadata":
                 self._add_metadata(document)
         for document in documents:
-            if isinstance(document.spec, StreamRouteSpec | ServiceSpec):
-                self._by_key[document.key] = self._of_document(document, document.spec.plugins)
+            if document.key[0] in {"stream_routes", "services"}:
+                self._by_key[document.key] = self._of_document(document, _uses_of(document))
 
     def of_route(self, route: Document, service: Document | None) -> tuple[Fitting, ...]:
         """What runs on a route, in its order: by priority, then by name."""
@@ -220,8 +223,8 @@ class Fittings:
             name: value for name, value in document.data.items() if name not in PluginMetadataSpec.common()
         }
         try:
-            data, text, _ = self._resolve(document, content)
-            metadata = structure(data, plugin.metadata)
+            data, text, _, missing = self._resolve(document, content)
+            metadata = _beside(missing, functools.partial(structure, data, plugin.metadata))
         except Wrong as wrong:
             self.faults += ((document, fault) for fault in wrong.faults)
             return
@@ -285,12 +288,18 @@ class Fittings:
 
     def _fit(self, document: Document, path: Path, use: PluginUse) -> Fitting:
         plugin = self._plugins.find(use.name)
-        data, text, referring = self._resolve(document, use.options)
+        data, text, referring, missing = self._resolve(document, use.options)
         key = digest_of(plugin.name, text)
-        try:
-            options = self._workshop.options.get(key, lambda: structure(data, plugin.options))
-        except Wrong as wrong:
-            raise Wrong(*(_of_plugin(_masked(fault, referring), plugin) for fault in wrong.faults)) from None
+
+        def read() -> object:
+            try:
+                return self._workshop.options.get(key, lambda: structure(data, plugin.options))
+            except Wrong as wrong:
+                raise Wrong(
+                    *(_of_plugin(_masked(fault, referring), plugin) for fault in wrong.faults)
+                ) from None
+
+        options = _beside(missing, read)
         if use.meta.disable:
             return Fitting(plugin, use, "", options, key, (), (), speaks_tls=False)
         self._warn_of_meta(document, path, use)
@@ -326,6 +335,7 @@ class Fittings:
         except Wrong as wrong:
             inside = (_of_plugin(fault.under(use.path), plugin) for fault in wrong.faults)
             self.faults += ((document, fault.under(path)) for fault in inside)
+            self._credentials.of_options(document, where, rest_of_upstream(use.options))
             return None
         self.warnings += ((document, fault.under(where)) for fault in spec.warnings())
         self._is_by_itself &= spec.scheme != "tls"  # certificates stand elsewhere
@@ -344,9 +354,12 @@ class Fittings:
 
     def _resolve(
         self, document: Document, options: Mapping[str, object]
-    ) -> tuple[Mapping[str, object], str, Mapping[Path, str]]:
-        """Options with references replaced by what they stand for, the same as text, and where there was one."""
+    ) -> tuple[Mapping[str, object], str, Mapping[Path, str], Sequence[Fault]]:
+        """Options with references replaced by what they stand for, the same as text, where there was one, and which of
+        them stand for nothing.
+        """
         found: dict[Path, str] = {}
+        missing: list[Fault] = []
         directory = FilePath(document.source.file).parent
 
         def resolved(value: object, path: Path) -> object:
@@ -359,7 +372,7 @@ class Fittings:
                 try:
                     return self._references.resolve(value, directory).text
                 except Wrong as wrong:
-                    raise Wrong(*(fault.under(path) for fault in wrong.faults)) from None
+                    missing.extend(fault.under(path) for fault in wrong.faults)
             return value
 
         data = {key: resolved(value, (key,)) for key, value in options.items()}
@@ -367,10 +380,40 @@ class Fittings:
         if found:
             self._is_by_itself = False
             self.digests.add(digest_of(text))
-        return data, text, found
+        return data, text, found, missing
 
     def _warn(self, document: Document, path: Path, message: str) -> None:
         self.warnings.append((document, Fault(path, message)))
+
+
+def _uses_of(document: Document) -> tuple[PluginUse, ...]:
+    if isinstance(document.spec, StreamRouteSpec | ServiceSpec):
+        return document.spec.plugins
+    return uses_in(document.data.get("plugins"))
+
+
+def _beside(missing: Sequence[Fault], read: Callable[[], T]) -> T:
+    """What is read, if no reference is missing; else also what is wrong elsewhere: what these would be is not known.
+
+    Raises:
+      Wrong: with all of it.
+    """
+    found: Sequence[Fault] = ()
+    try:
+        made = read()
+    except Wrong as wrong:
+        found = wrong.faults
+    except Exception:
+        if not missing:
+            raise
+        # A plugin's own code, which was given the reference for what it stands for.
+    else:
+        if not missing:
+            return made
+    places = [fault.path for fault in missing]
+    raise Wrong(
+        *missing, *(fault for fault in found if not any(fault.path[: len(at)] == at for at in places))
+    )
 
 
 def _of_plugin(fault: Fault, plugin: AnyPlugin) -> Fault:

@@ -120,6 +120,23 @@ def _plugins(value: object) -> tuple[PluginUse, ...]:
     return tuple(uses)
 
 
+def uses_in(value: object) -> tuple[PluginUse, ...]:
+    """Those of `plugins` whose options can be looked at, of an object that is refused for something else, or for others."""
+    if not isinstance(value, Mapping):
+        return ()
+    return tuple(_use(name, options) for name, options in value.items() if isinstance(options, Mapping))
+
+
+def _use(name: str, options: Mapping[str, object]) -> PluginUse:
+    try:
+        return _plugin(name, options)
+    except Wrong:
+        meta = options.get("_meta")
+        is_off = isinstance(meta, Mapping) and meta.get("disable") is True
+        rest = {key: option for key, option in options.items() if key != "_meta"}
+        return PluginUse(name, rest, MetaSpec(disable=is_off))
+
+
 def _plugin(name: str, options: object) -> PluginUse:
     if not isinstance(options, Mapping):
         message = f"expected a mapping with the options of the plugin, got {shown(options)}"

@@ -113,6 +113,27 @@ def structure(data: object, kind: type[T]) -> T:
         raise Wrong(*_faults_of(error, ())) from None
 
 
+def structure_rest(data: Mapping[str, object], kind: type[T]) -> T:
+    """What is right of data that `structure` refuses, the rest as if it were not written, and `check` not asked.
+
+    For what can be said of an object only later, and has to be said together with what is wrong with it already.
+
+    Raises:
+      Wrong: a field that is needed is among the rest.
+    """
+    fill = make_dict_structure_fn(
+        kind, _CONVERTER, _cattrs_forbid_extra_keys=False, _cattrs_detailed_validation=True
+    )
+    try:
+        return fill(data, kind)
+    except ClassValidationError as error:
+        wrong = {note.name for _, note in error.group_exceptions()[0]}
+    try:
+        return fill({name: value for name, value in data.items() if name not in wrong}, kind)
+    except ClassValidationError as error:
+        raise Wrong(*_faults_of(error, ())) from None
+
+
 def shown(value: object) -> str:
     """A value for a message: short, and in the words of the file."""
     if isinstance(value, Mapping):

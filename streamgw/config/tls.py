@@ -10,8 +10,9 @@ Source:
 
 from __future__ import annotations
 
+import contextlib
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Final
@@ -30,8 +31,15 @@ from streamgw.config.contexts import (
 from streamgw.config.documents import Document
 from streamgw.config.kept import Kept
 from streamgw.config.pem import Pem, References, digest_of
-from streamgw.config.schema import ServiceSpec, SSLSpec, StreamRouteSpec, UpstreamSpec, UpstreamTLSSpec
-from streamgw.config.strict import Fault, Wrong
+from streamgw.config.schema import (
+    ClientCASpec,
+    ServiceSpec,
+    SSLSpec,
+    StreamRouteSpec,
+    UpstreamSpec,
+    UpstreamTLSSpec,
+)
+from streamgw.config.strict import Fault, Wrong, structure_rest
 from streamgw.config.yaml_reader import Path
 from streamgw.core.model import Certificate, Key, UpstreamTLS
 
@@ -110,8 +118,8 @@ class Credentials:
         # Those with faults of their own, too: they are there.
         self._known = {document.key[1] for document in documents if document.key[0] == "ssls"}
         for document in documents:
-            if isinstance(document.spec, SSLSpec) and document.spec.status:
-                self._add_ssl(document, document.spec)
+            if document.key[0] == "ssls" and (spec := _ssl_of(document)).status:
+                self._add_ssl(document, spec)
         for document in documents:
             self._add_upstream(document)
         self._warn_of_double_names(documents)
@@ -138,20 +146,22 @@ class Credentials:
     # Certificates
 
     def _add_ssl(self, document: Document, spec: SSLSpec) -> None:
-        assert spec.cert is not None, "checked"
-        assert spec.key is not None, "checked"
         pairs = [self._pair(document, (spec.cert, ("cert",)), (spec.key, ("key",)))]
         if spec.type == "client":
             self._client_pairs[document.key[1]] = pairs[0]
             self._describe(document, pairs[0])
             return
-        for number, (cert, key) in enumerate(zip(spec.certs, spec.keys, strict=True)):
-            pairs.append(
-                self._pair(document, (cert, ("certs", number)), (key, ("keys", number)), number=number + 1)
-            )
+        if len(spec.certs) == len(spec.keys):
+            for number, (cert, key) in enumerate(zip(spec.certs, spec.keys, strict=True)):
+                pairs.append(
+                    self._pair(
+                        document, (cert, ("certs", number)), (key, ("keys", number)), number=number + 1
+                    )
+                )
         good = tuple(pair for pair in pairs if pair is not None)
         client_ca = self._client_ca(document, spec)
-        if len(good) < len(pairs) or client_ca is None:
+        are_versions_known = spec.ssl_protocols is not None or "ssl_protocols" not in document.data
+        if len(good) < len(pairs) or client_ca is None or not are_versions_known:
             return
         settings = self._look.settings
         protocols = spec.ssl_protocols or settings.protocols
@@ -265,8 +275,7 @@ class Credentials:
         return UpstreamTLS(context, spec.server_name or "", spec.verify)
 
     def _client_pair(self, document: Document, path: Path, spec: UpstreamTLSSpec) -> Pair | None:
-        if spec.client_cert is not None:
-            assert spec.client_key is not None, "checked"
+        if spec.client_cert is not None or spec.client_key is not None:
             return self._pair(
                 document,
                 (spec.client_cert, (*path, "client_cert")),
@@ -307,34 +316,43 @@ class Credentials:
     # Both
 
     def _pair(
-        self, document: Document, cert: tuple[str, Path], key: tuple[str, Path], *, number: int = 0
+        self,
+        document: Document,
+        cert: tuple[str | None, Path],
+        key: tuple[str | None, Path],
+        *,
+        number: int = 0,
     ) -> Pair | None:
-        """A pair that belongs together; None if it is wrong, which is reported."""
+        """A pair that belongs together; None if it is wrong, which is reported. A half that is None has been reported."""
         prefix = f"failed to handle cert-key pair[{number}]: " if number else ""
-        texts: list[Pem] = []
-        for value, path in (cert, key):
-            try:
-                texts.append(self._resolve(document, value))
-            except Wrong as wrong:
-                self._refuse(document, path, wrong, prefix)
-        if len(texts) < 2:
-            return None
-        pair = Pair(texts[0].text, texts[1].text)
+        texts = [self._half(document, value, path, prefix) for value, path in (cert, key)]
+        pair = Pair(*("" if text is None else text.text for text in texts))
         try:
             examined = self._examine(pair)
         except Wrong as wrong:
             for fault in wrong.faults:
                 is_key = fault.path == ("key",)
-                origin = texts[is_key].origin
-                message = f"{fault.message} ({origin})" if origin else fault.message
+                text = texts[is_key]
+                if text is None:
+                    continue
+                message = f"{fault.message} ({text.origin})" if text.origin else fault.message
                 found = Wrong(attrs.evolve(fault, path=(), message=message))
                 self._refuse(document, (cert, key)[is_key][1], found, prefix)
             return None
-        if texts[1].is_public:
+        if texts[1] is not None and texts[1].is_public:
             self._warn(document, key[1], f"every user of this machine can read the key in {texts[1].origin}")
         for message in (*examined.faults, *self._validity(examined.chain)):
             self._warn(document, cert[1], message)
         return pair
+
+    def _half(self, document: Document, value: str | None, path: Path, prefix: str) -> Pem | None:
+        if value is None:
+            return None
+        try:
+            return self._resolve(document, value)
+        except Wrong as wrong:
+            self._refuse(document, path, wrong, prefix)
+            return None
 
     def _examine(self, pair: Pair) -> _Examined:
         return self._look.workshop.examined.get(digest_of(pair.chain, pair.key), lambda: _examine(pair))
@@ -395,9 +413,36 @@ def _examine(pair: Pair) -> _Examined:
     return _Examined(chain, tuple(x509.chain_faults(chain)))
 
 
+def _ssl_of(document: Document) -> SSLSpec:
+    """What can be read of it: its certificates may have faults beside its own."""
+    if isinstance(document.spec, SSLSpec):
+        return document.spec
+    spec = structure_rest(document.data, SSLSpec)
+    client = document.data.get("client")
+    if spec.client is None and isinstance(client, Mapping):
+        with contextlib.suppress(Wrong):
+            spec = attrs.evolve(spec, client=structure_rest(client, ClientCASpec))
+    return spec
+
+
+def rest_of_upstream(data: object) -> UpstreamSpec:
+    """What can be read of an upstream that has faults: how it speaks TLS may have more."""
+    if not isinstance(data, Mapping):
+        return UpstreamSpec()
+    spec, tls = structure_rest(data, UpstreamSpec), data.get("tls")
+    if spec.tls is None and isinstance(tls, Mapping):
+        spec = attrs.evolve(spec, tls=structure_rest(tls, UpstreamTLSSpec))
+    return spec
+
+
 def _upstreams(document: Document) -> Iterator[tuple[Path, UpstreamSpec]]:
     spec = document.spec
     if isinstance(spec, UpstreamSpec):
         yield (), spec
-    elif isinstance(spec, StreamRouteSpec | ServiceSpec) and spec.upstream is not None:
-        yield ("upstream",), spec.upstream
+    elif isinstance(spec, StreamRouteSpec | ServiceSpec):
+        if spec.upstream is not None:
+            yield ("upstream",), spec.upstream
+    elif document.key[0] == "upstreams":
+        yield (), rest_of_upstream(document.data)
+    elif document.key[0] in {"stream_routes", "services"}:
+        yield ("upstream",), rest_of_upstream(document.data.get("upstream"))

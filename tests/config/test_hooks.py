@@ -31,6 +31,8 @@ class Options:
     word: str = ""
     id: Id | None = None
     inline: AnyMapping | None = None
+    plain: int = 0
+    """Whatever a text is to cattrs: a plugin need not be strict."""
     fails: bool = False
     is_odd: bool = False
 
@@ -236,6 +238,98 @@ def test_an_upstream_by_id_does_not_take_the_services_plugins_away() -> None:
     )
 
     assert names(scene.route()) == ["early"]
+
+
+# ── Beside other faults ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("collection", ["stream_routes", "services"])
+def test_plugins_are_looked_at_whatever_else_is_wrong_with_their_object(collection: str) -> None:
+    """One wrong field used to hide every fault of the plugins: mended, the object was refused for the next ones."""
+    plugins = "early: {number: 10}, late: {id: gone}, nope: {}, middle: 5"
+    scene = Scene(f"{collection}: [{{id: r, desc: 5, plugins: {{{plugins}}}}}]")
+
+    assert problems(scene) == [
+        f"{collection}[0].desc: expected text, got 5",
+        f"{collection}[0].plugins.early.number: expected an integer 0–9, got 10",
+        f"{collection}[0].plugins.late.id: no upstream has the id 'gone'",
+        f"{collection}[0].plugins.nope: unknown plugin [nope]",
+        f"{collection}[0].plugins.middle: expected a mapping with the options of the plugin, got 5",
+    ]
+
+
+def test_options_are_looked_at_whatever_else_is_said_about_their_plugin() -> None:
+    plugins = "early: {number: 10, _meta: {prioriti: 1}}, late: {number: 10, _meta: {disable: true, a: 1}}"
+
+    said = [said.removeprefix("stream_routes[0].plugins.") for said in problems(route_with(plugins))]
+
+    assert said == [
+        "early.number: expected an integer 0–9, got 10",
+        "early._meta.prioriti: unknown field 'prioriti', did you mean 'priority'?",
+        "late._meta.a: unknown field 'a'",
+    ]
+
+
+def test_what_are_no_plugins_at_all_is_one_problem() -> None:
+    assert problems(Scene("services: [{id: s, plugins: [early]}]")) == [
+        "services[0].plugins: expected a mapping, got a list"
+    ]
+
+
+def test_metadata_is_looked_at_whatever_else_is_wrong_with_its_object() -> None:
+    scene = route_with("early: {}", "plugin_metadata: [{id: early, desc: 5, size: 10}]")
+
+    assert problems(scene) == [
+        "plugin_metadata[0].desc: expected text, got 5",
+        "plugin_metadata[0].size: expected an integer 0–9, got 10",
+    ]
+
+
+def test_the_tls_of_an_upstream_in_options_is_looked_at_whatever_else_is_wrong_with_it() -> None:
+    inline = f"{{scheme: tls, nodes: 5, tls: {{client_cert: {'x' * 200}, client_key: 5}}}}"
+
+    assert [
+        said.partition(".inline.")[2] for said in problems(route_with(f"early: {{inline: {inline}}}"))
+    ] == [
+        "nodes: expected a mapping of host:port to weight, or a list of nodes, got 5",
+        "tls.client_cert: failed to parse cert: no certificate in PEM form",
+        "tls.client_key: expected text",
+    ]
+
+
+def test_options_are_looked_at_even_if_a_reference_in_them_is_missing() -> None:
+    options = "{word: $env://NONE, number: 10, inline: {a: $env://NO, b: [$env://NONE]}, id: $env://NO}"
+
+    said = [
+        said.removeprefix("stream_routes[0].plugins.early.")
+        for said in problems(route_with(f"early: {options}"))
+    ]
+
+    assert sorted(said) == [
+        "id: can't find environment variable NO",
+        "inline.a: can't find environment variable NO",
+        "inline.b[0]: can't find environment variable NONE",
+        "number: expected an integer 0–9, got 10",
+        "word: can't find environment variable NONE",
+    ]
+
+
+def test_what_a_plugin_makes_of_a_reference_that_is_missing_is_no_fault() -> None:
+    assert problems(route_with("early: {plain: $env://NONE}")) == [
+        "stream_routes[0].plugins.early.plain: can't find environment variable NONE"
+    ]
+
+
+def test_what_a_missing_reference_of_a_plugin_that_is_off_would_be_is_not_remembered() -> None:
+    """Its file may be there at the next load, though the document is the same."""
+    environ: dict[str, str] = {}
+    scene = attrs.evolve(route_with("early: {_meta: {disable: true}, word: $env://WORD}"), environ=environ)
+    said = "disabled, and would be refused otherwise: can't find environment variable WORD"
+    assert warnings(scene) == [f"early.word: {said}"]
+
+    environ["WORD"] = "a"
+
+    assert warnings(scene) == []
 
 
 # ── What is wrong ────────────────────────────────────────────────────────────────────────────────

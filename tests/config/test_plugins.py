@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from streamgw.config.plugins import MetaSpec, PluginSet, PluginUse, expression
+from streamgw.config.plugins import MetaSpec, PluginSet, PluginUse, expression, uses_in
 from streamgw.config.schema import StreamRouteSpec
 from streamgw.config.strict import Fault, Wrong, structure
 from streamgw.config.yaml_reader import pointer_of
@@ -39,6 +39,26 @@ def test_what_is_said_in_another_order_is_the_same() -> None:
     one, other = ({"priority": 1, "disable": False}, {"disable": False, "priority": 1})
 
     assert uses({"echo": {"_meta": one}})[0].meta_text == uses({"echo": {"_meta": other}})[0].meta_text
+
+
+def test_of_plugins_that_are_refused_every_one_with_options_can_be_looked_at() -> None:
+    written = {
+        "echo": {"a": 1, "_meta": {"disable": True}},
+        "odd": {"a": 2, "_meta": {"priority": "high"}},
+        "off": {"_meta": {"disable": True, "priority": "high"}},
+        "even": {"_meta": 5},
+        "none": 7,
+    }
+
+    found = uses_in(written)
+
+    assert [(use.name, use.options, use.meta) for use in found] == [
+        ("echo", {"a": 1}, MetaSpec(disable=True)),
+        ("odd", {"a": 2}, MetaSpec()),
+        ("off", {}, MetaSpec(disable=True)),
+        ("even", {}, MetaSpec()),
+    ]
+    assert uses_in([]) == ()
 
 
 def test_a_filter_is_a_condition() -> None:

@@ -15,6 +15,7 @@ from streamgw.config.strict import (
     nearest,
     shown,
     structure,
+    structure_rest,
     unknown_field,
 )
 
@@ -91,6 +92,18 @@ def test_names_that_are_read_elsewhere_are_known_too() -> None:
 def test_a_class_checks_itself_once_its_fields_are_right() -> None:
     assert faults({"electric": True}) == [(("colour",), "no red electric cars", False)]
     assert len(faults({"electric": True, "spare": 1})) == 1
+
+
+def test_the_rest_of_what_is_refused_can_be_read() -> None:
+    assert structure_rest({"wheels": [{"size": 3}], "electric": True, "weels": []}, Car) == Car(electric=True)
+    assert structure_rest({"spare": {"size": 2}}, Car) == Car(spare=Wheel(2))
+
+
+def test_there_is_no_rest_without_what_is_needed() -> None:
+    with pytest.raises(Wrong) as caught:
+        structure_rest({"size": 3, "name": "big"}, Wheel)
+
+    assert [(fault.path, fault.message) for fault in caught.value.faults] == [(("size",), "is required")]
 
 
 def test_nothing_is_not_a_value() -> None:

@@ -360,6 +360,75 @@ def test_a_missing_file_is_to_be_watched(scene: Scene) -> None:
     assert scene.loader.files == {scene.directory / "a.pem"}
 
 
+# Beside other faults
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"desc": 5, "key": "$env://NONE"}, ["desc: expected text, got 5", "key: can't find environment variable NONE"]),
+        (
+            {"cert": 5, "key": "$env://NONE", "client": {"ca": "x" * 200}},
+            [
+                "cert: expected text",
+                "client.ca: failed to validate client_cert: failed to parse cert: no certificate in PEM form",
+                "key: can't find environment variable NONE",
+            ],
+        ),
+        (
+            {"cert": "$env://NONE", "key": CA_PEM},
+            ["cert: can't find environment variable NONE", "key: failed to parse key: no private key in PEM form"],
+        ),
+        (
+            {"client": {"ca": "$env://NONE", "depth": -1}},
+            [
+                "client.ca: failed to validate client_cert: can't find environment variable NONE",
+                "client.depth: expected an integer ≥ 0, got -1",
+            ],
+        ),
+        ({"client": {"ca": 5}}, ["client.ca: expected text"]),
+        ({"client": 5}, ["client: expected a mapping, got 5"]),
+        (
+            {"certs": ["x" * 200], "keys": [5], "key": CA_PEM},
+            ["key: failed to parse key: no private key in PEM form", "keys[0]: expected text"],
+        ),
+        ({"ssl_protocols": 5}, ["ssl_protocols: expected a list, got 5"]),
+        ({"status": 0, "sni": 5, "key": "$env://NONE"}, ["sni: expected a server name like db.example or *.example, got 5"]),
+    ],
+)  # fmt: skip
+def test_a_certificate_is_looked_at_whatever_else_is_wrong_with_its_object(
+    scene: Scene, fields: dict[str, object], said: list[str]
+) -> None:
+    """One fault of the object used to hide those of its certificates: mended, it was refused for the next one."""
+    scene.objects["ssls"] = [ssl_object(**fields)]
+
+    assert sorted(scene.problems()) == [f"ssls[0].{each}" for each in said]
+
+
+@pytest.mark.parametrize(
+    ("collection", "at"), [("upstreams", ""), ("services", ".upstream"), ("stream_routes", ".upstream")]
+)
+def test_the_tls_of_an_upstream_is_looked_at_whatever_else_is_wrong(
+    scene: Scene, collection: str, at: str
+) -> None:
+    tls = {"verify": True, "ca_certs": "$env://NONE", "client_cert": 5, "client_key": CA_PEM}
+    upstream = {"scheme": "tls", "nodes": 5, "tls": tls}
+    scene.objects[collection] = [{"id": "u", "upstream": upstream} if at else {"id": "u", **upstream}]
+
+    assert sorted(scene.problems()) == [
+        f"{collection}[0]{at}.nodes: expected a mapping of host:port to weight, or a list of nodes, got 5",
+        f"{collection}[0]{at}.tls.ca_certs: can't find environment variable NONE",
+        f"{collection}[0]{at}.tls.client_cert: expected text",
+        f"{collection}[0]{at}.tls.client_key: failed to parse key: no private key in PEM form",
+    ]
+
+
+def test_what_is_no_upstream_at_all_has_no_tls(scene: Scene) -> None:
+    scene.objects["stream_routes"] = [{"id": "r", "upstream": 5}]
+
+    assert scene.problems() == ["stream_routes[0].upstream: expected a mapping, got 5"]
+
+
 # Upstreams
 
 
