@@ -10,15 +10,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
+from typing import TypeVar
 
 import attrs
 import trio
 
-from streamgw.core.errors import ConnectFailed, NoNode
+from streamgw.core.errors import ConnectFailed, Killed, NoNode, Reason
 from streamgw.core.load import Lease
 from streamgw.core.model import Address, Attempt, Facts, Upstream, UpstreamTLS
 from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.pump import End, Ending, Limits, Meter, OnFirstByte, Pump
+
+T = TypeVar("T")
 
 DUMMY_SERVER_NAME = "apisix_backend"
 """Sent to an upstream that speaks TLS when neither it nor the client has a name (APISIX)."""
@@ -88,10 +91,33 @@ class Search:
     """How this round's latest attempt ended."""
     securing: End | None = None
     """The upstream's end, from its connect until it has shaken hands."""
+    waiting: trio.CancelScope | None = None
+    """Around whatever is waited for beside the nodes themselves: their names, room, another round."""
+    is_killed: bool = False
 
     def is_too_late(self, now: float) -> bool:
         """Whether this round must not begin another attempt."""
         return self.failure is not None and 0 < self.upstream.retry_timeout_s <= now - self.began_at
+
+    def kill(self) -> None:
+        """Its client's end was closed: look no further. Whoever waits in a line leaves it."""
+        self.is_killed = True
+        if self.waiting is not None:
+            self.waiting.cancel()
+
+    async def wait(self, what: Awaitable[T]) -> T:
+        """Wait for something that does not end because the client's end is closed.
+
+        Raises:
+          Killed: somebody has called `kill`, now or before.
+        """
+        with trio.CancelScope() as self.waiting:
+            if self.is_killed:
+                self.waiting.cancel()
+            found = await what
+            if not self.is_killed:
+                return found
+        raise Killed(f"ended before the relay: {Reason.KILLED}")
 
     def take_failure(self) -> ConnectFailed:
         """The failure, to be raised: nobody else may hold on to it then, since it holds on to whoever it passed through."""
@@ -129,6 +155,7 @@ class Dialer:
           ConnectFailed: the last attempt's failure, when every allowed one failed; UpstreamTLSFailed if it failed in
             the handshake. The client's end is still open.
           NoNode: there was no candidate at all, or no place to wait for one.
+          Killed: `Search.kill` was called, while nodes were waited for.
 
         Resource handling:
           The pump closes every upstream end that this opened, however it ends. The client's end is closed by the relay,
@@ -157,13 +184,14 @@ class Dialer:
 
         Raises:
           ConnectFailed, NoNode: there is none; see `join`.
+          Killed: while it was waited for.
         """
         search = trail.ongoing
         upstream = search.upstream
         while True:
             if search.candidates is None:
                 facts = search.introduction.facts
-                candidates = await self.pool.candidates(upstream, facts, since=search.since)
+                candidates = await search.wait(self.pool.candidates(upstream, facts, since=search.since))
                 search.candidates = _allowed(candidates, upstream)
             node, now = next(search.candidates, None), self.now()
             if node is not None and not search.is_too_late(now):
@@ -176,7 +204,7 @@ class Dialer:
             if left_s <= 0:
                 raise search.take_failure()
             search.failure = None
-            await self.pool.pause(upstream, min(search.pause_s, left_s))
+            await search.wait(self.pool.pause(upstream, min(search.pause_s, left_s)))
             search.pause_s = min(2 * search.pause_s, LONGEST_PAUSE_S)
 
     async def _dial(self, trail: Trail) -> End:

@@ -25,6 +25,7 @@ import trio
 from streamgw.core.errors import (
     Answered,
     Fault,
+    Killed,
     NoRoute,
     NoUpstream,
     Reason,
@@ -172,6 +173,8 @@ class Sessions:
     """Told after a session has left the registry: room for another. What it raises is for `on_bug`."""
     _owing: dict[int, Session] = attrs.Factory(dict)
     """By number: the sessions whose client owes us TLS bytes."""
+    _delays: dict[int, trio.CancelScope] = attrs.Factory(dict)
+    """By number: the sessions that let time pass, and would not notice that their client's end is closed."""
     _numbers: itertools.count[int] = attrs.Factory(lambda: itertools.count(1))
 
     def accept(self, listener: Listener, end: End, client: Address, server: Address) -> Session:
@@ -219,10 +222,14 @@ class Sessions:
         if session is None:
             return False
         self.pump.abort(session.end, Reason.KILLED)
+        # Its task may wait for something else than the client's end.
         search = session.trail.search
-        if search is not None and search.securing is not None:
-            # Its task waits for this end, not for the client's.
-            self.pump.abort(search.securing, Reason.KILLED)
+        if search is not None:
+            search.kill()
+            if search.securing is not None:
+                self.pump.abort(search.securing, Reason.KILLED)
+        if session.number in self._delays:
+            self._delays[session.number].cancel()
         return True
 
     def leave_node(self, upstream: str, node: Address) -> None:
@@ -316,7 +323,14 @@ class Sessions:
         deadline = trio.current_time() + seconds
         await self.pump.peek(session.end, _MORE_THAN_A_PEEK_SHOWS, deadline=deadline)
         # A FIN, or a full buffer, ends the look early. The client may still want its answer.
-        await trio.sleep_until(deadline)
+        delay = self._delays[session.number] = trio.CancelScope()
+        try:
+            with delay:
+                await trio.sleep_until(deadline)
+        finally:
+            del self._delays[session.number]
+        if delay.cancel_called:
+            raise Killed(f"ended before the relay: {Reason.KILLED}")
 
     async def _read_proxy_header(self, session: Session) -> None:
         """Read and consume exactly the PROXY header, so that whoever is next finds an untouched stream."""

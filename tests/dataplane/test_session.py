@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from streamgw.core.errors import Reason
-from streamgw.core.model import Address, ClientCertificate, Listener, Outcome, Timeouts, UpstreamTLS
+from streamgw.core.model import Address, ClientCertificate, Listener, Outcome, Pacing, Timeouts, UpstreamTLS
 from streamgw.core.snapshot import Snapshot
 from streamgw.core.wire.proxy_protocol import build_v1, build_v2
 from streamgw.dataplane.dialer import Dialer
@@ -247,6 +247,72 @@ async def test_kill_ends_one_that_waits_for_a_tls_node_at_once(
 
     (outcome,), (dialled,) = play.outcomes, play.pump.dialled
     assert (outcome.reason, outcome.duration_s, dialled.closed) == ("killed", 1, "reset")
+
+
+async def test_kill_ends_one_that_waits_for_room_at_once_and_the_next_in_line_is_served(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Users noticed that it was listed on, and that the log called its upstream full."""
+    to = upstream("10.0.0.1:1", pacing=Pacing(max_conns=1, queue_timeout_s=60, queue_size=9))
+    play = Scene(snapshot(route("1", to)), FakePump({"10.0.0.1:1": Dialled(ending=None)}))
+    first, waits, behind = (play.arrive(FakeEnd()) for _ in range(3))
+
+    async with trio.open_nursery() as nursery:
+        for session in (first, waits, behind):
+            nursery.start_soon(play.sessions.run, session)
+            await trio.testing.wait_all_tasks_blocked()
+        await trio.sleep(1)
+        assert play.sessions.kill(waits.id)
+        await trio.testing.wait_all_tasks_blocked()
+        assert list(play.sessions.live) == [first.id, behind.id]
+        assert play.sessions.kill(first.id)
+        await trio.testing.wait_all_tasks_blocked()
+        assert behind.meter.connected_at == 1
+        assert play.sessions.kill(behind.id)
+
+    assert [(outcome.session_id, outcome.reason, outcome.duration_s) for outcome in play.outcomes] == [
+        (session.id, "killed", 1) for session in (waits, first, behind)
+    ]
+    assert play.outcomes[0].node is None
+    assert len(play.pump.dialled) == 2
+
+
+class SilentNames(FakeNames):
+    """A resolver that nobody answers."""
+
+    async def first(self, name: str) -> None:
+        await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("node", ["10.0.0.1:1", "never.example:1"])
+async def test_kill_ends_one_that_waits_for_a_node_at_once(
+    autojump_clock: trio.testing.MockClock, node: str
+) -> None:
+    """It refuses, and may be back; or nobody knows yet where it is."""
+    play = Scene(snapshot(route("1", upstream(node, pacing=Pacing(wait_for_node_s=600)))))
+    play.pool._names = SilentNames()
+    session = play.arrive(FakeEnd())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(play.sessions.run, session)
+        await trio.sleep(1)
+        assert play.sessions.kill(session.id)
+
+    (outcome,) = play.outcomes
+    assert (outcome.reason, outcome.fault, outcome.duration_s) == ("killed", "none", 1)
+
+
+async def test_one_that_is_killed_just_as_its_node_refuses_waits_for_no_other(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    play = Scene(snapshot(route("1", upstream("10.0.0.1:1", pacing=Pacing(wait_for_node_s=600)))))
+    session = play.arrive(FakeEnd())
+    play.pool.on_failed = lambda *_: play.sessions.kill(session.id)
+
+    await play.sessions.run(session)
+
+    (outcome,) = play.outcomes
+    assert (outcome.reason, outcome.duration_s, len(outcome.attempts)) == ("killed", 0, 1)
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,22 @@ async def test_a_client_that_says_all_it_has_still_waits(
     assert (outcome.reason, outcome.duration_s) == ("closed", 2)
 
 
+async def test_kill_ends_one_that_has_said_all_and_waits_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    play = scene(Hooks(on_accept=lambda _, __: Delay(60)))
+    session = play.arrive(FakeEnd(eof=True))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(play.sessions.run, session)
+        await trio.sleep(1)
+        assert play.sessions.kill(session.id)
+
+    (outcome,) = play.outcomes
+    assert (outcome.reason, outcome.duration_s) == ("killed", 1)
+    assert play.pump.dialled == []
+
+
 async def test_a_client_that_resets_is_not_kept_for_its_delay() -> None:
     outcome = await scene(Hooks(on_accept=lambda _, __: Delay(2))).play(FakeEnd(resets=True))
 
