@@ -43,6 +43,7 @@ from streamgw.process.log import configure_logging
 from streamgw.process.members import Here
 from streamgw.process.slots import unpacked
 from streamgw.process.sockets import BindError
+from streamgw.process.stderr import take_over_stderr
 from streamgw.process.worker import Surroundings, Worker, settle
 
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -56,6 +57,7 @@ def main() -> None:
     """Run until the supervisor says so, or is gone."""
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
+    take_over_stderr()
     sock = socket.socket(fileno=int(sys.argv[1]))  # noqa: TID251  made by the supervisor
     sock.set_inheritable(False)
     trio.run(Child(sock).run, strict_exception_groups=True)

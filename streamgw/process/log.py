@@ -17,6 +17,7 @@ from structlog.typing import EventDict
 
 from streamgw.config.settings import LogSettings
 from streamgw.process.append import append_whole
+from streamgw.process.stderr import STDERR, LineLogger
 
 FLUSH_INTERVAL_S = 0.1
 PATIENCE_S = 2.0
@@ -45,7 +46,7 @@ def configure_logging(settings: LogSettings, *, worker: int | None = None) -> No
     if settings.format == "json":
         renderer = structlog.processors.JSONRenderer(ensure_ascii=False)
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        renderer = structlog.dev.ConsoleRenderer(colors=STDERR.isatty())
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -58,7 +59,7 @@ def configure_logging(settings: LogSettings, *, worker: int | None = None) -> No
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[settings.level.upper()]
         ),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=lambda *_: LineLogger(STDERR),
         cache_logger_on_first_use=False,
     )
 

@@ -42,6 +42,7 @@ from streamgw.process.log import configure_logging
 from streamgw.process.routes import watch
 from streamgw.process.servers import Servers
 from streamgw.process.sockets import BindError, Sockets
+from streamgw.process.stderr import take_over_stderr
 from streamgw.process.takeover import (
     Handed,
     LastWords,
@@ -72,6 +73,7 @@ def run_gateway(config: Path, routes: Path, *, beside: Extra | None = None) -> i
       0 after a drain; 78 when the configuration is wrong or a listener cannot be bound at the start (said on stderr);
       74 when a log file cannot be opened; 70 when workers die one after the other, or an upgrade broke off half-way.
     """
+    take_over_stderr()
     fd = predecessor_fd()
     words = LastWords(fd)
     try:

@@ -291,7 +291,7 @@ async def test_a_line_too_long_to_be_kept_apart_is_written_all_the_same(tmp_path
 
 
 def test_a_worker_names_itself_and_leaves_to_the_supervisor_what_all_would_say(
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     configure_logging(LogSettings(format="json"), worker=3)
     log = structlog.get_logger()
@@ -299,5 +299,5 @@ def test_a_worker_names_itself_and_leaves_to_the_supervisor_what_all_would_say(
     log.info("routes_applied", revision="x")
     log.error("bug", phase="relay")
 
-    (line,) = map(json.loads, capsys.readouterr().err.splitlines())
+    (line,) = map(json.loads, capfd.readouterr().err.splitlines())
     assert (line["event"], line["worker"]) == ("bug", 3)

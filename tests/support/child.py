@@ -156,19 +156,21 @@ def running(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     talk: bool = False,
+    stderr: int = subprocess.STDOUT,
 ) -> Iterator[Child]:
     """Run a program until the block is left. Its standard output and error go to the file `log`.
 
     Args:
       env: added to our own environment.
       talk: give it a standard input that `Child.tell` writes to.
+      stderr: a descriptor for its standard error, if that should go elsewhere.
     """
     with log.open("ab") as output:
         process = subprocess.Popen(
             [_pdeathsig(), "--pdeathsig", "KILL", "--", *map(str, command)],
             stdin=subprocess.PIPE if talk else subprocess.DEVNULL,
             stdout=output,
-            stderr=subprocess.STDOUT,
+            stderr=stderr,
             cwd=cwd,
             env={**os.environ, **(env or {})},
         )

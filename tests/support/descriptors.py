@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -19,3 +21,14 @@ def open_descriptors(process: int | str = "self") -> frozenset[tuple[int, str]]:
 def opened_since(before: frozenset[tuple[int, str]]) -> Counter[str]:
     """What this process has open more often than then. A socket that was exchanged for a copy of it is none of that."""
     return Counter(what for _, what in open_descriptors()) - Counter(what for _, what in before)
+
+
+@contextlib.contextmanager
+def no_more_descriptors() -> Iterator[None]:
+    """For this process: what it has stays, and it gets none on top."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

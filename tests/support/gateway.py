@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from subprocess import STDOUT
 from typing import Any
 
 import yaml
@@ -89,16 +90,21 @@ class Gateway:
     # The process
 
     @contextlib.contextmanager
-    def running(self, *, prefix: Sequence[str] = (), wait: bool = True) -> Iterator[Child]:
+    def running(
+        self, *, prefix: Sequence[str] = (), wait: bool = True, stderr: int = STDOUT
+    ) -> Iterator[Child]:
         """Start it, wait until it is ready, and end it when the block is left.
 
         Args:
           prefix: words before the command: `prlimit`, `nsenter`.
           wait: False for a gateway that must refuse to start.
+          stderr: a descriptor, if the application log should not be in the log of the child.
         """
         command = [*prefix, *STREAMGW, "run", "-c", "conf/config.yaml", "-r", "routes.d"]
         log = self.directory / "streamgw.log"
-        with running(command, log=log, name="streamgw", cwd=self.directory, env=PLAIN) as child:
+        with running(
+            command, log=log, name="streamgw", cwd=self.directory, env=PLAIN, stderr=stderr
+        ) as child:
             self.child = child
             if wait:
                 child.wait_until(self.is_ready, what="is ready", timeout_s=READY_S)
