@@ -23,6 +23,7 @@ import attrs
 
 from streamgw.config import render
 from streamgw.config.layout import Layout, Node, NotYAML, is_same, read_layout
+from streamgw.config.source_text import EMPTY
 from streamgw.core.errors import StoreError
 from streamgw.core.model import Key
 
@@ -62,12 +63,15 @@ def decode(content: bytes) -> str:
     """A file as text, without the byte order mark.
 
     Raises:
-      NotEditable: it is not UTF-8.
+      NotEditable: it is not UTF-8, or blank.
     """
     try:
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise NotEditable(f"not UTF-8: {error.reason} at byte {error.start}") from error
+    if not text or text.isspace():
+        raise NotEditable(EMPTY)
+    return text
 
 
 def encode(text: str, old: bytes) -> bytes:

@@ -26,6 +26,10 @@ Place: TypeAlias = tuple[int, int]
 MAX_FILE_BYTES = 64 * 1024 * 1024
 """Ten times what 100,000 routes in one file need; a larger one is an accident (a log, a core dump)."""
 
+EMPTY = "the file is empty, as if it had been cut off; if nothing is meant, write {}"
+"""On a full disk a copy is left without a byte, and so is, for a moment, any file that is written in place. To take that
+for a wish would remove routes and close listeners. Comments are a wish."""
+
 _VARIABLE = re.compile(r"\$\{\{\s*([A-Za-z_]\w*)\s*(?::=(.*?))?\s*\}\}")
 # What os.environ makes of a byte that it cannot decode (PEP 383).
 _NOT_UTF8 = re.compile(r"[\udc80-\udcff]")
@@ -79,7 +83,7 @@ def read_text(file: str, raw: bytes, environ: Mapping[str, str]) -> SourceText:
     """Decode a file and fill in its variables.
 
     Raises:
-      ConfigError: too large, not UTF-8, or with every variable that is not set and has no default, or is not UTF-8.
+      ConfigError: blank, too large, not UTF-8, or with every variable that is not set and has no default, or is not UTF-8.
     """
     if len(raw) > MAX_FILE_BYTES:
         message = f"the file is too large ({len(raw)} bytes, at most {MAX_FILE_BYTES})"
@@ -90,6 +94,8 @@ def read_text(file: str, raw: bytes, environ: Mapping[str, str]) -> SourceText:
         good = error.object[: error.start].decode("utf-8")
         message = f"not UTF-8: {error.reason} (byte 0x{error.object[error.start]:02x})"
         raise ConfigError((SourceText(file, good, good).problem(len(good), message),)) from None
+    if not text or text.isspace():
+        raise ConfigError((SourceText(file, text, text).problem(0, EMPTY),))
     if file.lower().endswith(".json"):
         text = _SURROGATE_PAIR.sub(_join_surrogates, text)
     return _fill_in(file, text, environ)

@@ -53,7 +53,7 @@ def test_a_client_that_no_route_takes(desk: Desk) -> None:
 
 
 def test_no_route_at_all(desk: Desk) -> None:
-    desk.hand_written.write_text("")
+    desk.hand_written.write_text("{}")
 
     assert "no route matches" in desk.run("explain", "--server-port", "9100").stdout
 
@@ -89,7 +89,7 @@ def test_the_port_of_the_only_listener_is_meant(
 
 def test_wrong_usage_says_what_there_is(desk: Desk) -> None:
     assert "--server-port is needed: tcp 127.0.0.1:9100, tcp 127.0.0.10:9101" in desk.run("explain").stderr
-    desk.config.write_text("")
+    desk.config.write_text("{}")
     assert "config.yaml has no listener" in desk.run("explain").stderr
     assert (
         "not an IP address: 'db'" in desk.run("explain", "--server-port", "1", "--remote-addr", "db").stderr
@@ -258,7 +258,7 @@ def test_a_port_that_only_udp_has_means_udp(desk: Desk) -> None:
 
 def test_the_only_udp_listener_is_meant_when_udp_is_said(desk: Desk) -> None:
     desk.config.write_text("apisix: {stream_proxy: {tcp: [9100], udp: [9200]}}")
-    desk.hand_written.write_text("")
+    desk.hand_written.write_text("{}")
 
     result = desk.run("explain", "--transport", "udp", "--sni", "a.test")
 

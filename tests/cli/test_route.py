@@ -90,7 +90,7 @@ def test_a_route_can_ask_for_tls_on_both_sides(desk: Desk) -> None:
     desk.config.write_text(
         "apisix: {stream_proxy: {tcp: [{addr: '127.0.0.1:9100', tls: true, tls_passthrough: true}]}}"
     )
-    desk.hand_written.write_text("")
+    desk.hand_written.write_text("{}")
 
     untouched = desk.run(
         "route", "add", "--sni", "a.test", "--alpn", "h2", "--tls-passthrough", "--node", "a:1"
@@ -109,7 +109,7 @@ def test_a_route_can_ask_for_tls_on_both_sides(desk: Desk) -> None:
 
 def test_a_route_can_say_how_its_udp_sessions_live(desk: Desk) -> None:
     desk.config.write_text("apisix: {stream_proxy: {udp: ['127.0.0.1:9200']}}")
-    desk.hand_written.write_text("")
+    desk.hand_written.write_text("{}")
 
     result = desk.run(
         *("route", "add", "dns", "--server-port", "9200", "--node", "a:53", "--udp-idle-timeout", "5"),

@@ -95,7 +95,7 @@ def test_the_snapshot_decides() -> None:
 
 
 def test_the_revision_is_that_of_the_directory() -> None:
-    directory = MemoryDirectory({"a.yaml": ""})
+    directory = MemoryDirectory({"a.yaml": "{}"})
 
     assert Loader(directory, environ={}).load(()).snapshot.revision == directory.read().revision
 

@@ -19,6 +19,7 @@ from streamgw.config.documents import (
     validate_object,
 )
 from streamgw.config.schema import COLLECTIONS, StreamRouteSpec, UpstreamSpec
+from streamgw.config.source_text import EMPTY
 from streamgw.config.strict import Fault
 
 
@@ -85,11 +86,18 @@ def test_json_has_the_same_shape() -> None:
     assert route.data["desc"] == "😀"
 
 
-@pytest.mark.parametrize("text", ["", "#END", "stream_routes:\n", "stream_routes: []\nroutes:\nplugins:\n"])
+@pytest.mark.parametrize("text", ["{}", "#END", "stream_routes:\n", "stream_routes: []\nroutes:\nplugins:\n"])
 def test_a_file_may_have_nothing(text: str) -> None:
     parsed = parse(text)
 
     assert (parsed.documents, parsed.problems, parsed.warnings) == ((), (), ())
+
+
+def test_a_file_without_a_word_is_not_readable() -> None:
+    parsed = parse("\n")
+
+    assert [problem.message for problem in parsed.problems] == [EMPTY]
+    assert not parsed.is_readable
 
 
 def test_every_problem_has_its_line_and_column() -> None:

@@ -217,11 +217,14 @@ def test_values_that_yaml_cannot_hold_are_refused() -> None:
         new_file(("c", "x"), {"a": float("inf")})
 
 
-def test_a_byte_order_mark_comes_back() -> None:
+def test_a_byte_order_mark_comes_back_and_what_is_no_text_is_refused() -> None:
     for content in (b"\xef\xbb\xbfa: 1", b"a: 1"):
         assert encode(decode(content), content) == content
     with pytest.raises(NotEditable, match=r"not UTF-8: .* at byte 1"):
         decode(b"a\xff")
+    for blank in (b"", b"\xef\xbb\xbf\n"):
+        with pytest.raises(NotEditable, match="the file is empty, as if it had been cut off"):
+            decode(blank)
 
 
 # Removing

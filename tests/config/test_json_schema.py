@@ -199,7 +199,7 @@ GOOD_CASES = [case for case in CASES if "\nproblem " not in case.read_text()]
 def test_what_compiles_fits_the_schema_of_a_file(case: Path) -> None:
     files = re.split(r"^=== .*\n", case.read_text().partition(DASHES)[0], flags=re.MULTILINE)
 
-    for text in files:
+    for text in filter(str.strip, files):
         data = read_yaml(read_text("routes.yaml", text.encode(), ENVIRON)).data
         assert [error.message for error in FILE.iter_errors(data)] == []
 

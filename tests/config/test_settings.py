@@ -293,10 +293,10 @@ def test_a_stream_proxy_listens_whatever_the_mode(config: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
         "apisix:\n",
         "apisix:\n  stream_proxy:\n",
         "apisix: {proxy_mode: http, stream_proxy: {tcp: []}}",
+        "{}",
         "#END",
     ],
 )
@@ -305,6 +305,12 @@ def test_no_listener_is_a_warning(config: Path, text: str) -> None:
 
     assert settings.listeners == ()
     assert [warning.message for warning in settings.warnings] == ["no listener: no client can connect"]
+
+
+def test_a_file_that_was_cut_off_closes_no_listener(config: Path) -> None:
+    (problem,) = problems(config, "")
+
+    assert problem.startswith("conf/config.yaml:1:1: the file is empty, ")
 
 
 def test_sections_may_be_empty_but_settings_may_not(config: Path) -> None:

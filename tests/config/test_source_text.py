@@ -22,6 +22,19 @@ def test_a_byte_order_mark_is_not_part_of_the_text() -> None:
     assert read_text("a.yaml", b"\xef\xbb\xbfid: 1", {}).text == "id: 1"
 
 
+@pytest.mark.parametrize("raw", [b"", b" \t\r\n\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\n"])
+def test_a_blank_file_is_nobodys_wish(raw: bytes) -> None:
+    """A copy onto a full disk left nothing of a file, and its routes were removed."""
+    assert problems(raw) == [
+        "routes.d/a.yaml:1:1: the file is empty, as if it had been cut off; if nothing is meant, write {}"
+    ]
+
+
+@pytest.mark.parametrize("text", ["# nothing yet\n", "{}", "---\n", "${{ROUTES:=}}"])
+def test_nothing_may_be_meant(text: str) -> None:
+    read_text("a.yaml", text.encode(), {})
+
+
 def test_bytes_that_are_not_utf_8_have_a_place() -> None:
     assert problems("a: é\nb: ".encode() + b"\xff\xfe") == [
         "routes.d/a.yaml:2:4: not UTF-8: invalid start byte (byte 0xff)"
@@ -83,6 +96,7 @@ def test_places_survive_values_of_any_length_and_many_lines() -> None:
 
 @given(st.lists(st.sampled_from(["ab", "\n", "é", "${{A}}", "${{B}}", " "])), st.text("x\n"), st.text("y\n"))
 def test_whatever_is_filled_in_the_rest_keeps_its_place(pieces: list[str], a: str, b: str) -> None:
+    pieces = ["ab", *pieces]
     original = "".join(pieces)
     source = read_text("a.yaml", original.encode(), {"A": a, "B": b})
 

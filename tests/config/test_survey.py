@@ -116,6 +116,11 @@ def test_a_broken_file_shows_what_it_held_before(tmp_path: Path) -> None:
         surveyor.survey(look(tmp_path))
 
     (tmp_path / "a.yaml").write_text("")
+    assert surveyor.survey(look(tmp_path), to_show=True).of("stream_routes") == before.of("stream_routes")
+    with pytest.raises(NotEditable, match=r"a\.yaml: the file is empty"):
+        surveyor.survey(look(tmp_path))
+
+    (tmp_path / "a.yaml").write_text("{}")
     assert set(surveyor.survey(look(tmp_path), to_show=True).objects) == {("services", "t")}
 
 

@@ -69,9 +69,14 @@ def test_keys_are_the_text_they_are_written_as() -> None:
     }
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "%YAML 1.1\n---\n", "#END\n"])
+@pytest.mark.parametrize("text", ["# nothing\n", "---\n", "%YAML 1.1\n---\n", "#END\n"])
 def test_an_empty_file_is_none(text: str) -> None:
     assert read(text) is None
+
+
+def test_an_empty_text_is_none() -> None:
+    """A file would be refused; a default of the environment may be empty."""
+    assert read("${{NOTHING:=}}") is None
 
 
 @pytest.mark.parametrize("text", ["- 1\n- [2]", "[1, [2]]"])
@@ -255,7 +260,7 @@ def test_values_and_keys_are_found_again() -> None:
 
 
 def test_an_empty_file_has_no_places() -> None:
-    assert locate(read_text("a.yaml", b"", {}), [()]).of_value(()) == (0, 0)
+    assert locate(read_text("a.yaml", b"#", {}), [()]).of_value(()) == (0, 0)
 
 
 @pytest.mark.parametrize(

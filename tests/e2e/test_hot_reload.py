@@ -104,6 +104,27 @@ def test_a_broken_edit_is_named_and_changes_nothing(scene: Scene) -> None:
         assert whom(scene.port) == "alpha"
 
 
+def test_files_that_were_cut_off_take_nothing_away(scene: Scene) -> None:
+    """A copy onto a full disk left nothing of config.yaml, and every listener was closed."""
+    settings = scene.gateway.config.read_text()
+    with scene.gateway.running():
+        (scene.gateway.routes / "route.yaml").write_text("")
+        scene.gateway.config.write_text("")
+
+        status = scene.gateway.wait_for_status(
+            lambda status: status["config"]["state"] == status["settings"]["state"] == "rejected",
+            what="both are rejected",
+        )
+        for part in ("config", "settings"):
+            assert "the file is empty" in status[part]["problems"][0]["message"]
+        assert whom(scene.port) == "alpha"
+
+        scene.route_to(scene.beta)
+        write_atomically(scene.gateway.config, settings)
+        scene.wait_until_new_connections_reach("beta")
+        scene.gateway.wait_for_status(lambda status: status["settings"]["state"] == "applied", what="applied")
+
+
 def test_nothing_of_a_change_is_applied_while_another_file_is_broken(scene: Scene) -> None:
     with scene.gateway.running():
         write_atomically(scene.gateway.routes / "broken.yaml", "stream_routes: 7\n")

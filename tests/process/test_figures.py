@@ -77,7 +77,7 @@ async def test_dropped_datagrams_are_told_by_listener_and_reason(tmp_path: Path)
     listeners = (ANY, Listener("udp", "127.0.0.1", 0))
     async with worker_on(tmp_path, listeners=listeners) as scene:
         (udp,) = [each for each in scene.worker.sockets.bound() if each.transport == "udp"]
-        (scene.routes / "echo.yaml").write_text("")
+        (scene.routes / "echo.yaml").write_text("{}")
         await scene.until(lambda: not scene.worker.reloader.current.router.routes)
         with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as client:
             await client.sendto(b"?", ("127.0.0.1", udp.port))
