@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 import ssl
 
 import attrs
@@ -10,7 +12,7 @@ import trio
 from streamgw.core.errors import Exhausted, Fault, SessionError
 from streamgw.core.model import Address
 from streamgw.core.probe import MAX_ANSWER_BYTES, Finding, Probe, Result, Step, why_unanswered
-from streamgw.dataplane.pump.dial import connect_failure, sockaddr_for
+from streamgw.dataplane.pump.dial import Sockaddr, connect_failure, meets_itself, sockaddr_for
 from streamgw.dataplane.pump.end import EXHAUSTED_ERRNOS, words_for
 
 
@@ -68,7 +70,7 @@ async def _connect(where: Address) -> trio.SocketStream:
     family, sockaddr = sockaddr_for(where.host, where.port)
     sock = trio.socket.socket(family)
     try:
-        await sock.connect(sockaddr)
+        await _reach(sock, family, sockaddr)
     except OSError as error:
         sock.close()
         raise connect_failure(error.errno or 0, family, sockaddr) from None
@@ -76,6 +78,12 @@ async def _connect(where: Address) -> trio.SocketStream:
         sock.close()
         raise
     return trio.SocketStream(sock)
+
+
+async def _reach(sock: trio.socket.SocketType, family: socket.AddressFamily, sockaddr: Sockaddr) -> None:
+    await sock.connect(sockaddr)
+    if meets_itself(sock, family, sockaddr):
+        raise OSError(errno.ECONNREFUSED, "nobody else is there")
 
 
 async def _over_tcp(
@@ -129,7 +137,7 @@ async def _over_udp(probe: Probe, where: Address) -> Finding:
     """Each step is a datagram, and one that comes back. A port where nobody listens answers by ICMP: refused."""
     family, sockaddr = sockaddr_for(where.host, where.port)
     with trio.socket.socket(family, trio.socket.SOCK_DGRAM) as sock:
-        await sock.connect(sockaddr)
+        await _reach(sock, family, sockaddr)
         if not sock.getsockname()[1]:  # EAGAIN, which Trio takes for a connect that is under way
             raise Exhausted("no local port left to send from")
         for step in probe.talk:

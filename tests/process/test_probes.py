@@ -167,6 +167,22 @@ def test_a_machine_without_ports_does_not_call_its_nodes_sick() -> None:
     ]
 
 
+_ITS_OWN_PORT = """
+import re, trio
+from streamgw.core.model import Address
+from streamgw.core.probe import Probe, Step
+from streamgw.process.probes import Target, run_probe
+
+for probe in Probe(), Probe(kind="udp", talk=(Step(b"?", re.compile(rb"\\?")),)):
+    print(trio.run(run_probe, probe, Target(Address("127.0.0.1", 40000), "a"), None).why)
+"""
+
+
+@pytest.mark.slow
+def test_a_port_where_nobody_listens_is_not_well_because_the_probe_met_itself() -> None:
+    assert run_with_few_ports(_ITS_OWN_PORT, ports="40000 40000").splitlines() == 2 * ["connection refused"]
+
+
 # ── Talks ────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -62,12 +62,16 @@ def may_make_networks() -> bool:
     return run([unshare, *_flags()[0], "true"], check=False).returncode == 0
 
 
-def run_with_few_ports(program: str) -> str:
-    """Run Python in a network of its own that has four local ports and no IPv6. Returns what it printed."""
+def run_with_few_ports(program: str, *, ports: str = "40000 40003") -> str:
+    """Run Python in a network of its own that has no other local ports, and no IPv6. Returns what it printed.
+
+    Args:
+      ports: from which one to which one the kernel chooses.
+    """
     need_networks()
     unshare = find_program("unshare", package="util-linux")
     ip = find_program("ip", package="iproute2")
-    few_ports = "echo 40000 40003 > /proc/sys/net/ipv4/ip_local_port_range"
+    few_ports = f"echo {ports} > /proc/sys/net/ipv4/ip_local_port_range"
     no_ipv6 = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6"
     script = f'{ip} link set lo up && {few_ports} && {no_ipv6} && exec "$@"'
     return run([unshare, *_flags()[0], "sh", "-c", script, "sh", sys.executable, "-c", program]).stdout

@@ -32,7 +32,7 @@ from streamgw.core.errors import ConnectFailed, Exhausted
 from streamgw.core.model import Address
 from streamgw.core.udp_sessions import Drop, Entry, ListenerSessions, Table
 from streamgw.dataplane.pump.burst import BUFFER_BYTES, Burst, Way, cut, pieces
-from streamgw.dataplane.pump.dial import sockaddr_for
+from streamgw.dataplane.pump.dial import meets_itself, sockaddr_for
 from streamgw.dataplane.pump.end import EXHAUSTED_ERRNOS, address_of, words_for
 
 TURN = 32
@@ -158,6 +158,8 @@ class Datagrams:
         except OSError as error:
             raise _failure(error.errno or 0) from None
         number = sock.connect_ex(sockaddr)
+        if not number and meets_itself(sock, family, sockaddr):
+            number = errno.ECONNREFUSED
         if number:
             sock.close()
             raise _failure(number)

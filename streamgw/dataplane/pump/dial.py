@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import functools
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from socket import SocketType
 from typing import TypeAlias
+
+import trio
 
 from streamgw.core.errors import ConnectFailed, Exhausted, NoPortLeft, SessionError
 from streamgw.core.model import Address
@@ -14,8 +18,10 @@ from streamgw.dataplane.pump.end import EXHAUSTED_ERRNOS, Socket, close, words_f
 
 _TYPE = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _UNDER_WAY = (0, errno.EINPROGRESS)
+_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""Of IPv6 too."""
 
-_Sockaddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
+Sockaddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
 
 def start_connect(node: Address, adopt: Callable[[Socket], None]) -> Socket:
@@ -44,6 +50,8 @@ def start_connect(node: Address, adopt: Callable[[Socket], None]) -> Socket:
         # Else the kernel would take an urgent byte out of the stream; accepted sockets inherit it.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         number = sock.connect_ex(sockaddr)
+        if number in _UNDER_WAY and meets_itself(sock, family, sockaddr):
+            number = errno.ECONNREFUSED
         if number in _UNDER_WAY:
             adopt(end)
     except OSError as error:
@@ -54,18 +62,44 @@ def start_connect(node: Address, adopt: Callable[[Socket], None]) -> Socket:
     return end
 
 
-def connect_failure(number: int, family: socket.AddressFamily, sockaddr: _Sockaddr) -> SessionError:
+def connect_failure(number: int, family: socket.AddressFamily, sockaddr: Sockaddr) -> SessionError:
     """What an error of a TCP socket's connect(2) means: the node's fault, or ours."""
     if number == errno.EADDRNOTAVAIL and _has_address_for(family, sockaddr):
         return NoPortLeft("no local port left to connect from")
     return _failure(number)
 
 
+def meets_itself(
+    sock: SocketType | trio.socket.SocketType, family: socket.AddressFamily, sockaddr: Sockaddr
+) -> bool:
+    """Whether a socket that connects is connected to itself: the kernel gave it the very port that it connects to.
+
+    So it may go where a node is this machine, nobody listens there, and its port is one that the kernel gives away. TCP
+    calls that a simultaneous open. A client would read what it wrote.
+    """
+    host, port = sockaddr[:2]
+    if port < _first_port():
+        return False
+    own_host, own_port = sock.getsockname()[:2]
+    if own_port != port:
+        return False
+    return socket.inet_pton(family, own_host.partition("%")[0]) == socket.inet_pton(family, host)
+
+
+@functools.cache
+def _first_port() -> int:
+    """The first of those that the kernel gives away. Read once: nodes with lower ports are not asked about."""
+    try:
+        return int(_PORT_RANGE.read_text().split()[0])
+    except OSError:
+        return 0
+
+
 def _failure(number: int) -> SessionError:
     return (Exhausted if number in EXHAUSTED_ERRNOS else ConnectFailed)(words_for(number))
 
 
-def _has_address_for(family: socket.AddressFamily, sockaddr: _Sockaddr) -> bool:
+def _has_address_for(family: socket.AddressFamily, sockaddr: Sockaddr) -> bool:
     """Whether this machine has an address to connect from, as it has none where IPv6 is off: the errno is the same.
 
     A datagram socket needs the same address, and none of TCP's ports.
@@ -77,7 +111,7 @@ def _has_address_for(family: socket.AddressFamily, sockaddr: _Sockaddr) -> bool:
         return True
 
 
-def sockaddr_for(host: str, port: int) -> tuple[socket.AddressFamily, _Sockaddr]:
+def sockaddr_for(host: str, port: int) -> tuple[socket.AddressFamily, Sockaddr]:
     """Family and sockaddr for connect(2). The host is an IP literal, a scoped `fe80::1%eth0` included.
 
     Checked here, because connect() of anything else would look it up, blocking the whole process.

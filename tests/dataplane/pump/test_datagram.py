@@ -24,6 +24,7 @@ from streamgw.dataplane.pump.datagram import TURN, ClientSide, Datagrams, Keeper
 from streamgw.dataplane.pump.loop import SocketPump
 from streamgw.dataplane.reception import Reception, UDPSession
 from tests.support.bridge import no_descriptor_left
+from tests.support.namespace import run_with_few_ports
 from tests.support.scenes import route, snapshot, upstream
 from tests.support.udp_scenes import (
     BIGGEST,
@@ -460,6 +461,24 @@ def test_where_no_way_leads_nobody_is_connected(alone: Datagrams) -> None:
 
 def test_having_no_port_left_is_the_gateway_s_own_trouble() -> None:
     assert isinstance(datagram._failure(errno.EAGAIN), Exhausted)
+
+
+_ITS_OWN_PORT = """
+from streamgw.core.errors import ConnectFailed
+from streamgw.core.model import Address
+from streamgw.dataplane.pump.loop import SocketPump
+
+try:
+    SocketPump().datagrams.connect(Address("127.0.0.1", 40000))
+except ConnectFailed as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_port_where_nobody_is_is_not_answered_by_the_socket_that_is_connected_to_it() -> None:
+    """The kernel may choose that very port to send from."""
+    assert run_with_few_ports(_ITS_OWN_PORT, ports="40000 40000") == "connection refused\n"
 
 
 class FullEpoll:

@@ -9,7 +9,7 @@ import pytest
 
 from streamgw.core.errors import ConnectFailed, Exhausted, NoPortLeft
 from streamgw.core.model import Address
-from streamgw.dataplane.pump.dial import connect_failure, sockaddr_for, start_connect
+from streamgw.dataplane.pump.dial import connect_failure, meets_itself, sockaddr_for, start_connect
 from streamgw.dataplane.pump.end import Socket, close
 from tests.support.bridge import no_descriptor_left
 from tests.support.namespace import run_with_few_ports
@@ -93,6 +93,40 @@ def test_no_port_left_for_a_node_is_the_gateways_and_leaves_the_others_theirs() 
         "127.0.0.1 5000 NoPortLeft exhausted gateway",
         "::1 5000 ConnectFailed connect_failed upstream",
     ]
+
+
+_ITS_OWN_PORT = """
+from streamgw.core.errors import ConnectFailed
+from streamgw.core.model import Address
+from streamgw.dataplane.pump.dial import start_connect
+
+try:
+    start_connect(Address("127.0.0.1", 40000), lambda _: None)
+except ConnectFailed as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_port_where_nobody_listens_is_not_answered_by_the_socket_that_connects_to_it() -> None:
+    """The kernel may choose that very port to connect from: a client read what it had written to a node that was down."""
+    assert run_with_few_ports(_ITS_OWN_PORT, ports="40000 40000") == "connection refused\n"
+
+
+@pytest.mark.parametrize(("host", "written"), [("127.0.0.1", "127.0.0.1"), ("::1", "0:0:0:0:0:0:0:1")])
+def test_who_is_connected_to_where_it_connects_from_meets_itself(host: str, written: str) -> None:
+    family, _ = sockaddr_for(host, 0)
+
+    with socket.socket(family) as sock, socket.create_server((host, 0), family=family) as other:
+        sock.bind((host, 0))
+        port = sock.getsockname()[1]
+        sock.connect((host, port))
+
+        assert meets_itself(sock, *sockaddr_for(written, port))
+        assert not meets_itself(sock, *sockaddr_for(written, other.getsockname()[1]))
+        assert not meets_itself(
+            sock, *sockaddr_for("192.0.2.1" if family == socket.AF_INET else "2001:db8::1", port)
+        )
 
 
 def test_without_a_descriptor_nobody_asks_for_the_address() -> None:
