@@ -282,3 +282,10 @@ def _speaking_for(hooks: Hooks) -> Iterator[None]:
     except (Exception, BaseExceptionGroup) as error:  # the parts of a group keep its notes
         error.add_note(f"in plugin {hooks.plugin}")
         raise
+    except (trio.Cancelled, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        # SystemExit, for instance: a library that a plugin uses has no say in whether the gateway goes on.
+        bug = RuntimeError(f"raised {error!r}")
+        bug.add_note(f"in plugin {hooks.plugin}")
+        raise bug from error

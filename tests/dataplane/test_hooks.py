@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 import traceback
 
 import attrs
@@ -192,6 +193,18 @@ async def test_a_bug_in_a_filter_names_the_plugin() -> None:
         await Diary().play(Hooks(plugin="odd", on_accept=lambda _, __: None, applies=lambda _: bool(1 / 0)))
 
     assert bug.value.__notes__ == ["in plugin odd"]
+
+
+async def test_a_plugin_that_wants_to_exit_has_a_bug() -> None:
+    """Users noticed that a library's `sys.exit`, in a plugin, ended the gateway."""
+
+    def leave(_: Facts, __: float) -> Decision:
+        sys.exit("no such option")
+
+    with pytest.raises(RuntimeError, match=r"raised SystemExit\('no such option'\)") as raised:
+        await HookRun([Hooks(plugin="odd", on_accept=leave)], NOBODY).accept(CLIENT)
+
+    assert raised.value.__notes__ == ["in plugin odd"]
 
 
 async def test_a_bug_in_one_close_is_told_and_the_others_still_hear() -> None:
