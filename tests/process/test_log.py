@@ -16,6 +16,7 @@ from streamgw.config.settings import LogSettings
 from streamgw.process import log as module
 from streamgw.process.log import LIMIT_BYTES, AccessLog, configure_logging
 from tests.support.collectors import until
+from tests.support.descriptors import open_descriptors, opened_since
 from tests.support.full_disk import no_more_than_10_bytes
 
 
@@ -24,10 +25,6 @@ def _logging_is_put_back() -> Iterator[None]:
     """Configured once per process in life; here the next test would log to a stream that is closed."""
     yield
     structlog.reset_defaults()
-
-
-def _descriptors() -> set[str]:
-    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
 
 
 async def test_lines_arrive_whole_and_in_order(tmp_path: Path) -> None:
@@ -66,14 +63,14 @@ async def test_reopening_follows_a_moved_file(tmp_path: Path) -> None:
 
 async def test_reopening_while_it_ends_leaves_no_descriptor(tmp_path: Path) -> None:
     log = AccessLog(str(tmp_path / "access.log"))
-    before = _descriptors()
+    before = open_descriptors()
     async with trio.open_nursery() as nursery:
         await nursery.start(log.run)
         log.write("a line")
         log.reopen()
         nursery.cancel_scope.cancel()
 
-    assert _descriptors() == before
+    assert not opened_since(before)
     assert (tmp_path / "access.log").read_text() == "a line\n"
 
 

@@ -25,7 +25,7 @@ from streamgw.process.crew import OneWorker
 from streamgw.process.demo import serve_upstreams
 from streamgw.process.supervisor import Supervisor
 from tests.support.child import wait_until
-from tests.support.gateway import PLAIN, STREAMGW, Gateway, stream_route, write_atomically
+from tests.support.gateway import PLAIN, READY_S, STREAMGW, Gateway, stream_route, write_atomically
 from tests.support.ports import Ports
 from tests.support.worker import says, write_routes
 from tests.support.workers import SLOW_S, children, is_alive
@@ -303,7 +303,7 @@ def test_a_service_manager_is_told_and_its_sockets_are_used(
         given.listen()
         port = given.getsockname()[1]
         manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(30)
+        manager.settimeout(READY_S)
         gateway.write_settings([f"127.0.0.1:{port}"])
         gateway.write_routes("echo.yaml", stream_route("echo", echo))
         shell = f'exec 3<&{given.fileno()}; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
