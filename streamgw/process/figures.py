@@ -29,6 +29,7 @@ from streamgw.dataplane.reception import UDPSession
 from streamgw.dataplane.session import Session
 from streamgw.process.central import Central
 from streamgw.process.prober import Checker
+from streamgw.process.stderr import STDERR
 from streamgw.process.worker import Worker
 
 BATCH = 500
@@ -51,6 +52,8 @@ class Share:
     drops: Sequence[tuple[str, str, int]] = ()
     """Listener, reason, datagrams."""
     bugs: int = 0
+    log_dropped: int = 0
+    """Lines of the application log, which its process has lost."""
     access_log_dropped: int = 0
     records_dropped: Mapping[str, int] = attrs.Factory(dict)
     events_lost: int = 0
@@ -105,6 +108,7 @@ async def take_share(worker: Worker) -> Share:
         connections=dict(worker.services.connections),
         drops=[*_drops(worker)],
         bugs=worker.bugs,
+        log_dropped=STDERR.dropped,
         access_log_dropped=worker.access_log.dropped,
         records_dropped=dict(worker.shipper.dropped),
     )
@@ -128,6 +132,7 @@ def add_up(shares: Sequence[Share]) -> Share:
         connections=_counts(share.connections for share in shares),
         drops=[(listener, reason, count) for (listener, reason), count in drops.items()],
         bugs=sum(share.bugs for share in shares),
+        log_dropped=sum(share.log_dropped for share in shares),
         access_log_dropped=sum(share.access_log_dropped for share in shares),
         records_dropped=_counts(share.records_dropped for share in shares),
     )
@@ -167,6 +172,7 @@ def of_gateway(share: Share, central: Central, settings: ReloadStatus) -> Figure
         drops={(listener, reason): count for listener, reason, count in share.drops},
         certificates=[CertificateFigures(id_, not_after) for id_, not_after in certificates.items()],
         bugs=share.bugs,
+        log_dropped=share.log_dropped,
         access_log_dropped=share.access_log_dropped,
         records_dropped=share.records_dropped,
         event_clients=len(central.hub),

@@ -41,6 +41,7 @@ from streamgw.process.plugins import plugin_set
 from streamgw.process.prober import Prober
 from streamgw.process.reports import Reports
 from streamgw.process.routes import Routes
+from streamgw.process.stderr import STDERR
 from streamgw.process.worker import build_resolver
 
 FORWARDED = frozenset({"session_opened", "session_closed"})
@@ -74,7 +75,7 @@ class Office:
         self.refused: Counter[str] = Counter()
         self.members: list[There] = []
         """The workers that live now; `attend` has them come and go."""
-        self.books = Books(lambda: Share(bugs=self.reports.bugs))
+        self.books = Books(lambda: Share(bugs=self.reports.bugs, log_dropped=STDERR.dropped))
         self.states = NodeStates()
         self._has_loaded = trio.Event()
         self.resolver = build_resolver(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import attrs
+import pytest
 import trio
 
 from streamgw.config.discovery import DiscoverySettings
@@ -15,6 +16,7 @@ from streamgw.control.reloader import ReloadStatus
 from streamgw.core.model import Address, Facts, Listener
 from streamgw.process.figures import BATCH, batches, of_gateway, take_share
 from streamgw.process.fleet import LocalFleet
+from streamgw.process.stderr import STDERR
 from tests.support.gateway import write_atomically
 from tests.support.worker import ANY, Scene, says, worker_on
 
@@ -47,6 +49,18 @@ async def test_what_ended_and_what_lives_is_counted_once(tmp_path: Path) -> None
     assert sum(figures.connect.counts) == sum(figures.duration.counts) == 1
     assert figures.objects == {"stream_routes": 1}
     assert figures.bugs == 0
+
+
+async def test_lines_that_standard_error_did_not_take_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(STDERR, "dropped", 3)
+    async with worker_on(tmp_path) as scene:
+        fleet = LocalFleet(scene.worker, ReloadStatus, look_at_settings=lambda: None)
+
+        figures = await fleet.figures()
+
+    assert figures.log_dropped == 3
 
 
 async def test_reloads_are_counted_by_what_they_read(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from streamgw.process.members import Silent
 from streamgw.process.office import Office
+from streamgw.process.stderr import STDERR
 from tests.support.several import Stage, stage_on
 from tests.support.worker import says
 
@@ -103,6 +104,15 @@ async def test_a_bug_of_a_probe_is_counted(tmp_path: Path) -> None:
         stage.office.reports.bug("background")(ZeroDivisionError())
 
         assert (await stage.fleet.figures()).bugs == 1
+
+
+async def test_lines_that_standard_error_did_not_take_are_counted_for_each_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are this one here."""
+    monkeypatch.setattr(STDERR, "dropped", 3)
+    async with stage_on(tmp_path, 2) as stage:
+        assert (await stage.fleet.figures()).log_dropped == 3 * (2 + 1)
 
 
 async def test_a_worker_that_does_not_catch_up_begins_nevertheless_and_is_named(

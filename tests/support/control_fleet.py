@@ -42,6 +42,7 @@ FIGURES = Figures(
     drops={("udp *:9100", "no_route"): 7},
     certificates=(CertificateFigures("a.test", 1_800_000_000.0),),
     bugs=0,
+    log_dropped=8,
     access_log_dropped=1,
     records_dropped={"tcp://logs.test:514": 6},
     event_clients=2,

@@ -173,6 +173,7 @@ class Figures:
     """Datagrams that were not passed on, by listener and reason."""
     certificates: Sequence[CertificateFigures]
     bugs: int
+    log_dropped: int
     access_log_dropped: int
     records_dropped: Mapping[str, int]
     """Of plugins that log, by collector."""

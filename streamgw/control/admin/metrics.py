@@ -261,6 +261,10 @@ def _of_the_process(figures: Figures) -> Iterator[Metric]:
             "Errors that nobody expected; each has its traceback in the log.",
             figures.bugs,
         ),
+        "streamgw_log_dropped_lines_total": (
+            "Lines of the application log that were lost: nobody read standard error, or its disk was full.",
+            figures.log_dropped,
+        ),
         "streamgw_access_log_dropped_lines_total": (
             "Lines of the access log that were lost: the disk was full, or the writer stuck.",
             figures.access_log_dropped,

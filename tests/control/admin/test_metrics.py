@@ -67,6 +67,7 @@ def shown() -> dict[tuple[str, str], float]:
         ("streamgw_config_last_applied_timestamp_seconds", "what=routes", 1_700_000_000),
         ("streamgw_certificate_expiry_timestamp_seconds", "certificate=a.test", 1_800_000_000),
         ("streamgw_bugs_total", "", 0),
+        ("streamgw_log_dropped_lines_total", "", 8),
         ("streamgw_access_log_dropped_lines_total", "", 1),
         ("streamgw_records_dropped_total", "collector=tcp://logs.test:514", 6),
         ("streamgw_events_lost_total", "", 3),
