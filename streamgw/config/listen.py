@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, TypeAlias, TypeVar
 
 import attrs
@@ -18,12 +18,21 @@ from streamgw.config.rules import PORT_SCHEMA, Count, HostName
 from streamgw.config.strict import Fault, Stated, Wrong, each, shown, structure
 from streamgw.config.wording import Schema
 from streamgw.config.yaml_reader import Path
-from streamgw.core.model import Listener, Passthrough, ProxyProtocolIn, ProxyProtocolOut, TLSIn, Transport
+from streamgw.core.model import (
+    Address,
+    Listener,
+    Passthrough,
+    ProxyProtocolIn,
+    ProxyProtocolOut,
+    TLSIn,
+    Transport,
+)
 
 TCP_PATH: Path = ("apisix", "stream_proxy", "tcp")
 UDP_PATH: Path = ("apisix", "stream_proxy", "udp")
 
 _PORTS = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
+_WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 _LUA_TYPES = {bool: "boolean", dict: "table", list: "table", type(None): "nil"}
 
 
@@ -203,14 +212,27 @@ class Listeners:
     faults: tuple[Fault, ...]
 
 
-def build_listeners(tcp: Sequence[Entry], defaults: Defaults, udp: Sequence[DatagramEntry] = ()) -> Listeners:
+def build_listeners(
+    tcp: Sequence[Entry],
+    defaults: Defaults,
+    udp: Sequence[DatagramEntry] = (),
+    *,
+    ours: Mapping[str, Address] | None = None,
+) -> Listeners:
     """One listener per transport, address and port: TCP and UDP do not meet, so they may share a port number.
 
     A bare port is one socket for both families, unless the same port also stands in its list with `[::]` or `0.0.0.0`:
     then it is IPv4 only, as it is in APISIX, whose way to listen on both is to list both.
+
+    `ours` is where HTTP servers of ours have to listen, by the name of the setting.
     """
-    streams = _spell_out(TCP_PATH, [(entry.addr, _stream(entry, defaults)) for entry in tcp], defaults)
-    datagrams = _spell_out(UDP_PATH, [(entry.addr, _datagram(entry, defaults)) for entry in udp], defaults)
+    servers = {name: socket_of(address) for name, address in (ours or {}).items()}
+    streams = _spell_out(
+        TCP_PATH, [(entry.addr, _stream(entry, defaults)) for entry in tcp], defaults, servers
+    )
+    datagrams = _spell_out(
+        UDP_PATH, [(entry.addr, _datagram(entry, defaults)) for entry in udp], defaults, {}
+    )
     refused = tuple(
         Fault((*TCP_PATH, position, "tls"), "expected false: 'apisix.ssl.enable' is false")
         for position, entry in enumerate(tcp)
@@ -219,27 +241,75 @@ def build_listeners(tcp: Sequence[Entry], defaults: Defaults, udp: Sequence[Data
     return Listeners(streams.served + datagrams.served, streams.faults + refused + datagrams.faults)
 
 
-def _spell_out(path: Path, entries: Sequence[tuple[Endpoint, Listener]], defaults: Defaults) -> Listeners:
-    """The listeners of one list; whatever stands in it twice is a fault."""
-    taken = {
+def socket_of(address: Address) -> Listener:
+    """What an HTTP server of ours listens on: never both families."""
+    return Listener("tcp", address.host, address.port)
+
+
+def exclude_each_other(one: Listener, other: Listener) -> bool:
+    """Whether only one of them can be bound, with the options that `process/sockets.py` sets.
+
+    A wildcard is every address of its families. Which options the sockets of a service manager have is not known here.
+    """
+    if one.port != other.port or one.transport != other.transport or one.path or other.path:
+        return False
+    hosts = {one.host, other.host}
+    return bool(_families(one) & _families(other)) and (len(hosts) == 1 or bool(hosts & _WILDCARDS))
+
+
+def _families(listener: Listener) -> set[int]:
+    if listener.dual_stack:
+        return {4, 6}
+    return {6 if ":" in listener.host else 4}
+
+
+def _spell_out(
+    path: Path,
+    entries: Sequence[tuple[Endpoint, Listener]],
+    defaults: Defaults,
+    servers: Mapping[str, Listener],
+) -> Listeners:
+    """The listeners of one list; whatever stands in it twice, or stands in the way of another, is a fault."""
+    listed = {
         (endpoint.host, port)
         for endpoint, _ in entries
-        if endpoint.host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+        if endpoint.host in _WILDCARDS
         for port in _ports(endpoint)
     }
     served: list[Listener] = []
     faults: list[Fault] = []
-    first_at: dict[str, int] = {}
+    on_port: dict[int, list[tuple[int, Listener]]] = {}
     for position, (endpoint, plain) in enumerate(entries):
-        for listener in _on_each_port(endpoint, plain, defaults, taken):
-            first = first_at.setdefault(listener.name, position)
-            if first != position:
-                name = listener.name.removeprefix(f"{listener.transport} ")
-                message = f"{name} is listed twice, first as {listener.transport}[{first}]"
+        for listener in _on_each_port(endpoint, plain, defaults, listed):
+            there = on_port.setdefault(listener.port, [])
+            if message := _in_the_way(listener, there, servers):
                 faults.append(Fault((*path, position), message))
                 break
+            there.append((position, listener))
             served.append(listener)
     return Listeners(tuple(served), tuple(faults))
+
+
+def _in_the_way(
+    listener: Listener, there: Sequence[tuple[int, Listener]], servers: Mapping[str, Listener]
+) -> str:
+    """Why it cannot be listened on beside these; empty if it can."""
+    for position, other in there:
+        place = f"{other.transport}[{position}]"
+        if other.name == listener.name:
+            return f"{_address_of(listener)} is listed twice, first as {place}"
+        if exclude_each_other(listener, other):
+            return f"{_address_of(listener)} cannot be bound beside {_address_of(other)}, {place}"
+    for name, server in servers.items():
+        if exclude_each_other(listener, server):
+            return (
+                f"{_address_of(listener)} cannot be bound beside {_address_of(server)}, where {name} listens"
+            )
+    return ""
+
+
+def _address_of(listener: Listener) -> str:
+    return listener.name.removeprefix(f"{listener.transport} ")
 
 
 def _ports(endpoint: Endpoint) -> range:
@@ -281,7 +351,7 @@ def _datagram(entry: DatagramEntry, defaults: Defaults) -> Listener:
 
 
 def _on_each_port(
-    endpoint: Endpoint, plain: Listener, defaults: Defaults, taken: set[tuple[str, int]]
+    endpoint: Endpoint, plain: Listener, defaults: Defaults, listed: set[tuple[str, int]]
 ) -> Iterator[Listener]:
     if endpoint.path:
         yield plain
@@ -290,6 +360,6 @@ def _on_each_port(
             yield attrs.evolve(plain, port=port)
     else:
         for port in _ports(endpoint):
-            both = defaults.is_ipv6_on and not taken & {("::", port), ("0.0.0.0", port)}  # noqa: S104 - compared
+            both = defaults.is_ipv6_on and not listed & {("::", port), ("0.0.0.0", port)}  # noqa: S104 - compared
             host = "::" if both else "0.0.0.0"  # noqa: S104 - what a bare port asks for
             yield attrs.evolve(plain, host=host, port=port, dual_stack=both)

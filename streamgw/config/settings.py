@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Literal
 
@@ -23,7 +23,14 @@ from streamgw.config.endpoints import (
     build_control,
     build_metrics,
 )
-from streamgw.config.listen import TCP_PATH, UDP_PATH, Defaults, build_listeners
+from streamgw.config.listen import (
+    TCP_PATH,
+    UDP_PATH,
+    Defaults,
+    build_listeners,
+    exclude_each_other,
+    socket_of,
+)
 from streamgw.config.settings_schema import (
     SECTIONS,
     WITHOUT_EFFECT,
@@ -58,6 +65,8 @@ __all__ = [
 ]
 
 _NGINX_STREAM: Path = ("nginx_config", "stream")
+_STATUS: Path = ("apisix", "status")
+_CONTROL: Path = ("apisix", "control")
 
 
 @attrs.frozen
@@ -168,29 +177,33 @@ def _build(data: object) -> tuple[Settings, list[Fault]]:
         raise Wrong(f"expected a mapping of sections, got {shown(data)}")
     unused = tuple(_unused(data))
     spec = structure(_without(data, unused), ConfigSpec)
-    listeners = build_listeners(spec.apisix.stream_proxy.tcp, _defaults(spec), spec.apisix.stream_proxy.udp)
     access_log, faults, warnings = _access_log(spec)
-    faults += listeners.faults
-    faults += _without_a_share(listeners.served, spec.streamgw.workers)
     admin = None
     try:
         if spec.deployment.admin is not None and spec.apisix.enable_admin:
             admin = build_admin(spec.deployment.admin)
     except Wrong as wrong:
         faults += wrong.faults
+    ours = _ours(spec, admin)
+    lists = spec.apisix.stream_proxy
+    needed = {".".join(map(str, path)): each.listen for path, each in ours.items() if each.is_named}
+    listeners = build_listeners(lists.tcp, _defaults(spec), lists.udp, ours=needed)
+    faults += listeners.faults
+    faults += _without_a_share(listeners.served, spec.streamgw.workers)
+    faults += _beside_each_other(ours)
     if faults:
         raise Wrong(*faults)
     if unused:
         names = ", ".join(".".join(map(str, path)) for path in unused)
         warnings.append(Fault(unused[0], f"these settings do nothing here: {names}", at_key=True))
     warnings += _warnings(spec, listeners.served)
-    status = spec.apisix.status
+    status, control = ours.get(_STATUS), ours.get(_CONTROL)
     settings = Settings(
         listeners=listeners.served,
         trusted_proxies=spec.nginx_config.stream.real_ip_from,
-        status=Address(status.ip, status.port) if spec.streamgw.enable_status else None,
+        status=None if status is None else status.listen,
         admin=admin,
-        control=build_control(spec.apisix.control) if spec.apisix.enable_control else None,
+        control=control,
         metrics=build_metrics(spec.plugin_attr.prometheus),
         http=spec.streamgw.admin,
         drain_timeout_s=spec.nginx_config.worker_shutdown_timeout,
@@ -207,6 +220,32 @@ def _build(data: object) -> tuple[Settings, list[Fault]]:
         relay=spec.streamgw.relay,
     )
     return settings, warnings
+
+
+def _ours(spec: ConfigSpec, admin: AdminSettings | None) -> dict[Path, Endpoint]:
+    """Where HTTP servers of ours listen, in the order in which they are opened. A default address may be missed."""
+    found: dict[Path, Endpoint] = {}
+    status, metrics = spec.apisix.status, build_metrics(spec.plugin_attr.prometheus)
+    if spec.streamgw.enable_status:
+        found[_STATUS] = Endpoint(Address(status.ip, status.port), is_named=True)
+    if spec.apisix.enable_control:
+        found[_CONTROL] = build_control(spec.apisix.control)
+    if metrics is not None:
+        found[(*METRICS, "export_addr")] = metrics.endpoint
+    if admin is not None:
+        found[(*ADMIN, "admin_listen")] = Endpoint(admin.listen, is_named=True)
+    return found
+
+
+def _beside_each_other(ours: Mapping[Path, Endpoint]) -> Iterator[Fault]:
+    opened: list[tuple[Path, Address]] = []
+    for path, endpoint in ours.items():
+        for other, address in opened:
+            if endpoint.is_named and exclude_each_other(socket_of(endpoint.listen), socket_of(address)):
+                name = ".".join(map(str, other))
+                yield Fault(path, f"{endpoint.listen} cannot be bound beside {address}, where {name} listens")
+                break
+        opened.append((path, endpoint.listen))
 
 
 def _without_a_share(listeners: tuple[Listener, ...], workers: int) -> list[Fault]:

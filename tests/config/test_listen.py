@@ -8,7 +8,7 @@ import pytest
 from streamgw.config.listen import Defaults, Listeners, TCPEntries, UDPEntries, build_listeners
 from streamgw.config.strict import Wrong, structure
 from streamgw.config.yaml_reader import pointer_of
-from streamgw.core.model import Listener
+from streamgw.core.model import Address, Listener
 
 PLAIN = Defaults(is_ipv6_on=True, proxy_protocol="off", proxy_protocol_to_upstream="off", max_sessions=0)
 
@@ -185,6 +185,61 @@ def test_nothing_is_listened_on_twice(entries: tuple[object, ...], said: str) ->
 
     assert fault.message == said
     assert pointer_of(fault.path) == "apisix.stream_proxy.tcp[1]"
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ((9100, "127.0.0.1:9100"), "127.0.0.1:9100 cannot be bound beside *:9100, tcp[0]"),
+        (("127.0.0.1:9100", 9100), "*:9100 cannot be bound beside 127.0.0.1:9100, tcp[0]"),
+        ((9100, "[::1]:9100"), "[::1]:9100 cannot be bound beside *:9100, tcp[0]"),
+        (("9100-9102", "127.0.0.1:9101"), "127.0.0.1:9101 cannot be bound beside *:9101, tcp[0]"),
+        (("127.0.0.1:9101", "9100-9102"), "*:9101 cannot be bound beside 127.0.0.1:9101, tcp[0]"),
+        (("*:9100", "127.0.0.2:9100"), "127.0.0.2:9100 cannot be bound beside 0.0.0.0:9100, tcp[0]"),
+        (("[::]:9100", "[::1]:9100"), "[::1]:9100 cannot be bound beside [::]:9100, tcp[0]"),
+    ],
+)
+def test_what_the_kernel_never_binds_together_is_refused(entries: tuple[object, ...], said: str) -> None:
+    """`check` said ok, and the start failed with "address already in use", as if another program had it."""
+    (fault,) = listen(*entries).faults
+
+    assert fault.message == said
+    assert pointer_of(fault.path) == "apisix.stream_proxy.tcp[1]"
+    (of_udp,) = listen(udp=entries).faults
+    assert of_udp.message == said.replace("tcp", "udp")
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        ("127.0.0.1:9100", "127.0.0.2:9100", "[::1]:9100"),
+        ("0.0.0.0:9100", "[::1]:9100"),
+        ("127.0.0.1:9100", "[::]:9100"),
+        (9100, "[::]:9100"),
+        (9100, "127.0.0.1:9101"),
+    ],
+)
+def test_what_the_kernel_binds_together_is_not_refused(entries: tuple[object, ...]) -> None:
+    assert listen(*entries, udp=entries).faults == ()
+
+
+def test_no_socket_file_stands_in_the_way_of_another() -> None:
+    assert listen("unix:/a", "unix:/b").faults == ()
+
+
+def test_no_client_is_listened_for_where_a_server_of_ours_listens() -> None:
+    lists = structure({"tcp": ["9180-9190", "127.0.0.2:7085"], "udp": [7085]}, Lists)
+    ours = {
+        "apisix.status": Address("127.0.0.1", 7085),
+        "deployment.admin.admin_listen": Address("::1", 9180),
+    }
+
+    (fault,) = build_listeners(lists.tcp, PLAIN, lists.udp, ours=ours).faults
+
+    assert fault.message == (
+        "*:9180 cannot be bound beside [::1]:9180, where deployment.admin.admin_listen listens"
+    )
+    assert pointer_of(fault.path) == "apisix.stream_proxy.tcp[0]"
 
 
 @pytest.mark.parametrize(

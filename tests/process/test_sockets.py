@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import itertools
 import select
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from streamgw.config.listen import exclude_each_other, socket_of
 from streamgw.core.model import Address, Listener
 from streamgw.process import sockets as module
 from streamgw.process.sockets import BindError, Sockets, listen_for_http
@@ -522,3 +525,65 @@ def test_who_is_in_the_way_is_known_beforehand(sockets: Sockets, ports: Ports) -
 def test_an_address_for_http_is_taken_or_said_to_be_taken() -> None:
     with listen_for_http(Address("127.0.0.1", 0)) as sock, pytest.raises(OSError, match="in use"):
         listen_for_http(Address("127.0.0.1", sock.getsockname()[1]))
+
+
+_HOSTS = ("0.0.0.0", "127.0.0.1", "127.0.0.2", "*", "::", "::1")
+
+
+def on(make: Callable[..., Listener], host: str, port: int) -> Listener:
+    return make(port, "::", dual_stack=True) if host == "*" else make(port, host)
+
+
+def is_taken(act: Callable[[], object]) -> bool:
+    try:
+        act()
+    except (BindError, OSError) as error:
+        reason = error.error if isinstance(error, BindError) else error
+        assert reason.errno == errno.EADDRINUSE
+        return True
+    return False
+
+
+@pytest.mark.parametrize("make", [tcp, udp])
+@pytest.mark.parametrize("slots", [1, 2])
+def test_the_kernel_refuses_just_those_pairs_of_listeners_that_the_configuration_does(
+    make: Callable[..., Listener], slots: int, ports: Ports
+) -> None:
+    pairs = [
+        (on(make, one, port), on(make, other, port))
+        for one, other in itertools.permutations(_HOSTS, 2)
+        for port in [ports.take_for_udp()]
+    ]
+    refused = []
+
+    for one, other in pairs:
+        sockets = Sockets(slots=slots)
+        try:
+            sockets.replace([one])
+            if is_taken(functools.partial(sockets.replace, [one, other])):
+                refused.append((one, other))
+        finally:
+            sockets.close_all()
+
+    assert refused == [pair for pair in pairs if exclude_each_other(*pair)]
+
+
+def test_the_kernel_refuses_just_those_servers_of_ours_that_the_configuration_does(ports: Ports) -> None:
+    pairs = [
+        (on(tcp, one, port), Address(other, port))
+        for one, other in itertools.product(_HOSTS, _HOSTS)
+        for port in [ports.take_for_udp()]
+        if other != "*"
+    ]
+    refused = []
+
+    for listener, address in pairs:
+        sockets = Sockets()
+        try:
+            sockets.replace([listener])
+            if is_taken(lambda address=address: listen_for_http(address).close()):
+                refused.append((listener, address))
+        finally:
+            sockets.close_all()
+
+    assert refused == [pair for pair in pairs if exclude_each_other(pair[0], socket_of(pair[1]))]
