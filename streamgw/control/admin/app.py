@@ -39,7 +39,8 @@ class JSONResponse(Response):
 
     def __init__(self, content: object, status_code: int = HTTPStatus.OK) -> None:
         text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), default=_encode)
-        super().__init__(f"{text}\n", status_code)
+        # The name of a file need not be UTF-8. What is not has no UTF-8 here either, but it has a JSON escape.
+        super().__init__(f"{text}\n".encode("utf-8", "backslashreplace"), status_code)
 
 
 def build_app(routes: Sequence[BaseRoute], *, as_apisix: bool = False) -> Starlette:

@@ -82,7 +82,8 @@ class EventServer:
                 text = json.dumps({"kind": PING})
             else:
                 text = json.dumps({"kind": event.kind, "at": event.at, **event.data}, ensure_ascii=False)
-            await websocket.send_text(text)
+            # Problems name files, whose names need not be UTF-8: see JSONResponse.
+            await websocket.send_text(text.encode("utf-8", "backslashreplace").decode())
 
 
 async def _refuse(websocket: WebSocket, why: str, status: HTTPStatus) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import socket
 
 import pytest
@@ -145,6 +146,13 @@ async def test_half_a_request_does_not_hold_a_connection(
 def test_a_value_without_a_json_form_is_a_bug_of_ours() -> None:
     with pytest.raises(TypeError, match="complex has no JSON form"):
         JSONResponse({"value": 1j})
+
+
+def test_the_name_of_a_file_may_be_anything() -> None:
+    """A problem in such a file was rejected, and the status that would say so was an internal error."""
+    name = os.fsdecode(b"\xe9t\xe9.yaml")
+
+    assert json.loads(JSONResponse({"file": name}).body) == {"file": name}
 
 
 def test_a_reply_ends_with_a_newline() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -84,10 +85,11 @@ async def heard(client: WebSocketConnection) -> dict[str, Any]:
 async def test_each_event_is_one_object() -> None:
     async with feed() as scene, scene.listen() as client:
         scene.fleet.hub.publish("session_opened", {"id": "1", "route": "mysql"})
-        scene.fleet.hub.publish("reload", {"what": "routes", "state": "rejected", "problems": ["…"]})
+        problem = os.fsdecode(b"\xe9t\xe9.yaml") + ": …"
+        scene.fleet.hub.publish("reload", {"what": "routes", "state": "rejected", "problems": [problem]})
 
         assert await heard(client) == {"kind": "session_opened", "at": 5.0, "id": "1", "route": "mysql"}
-        assert (await heard(client))["problems"] == ["…"]
+        assert (await heard(client))["problems"] == [problem], "a name may be anything"
 
 
 async def test_only_what_is_asked_for_is_sent() -> None:
