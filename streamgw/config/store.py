@@ -266,6 +266,7 @@ class Store:
         try:
             yield
         except OSError as error:
+            error.filename = error.filename or str(self.directory)  # an open file says nothing of its name
             raise explain(error) from error
         finally:
             os.close(fd)
@@ -335,6 +336,8 @@ class Store:
             while rest:
                 rest = rest[self._disk.write(fd, rest) :]
             self._disk.sync(fd)
+        except OSError as error:
+            raise StoreError(f"{change.path}: {error.strerror}; nothing was written") from error
         finally:
             self._disk.close(fd)
 

@@ -463,6 +463,13 @@ class FullDisk(Disk):
         raise OSError(28, "No space left on device")
 
 
+class FailingDisk(Disk):
+    """It breaks when everything is in place."""
+
+    def sync_directory(self, path: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+
 class ReadOnlyDisk(Disk):
     """Mounted read-only: not even the lock can be made."""
 
@@ -473,11 +480,18 @@ class ReadOnlyDisk(Disk):
 def test_a_full_disk_leaves_the_old_file_and_no_other(directory: Path) -> None:
     (directory / "mine.yaml").write_text(HAND_WRITTEN)
 
-    with pytest.raises(StoreError, match="No space left on device"):
+    with pytest.raises(
+        StoreError, match=r"routes\.d/mine\.yaml: No space left on device; nothing was written$"
+    ):
         Store(directory, disk=FullDisk()).put(MYSQL, {})
 
     assert sorted(path.name for path in directory.iterdir()) == [".streamgw.lock", "mine.yaml"]
     assert content(directory) == {"mine.yaml": HAND_WRITTEN}
+
+
+def test_what_an_open_file_says_names_the_directory(directory: Path) -> None:
+    with pytest.raises(StoreError, match=r"routes\.d: Input/output error$"):
+        Store(directory, disk=FailingDisk()).put(MYSQL, DATA)
 
 
 def test_a_directory_that_cannot_be_written_to_is_named(directory: Path) -> None:

@@ -287,7 +287,11 @@ class ReadOnlyDisk(Disk):
 @pytest.mark.parametrize(
     ("disk", "status", "said"),
     [
-        (FullDisk(), 500, "No space left on device"),
+        (
+            FullDisk(),
+            500,
+            "{directory}/stream_routes/r.yaml: No space left on device; nothing was written",
+        ),
         (
             ReadOnlyDisk(),
             409,
