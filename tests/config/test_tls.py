@@ -423,6 +423,19 @@ def test_the_tls_of_an_upstream_is_looked_at_whatever_else_is_wrong(
     ]
 
 
+def test_tls_that_is_right_is_looked_at_in_an_upstream_that_is_wrong(scene: Scene) -> None:
+    scene.objects["upstreams"] = [
+        {"id": "u", "scheme": "tls", "nodes": 5, "tls": {"client_cert_id": "none"}},
+        {"id": "v", "scheme": "tls", "nodes": NODES, "desc": 5},
+    ]
+
+    assert [said.partition(": ")[0] for said in scene.problems()] == [
+        "upstreams[0].nodes",
+        "upstreams[0].tls.client_cert_id",
+        "upstreams[1].desc",
+    ]
+
+
 def test_what_is_no_upstream_at_all_has_no_tls(scene: Scene) -> None:
     scene.objects["stream_routes"] = [{"id": "r", "upstream": 5}]
 
