@@ -74,6 +74,9 @@ class Stderr(io.TextIOBase):
         """Write what is left, within so much time. Blocks."""
         deadline = time.monotonic() + patience_s  # noqa: TID251  when the event loop has ended, and its clock
         while self._pending and (left_s := deadline - time.monotonic()) > 0:  # noqa: TID251  as above
+            if not self._writing.acquire(timeout=left_s):
+                return  # a thread is stuck with it
+            self._writing.release()
             try:
                 self._write_out()
             except BlockingIOError:
@@ -120,12 +123,14 @@ class Stderr(io.TextIOBase):
         status = os.fstat(self._fd)
         if stat.S_ISREG(status.st_mode):
             return os.write(self._fd, bytes(self._pending))
-        # What a pipe keeps apart from what others write, and takes as a whole or not at all (pipe(7)).
-        end = self._pending.rfind(b"\n", 0, select.PIPE_BUF) + 1
-        piece = bytes(self._pending[: end or select.PIPE_BUF])
+        # Lines that a pipe keeps apart from what others write (pipe(7)), or a single one that is longer: in one piece, because
+        # others come in between two.
+        end = self._pending.rfind(b"\n", 0, select.PIPE_BUF) + 1 or self._pending.find(b"\n") + 1
+        piece = bytes(self._pending[: end or None])
         if stat.S_ISSOCK(status.st_mode):
             return _send(self._fd, piece)
-        return os.write(self._descriptor((status.st_dev, status.st_ino)), piece)
+        fd = self._descriptor((status.st_dev, status.st_ino))
+        return os.write(fd, piece if fd == self._own else piece[: select.PIPE_BUF])
 
     def _descriptor(self, pipe: tuple[int, int]) -> int:
         """Where to write to a pipe or a terminal. O_NONBLOCK belongs to the open file: to have it, ours is opened once more."""

@@ -178,6 +178,25 @@ def test_a_line_longer_than_a_pipe_takes_in_one_piece_comes_as_a_whole(pipe: tup
     assert _read_all(reader, stream) == b"x" * 200_000 + b"\ny\n"
 
 
+def test_a_longer_line_is_one_piece_where_there_is_room(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what other processes say stands in the middle of it."""
+    reader, writer = pipe
+    stream, written, write = Stderr(writer), list[int](), os.write
+
+    def noted(fd: int, data: bytes) -> int:
+        written.append(write(fd, data))
+        return written[-1]
+
+    monkeypatch.setattr(os, "write", noted)
+    stream.write("x" * 6_000 + "\n")
+    stream.write("y\n")
+
+    assert written == [6_001, 2]
+    assert _read_all(reader, stream) == b"x" * 6_000 + b"\ny\n"
+
+
 def test_lines_of_several_processes_stay_whole(pipe: tuple[int, int]) -> None:
     """Both find the pipe full at any place, and go on there."""
     reader, writer = pipe
