@@ -70,9 +70,13 @@ def append_whole(fd: int, data: bytes) -> None:
     """Add to the end of a regular file that was opened with O_APPEND.
 
     Raises:
-      OSError: nothing of `data` is in the file.
+      OSError: nothing of `data` is in the file; on a file system without flock(2) a part may be.
     """
-    fcntl.flock(fd, fcntl.LOCK_EX)  # others append, too, and each may have to take its part back
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # others append, too, and each may have to take its part back
+    except OSError:
+        _write_all(fd, data)
+        return
     try:
         size = os.fstat(fd).st_size
         try:

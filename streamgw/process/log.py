@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import select
@@ -185,12 +186,12 @@ class AccessLog:
 
     def _close(self) -> None:
         """Not while a thread writes: that would go on in whatever gets this descriptor next."""
-        if self._fd != sys.stdout.fileno():
+        if not _is_stdout(self._fd):
             os.close(self._fd)
 
     def _write_all(self, fd: int, data: bytes) -> None:
         """In a thread. Into a file of its own as a whole or not at all: the next line must not be glued to half of one."""
-        if fd != sys.stdout.fileno() and stat.S_ISREG(os.fstat(fd).st_mode):
+        if not _is_stdout(fd) and stat.S_ISREG(os.fstat(fd).st_mode):
             append_whole(fd, data)
             return
         view = memoryview(data)
@@ -208,8 +209,15 @@ class AccessLog:
 
     def _open(self) -> int:
         if self._path == "-":
+            if sys.stdout is None:
+                raise OSError(errno.EBADF, "standard output is closed")
             return sys.stdout.fileno()
         parent = os.path.dirname(self._path)  # noqa: PTH120  a path as the user wrote it, "-" included
         with contextlib.suppress(FileExistsError):
             os.makedirs(parent or ".")  # noqa: PTH103  as above
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+
+def _is_stdout(fd: int) -> bool:
+    """Not if we were started without one: then the number is some file's of ours."""
+    return sys.stdout is not None and fd == sys.stdout.fileno()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import threading
@@ -66,6 +67,19 @@ async def test_a_batch_that_does_not_fit_leaves_no_half_line(tmp_path: Path) -> 
         assert path.read_bytes() == b"1234\n"
         await append(appender, path, b"678\n")
     assert path.read_bytes() == b"1234\n678\n"
+
+
+async def test_a_file_system_without_locks_gets_its_lines_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+
+    await append(Appender(), tmp_path / "a.log", b"1234\n")
+
+    assert (tmp_path / "a.log").read_bytes() == b"1234\n"
 
 
 async def test_a_full_device_says_so() -> None:

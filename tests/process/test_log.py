@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -161,6 +162,29 @@ async def test_standard_output_is_the_default(capfd: pytest.CaptureFixture[str])
         nursery.cancel_scope.cancel()
 
     assert capfd.readouterr().out == "hello\n"
+
+
+async def test_a_gateway_that_was_started_without_standard_output_logs_to_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    log = AccessLog(str(tmp_path / "access.log"))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(log.run)
+        log.write("hello")
+        nursery.cancel_scope.cancel()
+
+    assert (tmp_path / "access.log").read_text() == "hello\n"
+
+
+async def test_standard_output_that_is_closed_is_an_error_at_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+
+    with pytest.RaisesGroup(OSError, allow_unwrapped=True):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(AccessLog("-").run)
 
 
 async def test_a_writer_that_is_stuck_costs_lines_not_memory(tmp_path: Path) -> None:
