@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from typing import NoReturn
 
 import attrs
@@ -138,11 +137,18 @@ class Shipper:
         """Try the next batch; whether it arrived."""
         records = queue.batches.take()
         in_haste = self._ending.is_set() and len(queue.batches) > len(records)
+        has_arrived = False
+
+        def on_arrived() -> None:
+            nonlocal has_arrived
+            has_arrived = True
+            self._note_arrival(queue)
+
         try:
-            await self._senders.send(
-                queue.collector, records, partial(self._on_arrived, queue), in_haste=in_haste
-            )
+            await self._senders.send(queue.collector, records, on_arrived, in_haste=in_haste)
         except TROUBLES as error:
+            if has_arrived:  # its time was over in that moment
+                return True
             self._lose(queue, queue.batches.failed(trio.current_time()))
             if not queue.is_failing:
                 queue.is_failing = True
@@ -150,7 +156,7 @@ class Shipper:
             return False
         return True
 
-    def _on_arrived(self, queue: _Queue) -> None:
+    def _note_arrival(self, queue: _Queue) -> None:
         queue.batches.succeeded()
         if queue.is_failing or queue.is_full:
             queue.is_failing = queue.is_full = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from streamgw.core.batch import BatchPolicy, Collector, OverHTTP, OverTCP, OverUDP, ToFile
 from streamgw.process import senders
 from streamgw.process import shipper as module
+from streamgw.process.senders import Senders
 from streamgw.process.shipper import Shipper
 from tests.support.collectors import listening, receiving, until
 from tests.support.ports import Ports
@@ -132,6 +133,32 @@ async def test_a_failed_batch_is_tried_again() -> None:
 
     assert got == [b"again\n"]
     assert not shipper.dropped
+
+
+async def test_a_batch_that_arrives_when_its_time_is_over_has_arrived(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The loop was busy: it hears of both at once."""
+
+    async def late(
+        self: object, collector: Collector, records: object, on_arrived: Callable[[], None], *, in_haste: bool
+    ) -> None:
+        on_arrived()
+        sent.append(records)
+        raise trio.TooSlowError
+
+    sent: list[object] = []
+    monkeypatch.setattr(Senders, "send", late)
+    with capture_logs() as logs:
+        async with shipping() as shipper:
+            shipper.ship(tcp(9), b"one")
+            await until(lambda: len(sent) == 1)
+            shipper.ship(tcp(9), b"two")
+            await until(lambda: len(sent) == 2)
+
+    assert sent == [(b"one",), (b"two",)]
+    assert not shipper.dropped
+    assert logs == []
 
 
 async def test_at_the_end_what_is_left_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
