@@ -242,7 +242,7 @@ class Worker:
         """Follow a changed conf/config.yaml: sockets first, all or nothing, then everything else that can change live.
 
         Raises:
-          BindError: an address cannot be had; everything is as it was.
+          BindError: an address cannot be had; everything is as it was, but for what that says is lost.
         """
         self.listeners.make_way(settings.listeners)
         try:
