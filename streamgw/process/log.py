@@ -156,8 +156,8 @@ class AccessLog:
             await self._flush()  # what came during the last one
             self._close()
         self._has_ended = True
+        self.dropped += len(self._lines)
         if patience.cancelled_caught:
-            self.dropped += len(self._lines)
             structlog.get_logger().error("access_log_stuck", path=self._path, dropped=self.dropped)
 
     async def _flush(self) -> None:

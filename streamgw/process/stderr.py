@@ -1,6 +1,7 @@
 """Standard error of a gateway: lines go there as far as it takes them, and whoever has something to say never waits, nor fails.
 
 A pipe that nobody reads, a reader that has died, a disk that is full: all of that is the reader's trouble. Sessions go on.
+Only for a file on a slow disk they wait, as for any program that is redirected into one.
 """
 
 from __future__ import annotations
