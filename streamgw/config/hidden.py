@@ -17,8 +17,11 @@ _CREDENTIALS: Final = frozenset({"auth_header"})
 client that writes what it has read would lose them."""
 _OF_CERTIFICATES: Final = frozenset({"key", "keys"})
 """Of an object of `ssls`. Elsewhere `key` is something else."""
-_CONTENT: Final = re.compile(rb'PRIVATE KEY-----|\bauth_header"?\s*:(?!\s*"?\$)')
-"""The first line of every private key ends so (RFC 7468); or a credential that is no reference."""
+_CONTENT: Final = {
+    "keys": re.compile(rb"PRIVATE KEY-----"),
+    "credentials": re.compile(rb"""\bauth_header['"]?\s*:(?!\s*['"]?\$\w+://)"""),
+}
+"""The first line of every private key ends so (RFC 7468); a credential is one that is no reference."""
 _ABSENT: Final = object()
 _MASK: Final = "***"
 
@@ -40,9 +43,9 @@ def masked(collection: str, data: Mapping[str, object]) -> dict[str, Any]:
     return _object(collection, data, _KEYS | _CREDENTIALS, _masked)
 
 
-def holds_secret(content: bytes) -> bool:
-    """Whether a file with this text is its owner's alone."""
-    return _CONTENT.search(content) is not None
+def secrets_in(content: bytes) -> frozenset[str]:
+    """Which kinds of secrets a file with this text holds. With any it is its owner's alone."""
+    return frozenset(kind for kind, pattern in _CONTENT.items() if pattern.search(content))
 
 
 def _object(

@@ -13,7 +13,7 @@ import attrs
 from streamgw.config import edit
 from streamgw.config.documents import digest_of
 from streamgw.config.edit import NotEditable
-from streamgw.config.hidden import holds_secret
+from streamgw.config.hidden import secrets_in
 from streamgw.config.survey import Located, in_file
 from streamgw.config.tree import Entry, Moment, State, Tree, build_tree
 from streamgw.core.errors import StoreError
@@ -49,7 +49,7 @@ class Change:
     mode: int = 0o644
     """Of a new file."""
     is_narrowed: bool = False
-    """It gets a secret, which not everybody shall see who may read it now."""
+    """It gets a secret of a kind that it had none of, which not everybody shall see who may read it now."""
 
 
 @attrs.frozen
@@ -94,7 +94,7 @@ class Planner:
             own = self._free_path(key, moment.state)
             with in_file(str(own)):
                 new = edit.new_file(key, data).encode()
-            mode = 0o600 if key[0] in _SECRET or holds_secret(new) else 0o644
+            mode = 0o600 if key[0] in _SECRET or secrets_in(new) else 0o644
             return self._plan(Change(own, new, None, mode), moment)
         if if_absent:
             raise AlreadyExists(f"{found.file}:{found.line}: {key[0]} {key[1]} is there already")
@@ -102,7 +102,7 @@ class Planner:
         content = moment.state.contents[found.entry.name]
         with in_file(found.file):
             text = edit.encode(edit.replace_item(edit.decode(content), key, data), content)
-        is_narrowed = holds_secret(text) and not holds_secret(content)
+        is_narrowed = not secrets_in(text) <= secrets_in(content)
         return self._plan(Change(Path(found.entry.path), text, found.entry, is_narrowed=is_narrowed), moment)
 
     def delete(self, key: Key, found: Located | None, moment: Moment, *, if_match: str | None = None) -> Plan:

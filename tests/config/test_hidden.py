@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamgw.config.hidden import holds_secret, masked, without_keys, without_secrets
+from streamgw.config.hidden import masked, secrets_in, without_keys, without_secrets
 from tests.support.key_places import MARK, PLACES
 
 HUSH = "hush-hush"
@@ -82,16 +82,20 @@ def test_credentials_are_for_those_who_may_write_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "is_secret"),
+    ("content", "kinds"),
     [
-        (b"key: |\n  -----BEGIN EC PRIVATE KEY-----\n", True),
-        (b'"client_key": "-----BEGIN PRIVATE KEY-----\\nMII"', True),
-        (b"auth_header: Bearer x", True),
-        (b'{"auth_header" : "Bearer x"}', True),
-        (b"auth_header: $env://TOKEN", False),
-        (b'{"auth_header":  "$env://TOKEN"}', False),
-        (b"key: $file://a.key\ncert: -----BEGIN CERTIFICATE-----", False),
+        (b"key: |\n  -----BEGIN EC PRIVATE KEY-----\n", {"keys"}),
+        (b'"client_key": "-----BEGIN PRIVATE KEY-----\\nMII"', {"keys"}),
+        (b"auth_header: Bearer x", {"credentials"}),
+        (b'{"auth_header" : "Bearer x"}', {"credentials"}),
+        (b"'auth_header': 'Bearer x'", {"credentials"}),
+        (b'auth_header: "$ecret"', {"credentials"}),
+        (b"auth_header: Bearer x\nkey: -----BEGIN PRIVATE KEY-----", {"keys", "credentials"}),
+        (b"auth_header: $env://TOKEN", set()),
+        (b"auth_header: '$env://TOKEN'", set()),
+        (b'{"auth_header":  "$env://TOKEN"}', set()),
+        (b"key: $file://a.key\ncert: -----BEGIN CERTIFICATE-----", set()),
     ],
 )
-def test_a_file_with_a_secret_in_it_is_known(content: bytes, *, is_secret: bool) -> None:
-    assert holds_secret(content) == is_secret
+def test_a_file_with_a_secret_in_it_is_known(content: bytes, kinds: set[str]) -> None:
+    assert secrets_in(content) == kinds

@@ -105,6 +105,16 @@ def test_a_file_with_a_secret_in_it_is_its_owners(scene: Scene) -> None:
     )
 
 
+def test_a_secret_of_one_kind_makes_no_room_for_another(scene: Scene) -> None:
+    """A hand-written file had a credential that everybody could read, and then a private key beside it."""
+    (scene.directory / "loggers.yaml").write_text(
+        "services:\n  - id: a\n    plugins: {http-logger: {auth_header: Bearer x}}\nupstreams:\n  - id: u\n"
+    )
+    key = "-----BEGIN PRIVATE KEY-----\nMII\n-----END PRIVATE KEY-----\n"
+
+    assert scene.put(("upstreams", "u"), {"tls": {"client_key": key}}).change.is_narrowed
+
+
 def test_what_is_there_is_not_added(scene: Scene) -> None:
     with pytest.raises(AlreadyExists, match=r"mine\.yaml:5: stream_routes mysql is there already"):
         scene.put(MYSQL, {}, if_absent=True)
