@@ -89,7 +89,7 @@ def test_credentials_are_for_those_who_may_write_them() -> None:
         (b"auth_header: Bearer x", {"credentials"}),
         (b'{"auth_header" : "Bearer x"}', {"credentials"}),
         (b"'auth_header': 'Bearer x'", {"credentials"}),
-        (b'auth_header: "$ecret"', {"credentials"}),
+        (b'auth_header: "$1mple"', {"credentials"}),
         (b"auth_header: Bearer x\nkey: -----BEGIN PRIVATE KEY-----", {"keys", "credentials"}),
         (b"auth_header: $env://TOKEN", set()),
         (b"auth_header: '$env://TOKEN'", set()),
