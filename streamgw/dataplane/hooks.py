@@ -25,6 +25,8 @@ RESTART_S = 1.0
 """Until a background task that ended or raised is started again."""
 
 _DECISIONS = (Delay, UseUpstream, Shape, Cut, Facts, NoneType)
+_NO_BUGS = (trio.Cancelled, KeyboardInterrupt, GeneratorExit)
+"""What passes through a plugin, though it is no Exception: others want something to end."""
 
 Looks = Callable[[Look, Facts], Awaitable[Facts]]
 """Shows a plugin the client's first bytes, and brings the facts with what it saw."""
@@ -245,8 +247,8 @@ def tell_bugs(group: BaseExceptionGroup, on_bug: Callable[[Exception], None]) ->
     """Tell what a hook raised in a nursery while it was cancelled.
 
     Returns:
-      What goes on: Cancelled alone, as whoever cancelled the session must not meet the bug of a plugin. Everything, and
-      nothing is told, if nobody cancelled it: that is for the boundary of the session.
+      What goes on: Cancelled alone (or KeyboardInterrupt), as whoever cancelled the session must not meet the bug of a
+      plugin. Everything, and nothing is told, if nobody cancelled it: that is for the boundary of the session.
     """
     bugs, rest = group.split(Exception)
     if rest is None:
@@ -279,13 +281,29 @@ def _speaking_for(hooks: Hooks) -> Iterator[None]:
         yield
     except Rejected as error:
         raise Rejected(f"{hooks.plugin}: {error}", status=error.status, reset=error.reset) from None
-    except (Exception, BaseExceptionGroup) as error:  # the parts of a group keep its notes
-        error.add_note(f"in plugin {hooks.plugin}")
-        raise
-    except (trio.Cancelled, KeyboardInterrupt, GeneratorExit):
+    except _NO_BUGS:
         raise
     except BaseException as error:
-        # SystemExit, for instance: a library that a plugin uses has no say in whether the gateway goes on.
-        bug = RuntimeError(f"raised {error!r}")
-        bug.add_note(f"in plugin {hooks.plugin}")
+        bug = _kept_from_ending_all(error)
+        bug.add_note(f"in plugin {hooks.plugin}")  # the parts of a group keep it
+        if bug is error:
+            raise
         raise bug from error
+
+
+def _kept_from_ending_all(error: BaseException) -> BaseException:
+    """What is raised in its place: a RuntimeError for SystemExit and the like, alone or among others in a group.
+
+    A library that a plugin uses has no say in whether the gateway goes on.
+    """
+    if isinstance(error, Exception):
+        return error
+    if not isinstance(error, BaseExceptionGroup):
+        return RuntimeError(f"raised {error!r}")
+    ends_all, others = error.split(
+        lambda each: not isinstance(each, (Exception, BaseExceptionGroup, *_NO_BUGS))
+    )
+    if ends_all is None:
+        return error
+    bug = RuntimeError(f"raised {ends_all!r}")
+    return bug if others is None else others.derive([*others.exceptions, bug])

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Awaitable, Callable
+from typing import NoReturn
 
 import attrs
 import pytest
@@ -207,6 +209,31 @@ async def test_a_plugin_that_wants_to_exit_has_a_bug() -> None:
     assert raised.value.__notes__ == ["in plugin odd"]
 
 
+async def leave_from_a_task(*_: object) -> NoReturn:
+    """What a plugin may wait for: a library that it uses in a task of its own wants to exit, at the latest when all is over."""
+
+    async def leave() -> None:
+        try:
+            await trio.sleep(1)
+        finally:
+            sys.exit(3)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(leave)
+        await trio.sleep_forever()
+    raise AssertionError("somebody leaves")
+
+
+async def test_a_plugin_that_wants_to_exit_in_a_task_of_its_own_has_a_bug(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Users noticed that `sys.exit` still ended the gateway where a nursery was around it."""
+    with pytest.raises(RuntimeError, match=r"raised .*SystemExit\(3\)") as raised:
+        await HookRun([Hooks(plugin="odd", on_accept=leave_from_a_task)], NOBODY).accept(CLIENT)
+
+    assert raised.value.__notes__ == ["in plugin odd"]
+
+
 async def test_a_bug_in_one_close_is_told_and_the_others_still_hear() -> None:
     diary = Diary()
 
@@ -335,6 +362,20 @@ async def test_a_task_that_breaks_is_told_and_begins_again(
     assert bugs[0].__notes__ == ["in plugin odd"]
 
 
+async def test_a_task_that_wants_to_exit_is_told_and_begins_again(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    bugs: list[Exception] = []
+    backgrounds = Backgrounds(bugs.append)
+    await nursery.start(backgrounds.run)
+    backgrounds.sync([Hooks(plugin="odd", background=leave_from_a_task)])
+
+    await trio.sleep(2 * (1 + RESTART_S) + 0.5)
+
+    assert [type(bug) for bug in bugs] == [RuntimeError, RuntimeError]
+    assert bugs[0].__notes__ == ["in plugin odd"]
+
+
 @pytest.mark.parametrize("how", ["its route is gone", "the gateway ends"])
 async def test_a_task_that_breaks_while_it_is_cancelled_is_told_and_ends_nothing_else(how: str) -> None:
     """Users noticed that a reload without the plugin ended the gateway."""
@@ -360,12 +401,15 @@ async def test_a_task_that_breaks_while_it_is_cancelled_is_told_and_ends_nothing
 
 
 @pytest.mark.parametrize("phase", ["on_accept", "on_preread"])
-async def test_a_hook_that_breaks_while_it_is_cancelled_leaves_cancelled_behind(phase: str) -> None:
+@pytest.mark.parametrize("hook", [break_when_cancelled, leave_from_a_task])
+async def test_a_hook_that_breaks_while_it_is_cancelled_leaves_cancelled_behind(
+    phase: str, hook: Callable[..., Awaitable[NoReturn]], autojump_clock: trio.testing.MockClock
+) -> None:
     bugs: list[Exception] = []
 
     async def play() -> None:
         try:
-            await Diary().play(Hooks(plugin="odd", **{phase: break_when_cancelled}))
+            await Diary().play(Hooks(plugin="odd", **{phase: hook}))
         except BaseExceptionGroup as group:
             raise tell_bugs(group, bugs.append) from None
 
