@@ -69,6 +69,7 @@ class NodeHealth:
     relapses: int = 0
     """Cool-downs in a row that did not help."""
     failed_in_a_row: int = 0
+    """Connects, while it was up."""
     ejected_until: float = -math.inf
     is_ejected: bool = False
     ejections: int = 0
@@ -142,6 +143,8 @@ class UpstreamHealth:
             why = _count_text(node.probes.successes, "probe")
         elif finding.result is not Result.NEITHER:
             self._failed(node, node.probes, active.thresholds, finding, now)
+            if node.status not in _UP:  # that is why connects failed: nothing to hold against it later
+                node.failed_in_a_row = 0
         return _change(place, node, before, why)
 
     def answered(self, place: Address) -> Change | None:
@@ -165,11 +168,11 @@ class UpstreamHealth:
         if node is None:
             return None
         before = _as_it_is(node)
-        node.failed_in_a_row += 1
         if self.checks.passive is not None:
             self._failed(node, node.sessions, self.checks.passive, finding, now)
         _, was_up = before
         if was_up:  # else this connect began before it was taken out, and says nothing new
+            node.failed_in_a_row += 1
             self._eject_if_outlier(node, finding.why, now)
         return _change(place, node, before, node.why)
 

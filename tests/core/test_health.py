@@ -344,16 +344,32 @@ def test_a_node_that_is_down_is_not_ejected_as_well() -> None:
     """Connects that began while it was up time out when probes have found it down: once it was well, it was still left out."""
     built = ejecting()
     built.health.obey(attrs.evolve(built.health.checks, active=ActiveCheck()), built.now)
+    built.session(SLOW, SLOW)
     built.probe(REFUSED, REFUSED)
     assert built.status() is Status.UNHEALTHY
 
     built.session(SLOW, SLOW, SLOW)
     built.probe(OK, OK)
-
     assert built.is_up()
+
+    assert built.session(SLOW, SLOW) is None
     change = built.session(SLOW)
     assert change is not None
-    assert change.why == "4 connects failed in a row: did not answer within 1 s"
+    assert change.why == "3 connects failed in a row: did not answer within 1 s"
+
+
+def test_a_node_that_only_its_probes_find_well_is_ejected() -> None:
+    built = ejecting()
+    built.health.obey(attrs.evolve(built.health.checks, active=ActiveCheck(), passive=PASSIVE), built.now)
+    built.session(REFUSED, REFUSED)
+    assert built.status() is Status.UNHEALTHY
+
+    built.probe(OK, OK)
+    assert built.is_up()
+    change = built.session(REFUSED)
+
+    assert change is not None
+    assert change.why == "3 connects failed in a row: connection refused"
 
 
 def test_a_node_that_is_alone_is_never_ejected() -> None:
