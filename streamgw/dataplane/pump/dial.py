@@ -20,6 +20,8 @@ _TYPE = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _UNDER_WAY = (0, errno.EINPROGRESS)
 _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 """Of IPv6 too."""
+_UNSPECIFIED = frozenset({bytes(4), bytes(16), socket.inet_pton(socket.AF_INET6, "::ffff:0.0.0.0")})
+"""The kernel takes them for this machine."""
 
 Sockaddr: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
@@ -83,7 +85,8 @@ def meets_itself(
     own_host, own_port = sock.getsockname()[:2]
     if own_port != port:
         return False
-    return socket.inet_pton(family, own_host.partition("%")[0]) == socket.inet_pton(family, host)
+    there = socket.inet_pton(family, host)
+    return there in _UNSPECIFIED or there == socket.inet_pton(family, own_host.partition("%")[0])
 
 
 @functools.cache

@@ -113,14 +113,24 @@ def test_a_port_where_nobody_listens_is_not_answered_by_the_socket_that_connects
     assert run_with_few_ports(_ITS_OWN_PORT, ports="40000 40000") == "connection refused\n"
 
 
-@pytest.mark.parametrize(("host", "written"), [("127.0.0.1", "127.0.0.1"), ("::1", "0:0:0:0:0:0:0:1")])
+@pytest.mark.parametrize(
+    ("host", "written"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.0.0.1", "0.0.0.0"),
+        ("::1", "0:0:0:0:0:0:0:1"),
+        ("::1", "::"),
+        ("::ffff:127.0.0.1", "::ffff:0.0.0.0"),
+    ],
+)
 def test_who_is_connected_to_where_it_connects_from_meets_itself(host: str, written: str) -> None:
     family, _ = sockaddr_for(host, 0)
 
-    with socket.socket(family) as sock, socket.create_server((host, 0), family=family) as other:
+    with socket.socket(family) as sock, socket.socket(family) as other:
         sock.bind((host, 0))
+        other.bind((host, 0))
         port = sock.getsockname()[1]
-        sock.connect((host, port))
+        sock.connect(sockaddr_for(written, port)[1])
 
         assert meets_itself(sock, *sockaddr_for(written, port))
         assert not meets_itself(sock, *sockaddr_for(written, other.getsockname()[1]))
