@@ -149,7 +149,7 @@ class NoPortLeft(ConnectFailed):
 
 
 class Exhausted(SessionError):
-    """A limit of this machine or process was met (EMFILE, ENFILE, ENOBUFS, ENOMEM)."""
+    """A limit of this machine or process was met: descriptors, memory, what one user may watch; over UDP also ports."""
 
     reason = Reason.EXHAUSTED
     fault = Fault.GATEWAY

@@ -153,7 +153,8 @@ class Dialer:
 
         Raises:
           ConnectFailed: the last attempt's failure, when every allowed one failed; UpstreamTLSFailed if it failed in
-            the handshake. The client's end is still open.
+            the handshake, NoPortLeft if there was no local port. The client's end is still open.
+          Exhausted: a descriptor or memory is lacking; no other node is tried.
           NoNode: there was no candidate at all, or no place to wait for one.
           Killed: `Search.kill` was called, while nodes were waited for.
 
