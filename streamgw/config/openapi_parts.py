@@ -79,6 +79,8 @@ def components(plugins: PluginSet) -> Json:
             "properties": {
                 **dict.fromkeys(kinds, _ITEMS),
                 **{f"{kind}_conf_version": {"type": "number"} for kind in kinds},
+                "X-Last-Modified": {"description": "Where APISIX shows it; not looked at."},
+                "X-Digest": {"description": "Where APISIX shows it; not looked at."},
             },
             "additionalProperties": False,
         },

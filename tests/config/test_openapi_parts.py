@@ -44,6 +44,13 @@ def test_plugins_are_described_where_they_are_installed() -> None:
     assert not route.is_valid({"plugins": {"stranger": {}}})
 
 
+def test_a_set_has_known_collections_and_what_apisix_shows_in_it() -> None:
+    configs = jsonschema.Draft202012Validator(components(NO_PLUGINS)["schemas"]["configs"])
+
+    assert configs.is_valid({"stream_routes": [], "X-Digest": "a", "X-Last-Modified": 1})
+    assert not configs.is_valid({"stream_route": []})
+
+
 def test_what_the_door_answers_is_added_to_every_operation_behind_it() -> None:
     behind = operation(
         "Look", {"200": json_answer("It.", ref("shown"))}, parameters=[query("a", {})], body={}

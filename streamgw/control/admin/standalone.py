@@ -44,6 +44,8 @@ MAX_DIGEST = 128
 _KINDS: Final = (*COLLECTIONS, *HTTP_COLLECTIONS, *UNUSED_COLLECTIONS)
 _NAMES: Final = (*_KINDS, *(f"{kind}_conf_version" for kind in _KINDS))
 """What a document may have."""
+_METADATA: Final = ("X-Last-Modified", "X-Digest")
+"""APISIX keeps its headers in the document and shows them: whoever sends what was read there sends them too."""
 _HEAD: Final = """\
 # Written by PUT /apisix/admin/configs. The next one replaces all of this file.
 # X-Digest: {digest}
@@ -185,6 +187,8 @@ async def _document(request: Request) -> Mapping[str, object]:
     sent = await trio.to_thread.run_sync(_parse_yaml if is_yaml else parse_json, raw)
     if not isinstance(sent, dict):
         raise bad("invalid request body: an object is needed")
+    for name in _METADATA:
+        sent.pop(name, None)
     for name in sent:
         if name not in _NAMES:
             raise bad(f"invalid request body: unknown field '{name}'{nearest(name, _NAMES)}")

@@ -274,6 +274,19 @@ async def test_a_name_that_nobody_knows_is_refused(name: str, hint: str, desk: D
     assert desk.files() == before
 
 
+async def test_a_document_that_was_read_from_apisix_can_be_put(desk: Desk) -> None:
+    """There its headers are a part of it."""
+    document = {**DOCUMENT, "X-Digest": "theirs", "X-Last-Modified": 1_700_000_000}
+
+    assert (await desk.ask("POST", "configs/validate", document)).status_code == 200
+    assert (await put(desk, document)).status_code == 202
+
+    answer = await desk.ask("GET", "configs")
+    assert told(answer) == ("d1", str(int(NOW)))
+    assert not {"X-Digest", "X-Last-Modified"} & set(answer.json())
+    assert set(desk.fleet.running) == {("stream_routes", "a"), ("stream_routes", "b"), ("upstreams", "u")}
+
+
 # Beside others
 
 
