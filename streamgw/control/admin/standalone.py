@@ -29,7 +29,7 @@ from streamgw.config.layout import is_same
 from streamgw.config.plugins import PluginSet
 from streamgw.config.render import render_block
 from streamgw.config.schema import COLLECTIONS, HTTP_COLLECTIONS, UNUSED_COLLECTIONS
-from streamgw.config.source_text import SourceText
+from streamgw.config.source_text import EMPTY, SourceText
 from streamgw.config.strict import nearest
 from streamgw.config.survey import Survey
 from streamgw.config.yaml_reader import read_yaml
@@ -242,6 +242,8 @@ def _stored(survey: Survey) -> Stored:
     if raw is None:
         return Stored()
     text = raw.decode()
+    if not text.strip():
+        raise ConfigError((Problem(FILE, 1, 1, "", EMPTY),))
     head = _HEAD_PATTERN.match(text)
     if head is None:
         message = (

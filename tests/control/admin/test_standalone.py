@@ -353,6 +353,22 @@ async def test_a_broken_file_is_no_trouble_for_who_reads(broken: bytes, desk: De
     assert (await put(desk, DOCUMENT, "d2")).status_code == 409
 
 
+@pytest.mark.parametrize("blank", [b"", b" \n"])
+async def test_a_file_that_was_cut_off_is_no_trouble_for_who_reads(blank: bytes, desk: Desk) -> None:
+    """Its head went, too: it was called somebody else's, who should rename it."""
+    await put(desk, DOCUMENT)
+    (desk.routes / FILE).write_bytes(blank)
+
+    got, head = await desk.ask("GET", "configs"), await desk.ask("HEAD", "configs")
+
+    assert (got.status_code, head.status_code) == (200, 200)
+    assert told(got) == told(head) == (None, str(int(NOW)))
+    assert {name: got.json()[name] for name in DOCUMENT} == DOCUMENT
+    refused = await put(desk, DOCUMENT, "d2")
+    assert refused.status_code == 409
+    assert "the file is empty" in refused.json()["error_msg"]
+
+
 async def test_what_yaml_cannot_say_is_refused(desk: Desk) -> None:
     answer = await put(desk, {"routes": [{"x" * 2000: 1}]})
 
