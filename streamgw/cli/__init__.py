@@ -1,6 +1,8 @@
 """The `streamgw` command: Click, what it prints, exit codes. No logic of its own."""
 
 import gc
+import io
+import sys
 
 
 def main() -> None:
@@ -11,6 +13,11 @@ def main() -> None:
     (`process.worker.settle`), and `top`.
     """
     gc.disable()
+    for stream in (sys.stdout, sys.stderr):
+        # The name of a file may be no text in this encoding: what does not fit is shown with a backslash. In the C locale
+        # Python writes such bytes as they came.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
     from streamgw.cli.commands import commands  # noqa: PLC0415  not before that
 
     commands(prog_name="streamgw", complete_var="_STREAMGW_COMPLETE")

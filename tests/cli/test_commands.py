@@ -69,6 +69,23 @@ def test_an_error_is_a_line_on_stderr_and_no_traceback(desk: Desk) -> None:
     assert result.stdout == ""
 
 
+def test_the_name_of_a_file_may_be_any_bytes(desk: Desk) -> None:
+    """Standard output takes nothing but UTF-8 in most locales."""
+    (desk.routes / os.fsdecode(b"a\xff.yaml")).write_text("stream_routes: [")
+    environ = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+
+    found, missed = (
+        subprocess.run(
+            [sys.executable, "-m", "streamgw", *arguments], check=False, capture_output=True, env=environ
+        )
+        for arguments in (["check"], ["route", "list", "-r", b"none\xff"])
+    )
+
+    assert found.returncode == 65
+    assert b"routes.d/a\\udcff.yaml:1:17: not YAML" in found.stdout
+    assert (missed.returncode, missed.stderr) == (74, b"error: none\\udcff: No such file or directory\n")
+
+
 def test_a_bug_keeps_its_traceback(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError
