@@ -238,14 +238,17 @@ def _ours(spec: ConfigSpec, admin: AdminSettings | None) -> dict[Path, Endpoint]
 
 
 def _beside_each_other(ours: Mapping[Path, Endpoint]) -> Iterator[Fault]:
-    opened: list[tuple[Path, Address]] = []
+    opened: list[tuple[Path, Endpoint]] = []
     for path, endpoint in ours.items():
-        for other, address in opened:
-            if endpoint.is_named and exclude_each_other(socket_of(endpoint.listen), socket_of(address)):
+        here = socket_of(endpoint.listen)
+        for other, earlier in opened:
+            if endpoint.is_named and exclude_each_other(here, socket_of(earlier.listen)):
                 name = ".".join(map(str, other))
-                yield Fault(path, f"{endpoint.listen} cannot be bound beside {address}, where {name} listens")
+                listens = "listens" if earlier.is_named else "listens by default"
+                said = f"{endpoint.listen} cannot be bound beside {earlier.listen}, where {name} {listens}"
+                yield Fault(path, said)
                 break
-        opened.append((path, endpoint.listen))
+        opened.append((path, endpoint))
 
 
 def _without_a_share(listeners: tuple[Listener, ...], workers: int) -> list[Fault]:

@@ -44,7 +44,11 @@ def problems(config: Path, text: str) -> list[str]:
         ("apisix: {control: {port: 7085}}", "1:19 apisix.control: 127.0.0.1:7085 cannot be bound beside 127.0.0.1:7085, where apisix.status listens"),
         (
             "deployment: {admin: {admin_listen: {port: 9090}}}",
-            "1:36 deployment.admin.admin_listen: 127.0.0.1:9090 cannot be bound beside 127.0.0.1:9090, where apisix.control listens",
+            "1:36 deployment.admin.admin_listen: 127.0.0.1:9090 cannot be bound beside 127.0.0.1:9090, where apisix.control listens by default",
+        ),
+        (
+            "plugin_attr: {prometheus: {export_addr: {port: 9090}}}",
+            "1:41 plugin_attr.prometheus.export_addr: 127.0.0.1:9090 cannot be bound beside 127.0.0.1:9090, where apisix.control listens by default",
         ),
     ],
 )  # fmt: skip
