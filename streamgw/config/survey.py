@@ -62,8 +62,11 @@ class Surveyor:
         """By the file's name: its content, and what is in it."""
 
     def survey(self, moment: Moment, *, to_show: bool = False) -> Survey:
-        """All of them. One `to_show` has of a broken file what that held when it could be read the last time, if anybody
-        has looked; of two objects with the same id the first. Nothing may be written by it.
+        """Every object of a moment.
+
+        One `to_show` is for whoever only looks; nothing may be written by it. A broken file has there what it held at the
+        latest survey that could read it, which may be older than what runs, and nothing if there was none. Of two objects
+        with the same id it has the first.
 
         Raises:
           NotEditable: a file is broken, or two objects of a kind have the same id. Not `to_show`.
