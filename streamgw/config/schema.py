@@ -129,6 +129,9 @@ ALPN: TypeAlias = Annotated[str, _ALPN]
 """RFC 7301: 1 to 255 bytes."""
 
 
+_PRINTABLE = re.compile("[ -~]*")
+
+
 def _offered(value: object) -> str:
     name = _ALPN(value)
     if not _PRINTABLE.fullmatch(name):
@@ -136,7 +139,6 @@ def _offered(value: object) -> str:
     return name
 
 
-_PRINTABLE = re.compile("[ -~]*")
 OfferedALPN: TypeAlias = Annotated[
     str, Stated(_offered, {**_ALPN.schema, "pattern": whole(_PRINTABLE.pattern)})
 ]

@@ -184,7 +184,8 @@ def _build(data: object) -> tuple[Settings, list[Fault]]:
             admin = build_admin(spec.deployment.admin)
     except Wrong as wrong:
         faults += wrong.faults
-    ours = _ours(spec, admin)
+    metrics = build_metrics(spec.plugin_attr.prometheus)
+    ours = _ours(spec, admin, metrics)
     lists = spec.apisix.stream_proxy
     needed = {".".join(map(str, path)): each.listen for path, each in ours.items() if each.is_named}
     listeners = build_listeners(lists.tcp, _defaults(spec), lists.udp, ours=needed)
@@ -204,7 +205,7 @@ def _build(data: object) -> tuple[Settings, list[Fault]]:
         status=None if status is None else status.listen,
         admin=admin,
         control=control,
-        metrics=build_metrics(spec.plugin_attr.prometheus),
+        metrics=metrics,
         http=spec.streamgw.admin,
         drain_timeout_s=spec.nginx_config.worker_shutdown_timeout,
         access_log=access_log,
@@ -222,10 +223,12 @@ def _build(data: object) -> tuple[Settings, list[Fault]]:
     return settings, warnings
 
 
-def _ours(spec: ConfigSpec, admin: AdminSettings | None) -> dict[Path, Endpoint]:
+def _ours(
+    spec: ConfigSpec, admin: AdminSettings | None, metrics: MetricsSettings | None
+) -> dict[Path, Endpoint]:
     """Where HTTP servers of ours listen, in the order in which they are opened. A default address may be missed."""
     found: dict[Path, Endpoint] = {}
-    status, metrics = spec.apisix.status, build_metrics(spec.plugin_attr.prometheus)
+    status = spec.apisix.status
     if spec.streamgw.enable_status:
         found[_STATUS] = Endpoint(Address(status.ip, status.port), is_named=True)
     if spec.apisix.enable_control:
