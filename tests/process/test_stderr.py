@@ -20,7 +20,7 @@ import pytest
 import structlog
 
 from streamgw.process.stderr import LIMIT_BYTES, LineLogger, Stderr
-from tests.support.descriptors import no_more_descriptors
+from tests.support.descriptors import is_ready, no_more_descriptors
 from tests.support.full_disk import no_more_than_10_bytes
 from tests.support.gateway import PLAIN
 
@@ -62,7 +62,7 @@ def _fill(stream: Stderr) -> int:
 def _read(fd: int) -> bytes:
     """What is there now."""
     read = b""
-    while select.select([fd], [], [], 0)[0] and (chunk := os.read(fd, 65536)):
+    while is_ready(fd, select.POLLIN) and (chunk := os.read(fd, 65536)):
         read += chunk
     return read
 
@@ -303,7 +303,7 @@ def test_at_the_end_a_reader_that_hangs_is_left_alone(pipe: tuple[int, int]) -> 
 
     stream.drain(0.01)
 
-    assert not select.select([], [writer], [], 0)[1]
+    assert not is_ready(writer, select.POLLOUT)
 
 
 def test_a_process_that_was_started_without_one_says_nothing() -> None:

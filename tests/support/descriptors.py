@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import select
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,3 +33,10 @@ def no_more_descriptors() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def is_ready(fd: int, events: int) -> bool:
+    """Whether poll(2) says so now. Not select(2), which ends at descriptor 1,024: the ports of e2e tests are held to the end."""
+    poll = select.poll()
+    poll.register(fd, events)
+    return bool(poll.poll(0))
