@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import attrs
 
 from streamgw.config.rules import identifier
-from streamgw.config.schema import COLLECTIONS, HTTP_COLLECTIONS, UNUSED_COLLECTIONS, Spec
+from streamgw.config.schema import ALL_COLLECTIONS, COLLECTIONS, HTTP_COLLECTIONS, Spec
 from streamgw.config.source_text import Place, read_text
 from streamgw.config.strict import Fault, Wrong, nearest, shown, structure, unknown_field
 from streamgw.config.yaml_reader import Path, Reading, locate, pointer_of, read_yaml
@@ -184,8 +184,8 @@ def _collections(
     faults += _version_faults(reading.data)
     http_only: list[str] = []
     for name, items in ((name, items) for name, items in reading.data.items() if name not in _VERSIONS):
-        if name not in _KNOWN_NAMES:
-            faults.append(unknown_field(name, _KNOWN_NAMES))
+        if name not in ALL_COLLECTIONS:
+            faults.append(unknown_field(name, ALL_COLLECTIONS))
         elif items is not None and not isinstance(items, list):
             faults.append(Fault((name,), f"expected a list, got {shown(items)}"))
         elif not items:
@@ -211,8 +211,7 @@ _INSTEAD = {
     "plugins": "stream_plugins of config.yaml says which plugins are on",
     "secrets": "values are taken from $env://NAME and $file://PATH",
 }
-_KNOWN_NAMES = (*COLLECTIONS, *HTTP_COLLECTIONS, *UNUSED_COLLECTIONS)
-_VERSIONS = frozenset(f"{name}_conf_version" for name in _KNOWN_NAMES)
+_VERSIONS = frozenset(f"{name}_conf_version" for name in ALL_COLLECTIONS)
 """What `GET /apisix/admin/configs` says of each collection; a document that was saved from there may be put here."""
 
 

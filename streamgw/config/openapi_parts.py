@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from streamgw.config.json_schema import OBJECTS, of_object
 from streamgw.config.plugins import PluginSet
-from streamgw.config.schema import COLLECTIONS, HTTP_COLLECTIONS, UNUSED_COLLECTIONS
+from streamgw.config.schema import ALL_COLLECTIONS
 from streamgw.config.wording import Schema
 
 _ITEMS: Final[Schema] = {
@@ -36,7 +36,6 @@ def components(plugins: PluginSet) -> Json:
     value = {"type": "object", "required": ["id"], "properties": {"id": {"type": "string"}}}
     key = {"type": "string", "pattern": "^/apisix/"}
     pair = {"key": key, "value": value}
-    kinds = (*COLLECTIONS, *HTTP_COLLECTIONS, *UNUSED_COLLECTIONS)
     schemas |= {
         "id": {"type": "string", "pattern": r"^[a-zA-Z0-9\-_.]{1,64}$"},
         "value": {
@@ -77,8 +76,8 @@ def components(plugins: PluginSet) -> Json:
             "type": "object",
             "description": "Each collection as a list of objects with ids, and its conf_version.",
             "properties": {
-                **dict.fromkeys(kinds, _ITEMS),
-                **{f"{kind}_conf_version": {"type": "number"} for kind in kinds},
+                **dict.fromkeys(ALL_COLLECTIONS, _ITEMS),
+                **{f"{kind}_conf_version": {"type": "number"} for kind in ALL_COLLECTIONS},
                 "X-Last-Modified": {"description": "Where APISIX shows it; not looked at."},
                 "X-Digest": {"description": "Where APISIX shows it; not looked at."},
             },

@@ -613,3 +613,5 @@ COLLECTIONS: Mapping[str, type[Spec]] = {
 }
 HTTP_COLLECTIONS = ("routes", "consumers", "plugin_configs", "global_rules", "consumer_groups", "protos")
 UNUSED_COLLECTIONS = ("plugins", "secrets")
+ALL_COLLECTIONS = (*COLLECTIONS, *HTTP_COLLECTIONS, *UNUSED_COLLECTIONS)
+"""What a document of the whole set may hold."""

@@ -28,7 +28,7 @@ from streamgw.config.hidden import without_keys
 from streamgw.config.layout import is_same
 from streamgw.config.plugins import PluginSet
 from streamgw.config.render import render_block
-from streamgw.config.schema import COLLECTIONS, HTTP_COLLECTIONS, UNUSED_COLLECTIONS
+from streamgw.config.schema import ALL_COLLECTIONS, COLLECTIONS
 from streamgw.config.source_text import EMPTY, SourceText
 from streamgw.config.strict import nearest
 from streamgw.config.survey import Survey
@@ -41,8 +41,7 @@ from streamgw.core.model import Key
 
 FILE: Final = "configs.yaml"
 MAX_DIGEST = 128
-_KINDS: Final = (*COLLECTIONS, *HTTP_COLLECTIONS, *UNUSED_COLLECTIONS)
-_NAMES: Final = (*_KINDS, *(f"{kind}_conf_version" for kind in _KINDS))
+_NAMES: Final = (*ALL_COLLECTIONS, *(f"{kind}_conf_version" for kind in ALL_COLLECTIONS))
 """What a document may have."""
 _METADATA: Final = ("X-Last-Modified", "X-Digest")
 """APISIX keeps its headers in the document and shows them: whoever sends what was read there sends them too."""
@@ -192,7 +191,7 @@ async def _document(request: Request) -> Mapping[str, object]:
     for name in sent:
         if name not in _NAMES:
             raise bad(f"invalid request body: unknown field '{name}'{nearest(name, _NAMES)}")
-    for kind in _KINDS:
+    for kind in ALL_COLLECTIONS:
         # Lua has one kind of table: an empty list comes as {}, too.
         if sent.get(kind) in (None, {}):
             sent.pop(kind, None)
@@ -202,13 +201,13 @@ async def _document(request: Request) -> Mapping[str, object]:
 
 
 def _check_versions(sent: Mapping[str, object]) -> None:
-    for name in (f"{kind}_conf_version" for kind in _KINDS):
+    for name in (f"{kind}_conf_version" for kind in ALL_COLLECTIONS):
         _version(name, sent.get(name, 0))
 
 
 def _check_kinds_of_items(sent: Mapping[str, object]) -> None:
     """Also of collections that will not be looked at, because their version says that nothing is new."""
-    for kind in _KINDS:
+    for kind in ALL_COLLECTIONS:
         for index, item in enumerate(_items(sent, kind)):
             if not isinstance(item, dict):
                 raise bad(_no_object(kind, index).as_refusal())
@@ -285,7 +284,7 @@ def _new_data(sent: Mapping[str, object], stored: Stored, plugins: PluginSet) ->
     """
     objects: dict[str, object] = {}
     versions: dict[str, object] = {}
-    for kind in _KINDS:
+    for kind in ALL_COLLECTIONS:
         name, before = f"{kind}_conf_version", stored.version(kind)
         version = versions[name] = _version(name, sent.get(name, before + 1))
         if version < before:
@@ -340,7 +339,7 @@ class _Error:
 
 
 def _errors(sent: Mapping[str, object], plugins: PluginSet) -> Iterator[Mapping[str, object]]:
-    for kind in _KINDS:
+    for kind in ALL_COLLECTIONS:
         for error in _errors_in(kind, _items(sent, kind), plugins):
             yield error.as_entry()
 
@@ -389,10 +388,10 @@ def _content_digest(body: str) -> str:
 
 def _shown(stored: Stored) -> Mapping[str, object]:
     """Every version, and the objects without their keys."""
-    versions: dict[str, object] = {f"{kind}_conf_version": stored.version(kind) for kind in _KINDS}
+    versions: dict[str, object] = {f"{kind}_conf_version": stored.version(kind) for kind in ALL_COLLECTIONS}
     objects = {
         kind: [without_keys(kind, item) if isinstance(item, dict) else item for item in stored.items(kind)]
-        for kind in _KINDS
+        for kind in ALL_COLLECTIONS
         if stored.items(kind)
     }
     return {**objects, **versions}
