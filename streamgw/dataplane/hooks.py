@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import NoneType
-from typing import NoReturn
+from typing import NoReturn, ParamSpec
 
 import trio
 
@@ -23,6 +23,8 @@ HOOK_TIMEOUT_S = 30.0
 """What an async hook may take. One that takes longer is a bug: it holds a client, and a kill does not reach it."""
 RESTART_S = 1.0
 """Until a background task that ended or raised is started again."""
+
+P = ParamSpec("P")
 
 _DECISIONS = (Delay, UseUpstream, Shape, Cut, Facts, NoneType)
 _NO_BUGS = (trio.Cancelled, KeyboardInterrupt, GeneratorExit)
@@ -241,6 +243,16 @@ class _Way:
         if not self._buckets and self._ends_after is None:
             return None
         return Gate(self._buckets, ends_after=self._ends_after, why=self._why)
+
+
+def guarded(
+    on_bug: Callable[[Exception], None], step: Callable[P, None], *args: P.args, **kwargs: P.kwargs
+) -> None:
+    """Take one step of a session's end: behind its boundary there is nobody but the listener, with all its sessions."""
+    try:
+        step(*args, **kwargs)
+    except Exception as error:  # noqa: BLE001  the boundary of a session
+        on_bug(error)
 
 
 def tell_bugs(group: BaseExceptionGroup, on_bug: Callable[[Exception], None]) -> BaseException:

@@ -50,7 +50,7 @@ from streamgw.core.snapshot import Snapshot
 from streamgw.core.wire.proxy_protocol import SIGNATURE_V1, SIGNATURE_V2, build_v1, build_v2
 from streamgw.core.wire.tls import UNRECOGNIZED_NAME, ClientHello, may_become_client_hello
 from streamgw.dataplane.dialer import Dialer, Introduction, Trail
-from streamgw.dataplane.hooks import Backgrounds, HookRun, tell_bugs
+from streamgw.dataplane.hooks import Backgrounds, HookRun, guarded, tell_bugs
 from streamgw.dataplane.preread import Bounds, look
 from streamgw.dataplane.pump import End, Ending, Limits, Meter, Pump
 
@@ -301,7 +301,7 @@ class Sessions:
                     session.facts, lambda wanted, facts: self._show(session, wanted, facts)
                 )
         except BaseExceptionGroup as group:
-            raise tell_bugs(group, lambda error: self.on_bug(session, error)) from None
+            raise tell_bugs(group, functools.partial(self.on_bug, session)) from None
 
     async def _show(self, session: Session, wanted: Look, facts: Facts) -> Facts:
         """What a plugin sees in the client's first bytes, which it owes: TLS has been taken off, if it is terminated here."""
@@ -434,9 +434,10 @@ class Sessions:
 
     def _leave(self, session: Session, ending: Ending) -> None:
         """Close what is open, forget the session, tell its outcome. What one of these raises keeps none of the others."""
+        on_bug = functools.partial(self.on_bug, session)
         # A refused client (no route, no node) sees a plain close, as behind APISIX. A cut one must not look complete.
         reset = ending.reason in _CUT or (isinstance(ending, Refusal) and ending.reset)
-        self._step(session, lambda: self.pump.close(session.end, reset=reset))
+        guarded(on_bug, self.pump.close, session.end, reset=reset)
         outcome = _outcome(session, ending)
         del self.live[session.id]
         self.live_by_listener[session.listener.name] -= 1
@@ -445,18 +446,10 @@ class Sessions:
         totals.bytes_up += meter.bytes_up
         totals.bytes_down += meter.bytes_down
         totals.by_reason[outcome.reason] += 1
-        self._step(session, self.on_left)
-        hooks = session.hooks
-        if hooks is not None:
-            self._step(session, lambda: hooks.close(outcome, lambda error: self.on_bug(session, error)))
-        self._step(session, lambda: self.on_outcome(outcome))
-
-    def _step(self, session: Session, step: Callable[[], None]) -> None:
-        """Take one step of a session's end: behind `run` there is nobody but the listener, with all its sessions."""
-        try:
-            step()
-        except Exception as error:  # noqa: BLE001  the boundary, as in `run`
-            self.on_bug(session, error)
+        guarded(on_bug, self.on_left)
+        if session.hooks is not None:
+            guarded(on_bug, session.hooks.close, outcome, on_bug)
+        guarded(on_bug, self.on_outcome, outcome)
 
 
 def refusal(error: SessionError) -> Refusal:

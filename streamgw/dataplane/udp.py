@@ -19,6 +19,7 @@ import math
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NoReturn
 
 import attrs
@@ -28,7 +29,7 @@ from streamgw.core.errors import NoUpstream, Reason, SessionError
 from streamgw.core.model import Address, Facts, Listener, Node, Outcome, Upstream
 from streamgw.core.snapshot import Snapshot
 from streamgw.core.udp_sessions import Drop, Entry, Table, UDPLimits
-from streamgw.dataplane.hooks import Backgrounds, HookRun, shows_datagram, tell_bugs
+from streamgw.dataplane.hooks import Backgrounds, HookRun, guarded, shows_datagram, tell_bugs
 from streamgw.dataplane.pool import UpstreamPool
 from streamgw.dataplane.pump import Ending
 from streamgw.dataplane.pump.datagram import Datagrams, Origin
@@ -288,7 +289,7 @@ class UDPSessions:
             session.facts = await hooks.accept(session.facts)
             session.facts = await hooks.preread(session.facts, shows_datagram(first))
         except BaseExceptionGroup as group:
-            raise tell_bugs(group, lambda error: self.on_bug(session, error)) from None
+            raise tell_bugs(group, partial(self.on_bug, session)) from None
         session.up, session.down = hooks.gates()
         if hooks.upstream_key:
             session.upstream = session.snapshot.upstreams[hooks.upstream_key]
@@ -324,17 +325,18 @@ class UDPSessions:
             return self._met_bug(session, bug)
 
     def _met_bug(self, session: UDPSession, error: Exception) -> Ending:
-        self._step(session, lambda: self.dialer.came_to_nothing(session, error))
+        guarded(partial(self.on_bug, session), self.dialer.came_to_nothing, session, error)
         self.on_bug(session, error)
         return Ending.by_bug(error)
 
     def _leave(self, session: UDPSession, ending: Ending) -> None:
         """Close what is open, forget the session, tell its outcome. What one of these raises keeps none of the others."""
+        on_bug = partial(self.on_bug, session)
         # It may have ended before that was raised: then its reason says whose fault it is.
         fault = ending.fault if isinstance(ending, Refusal) and session.reason is None else None
         status = ending.status if isinstance(ending, Refusal) else 0
-        self._step(session, lambda: self.table.end(session, ending.reason, ending.side, ending.detail))
-        self._step(session, lambda: self._close(session))
+        guarded(on_bug, self.table.end, session, ending.reason, ending.side, ending.detail)
+        guarded(on_bug, self._close, session)
         outcome = outcome_of(session, fault, status)
         del self.live[session.id]
         self.live_by_listener[session.reception.name] -= 1
@@ -343,10 +345,9 @@ class UDPSessions:
         totals.bytes_up += session.bytes_up
         totals.bytes_down += session.bytes_down
         totals.by_reason[outcome.reason] += 1
-        hooks = session.hooks
-        if hooks is not None:
-            self._step(session, lambda: hooks.close(outcome, lambda error: self.on_bug(session, error)))
-        self._step(session, lambda: self.on_outcome(outcome))
+        if session.hooks is not None:
+            guarded(on_bug, session.hooks.close, outcome, on_bug)
+        guarded(on_bug, self.on_outcome, outcome)
 
     def _close(self, session: UDPSession) -> None:
         """Give back the socket, and the place at the node."""
@@ -355,13 +356,6 @@ class UDPSessions:
             session.upstream_side = None
         if session.lease is not None:
             session.lease.close()
-
-    def _step(self, session: UDPSession, step: Callable[[], None]) -> None:
-        """Take one step of a session's end: behind `run` there is nobody but the listener, with all its sessions."""
-        try:
-            step()
-        except Exception as error:  # noqa: BLE001  the boundary, as in `run`
-            self.on_bug(session, error)
 
 
 def _places(upstream: Upstream) -> frozenset[tuple[str, int]]:
